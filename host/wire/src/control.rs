@@ -1,0 +1,144 @@
+//! Control messages (protobuf): rare, extensible, never on the hot path.
+
+/// The first frame of a connection, from front end to host and from host to node.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hello {
+    /// [`crate::PROTOCOL_VERSION`] of the sender.
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    /// Version of the program that sends it, for messages to people.
+    #[prost(string, tag = "2")]
+    pub software: String,
+    /// `torch.__version__` of the client.
+    #[prost(string, tag = "3")]
+    pub torch: String,
+    /// CPU threads the client's PyTorch uses; the node uses as many, so that sums agree.
+    #[prost(uint32, tag = "4")]
+    pub threads: u32,
+    /// Process id of the client, for messages to people.
+    #[prost(uint32, tag = "5")]
+    pub pid: u32,
+    /// Which device of the node this connection is for.
+    #[prost(uint32, tag = "6")]
+    pub device: u32,
+    /// Whose weights this session may share (set by the host from the peer's credentials).
+    #[prost(string, tag = "7")]
+    pub identity: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Device {
+    /// `cpu` or `cuda`.
+    #[prost(string, tag = "1")]
+    pub kind: String,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Bytes that sessions may allocate on it.
+    #[prost(uint64, tag = "3")]
+    pub memory_bytes: u64,
+}
+
+/// The answer to a [`Hello`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Welcome {
+    #[prost(uint32, tag = "1")]
+    pub protocol: u32,
+    #[prost(string, tag = "2")]
+    pub software: String,
+    #[prost(string, tag = "3")]
+    pub torch: String,
+    #[prost(message, repeated, tag = "4")]
+    pub devices: Vec<Device>,
+    /// FNV-1a hash of `name.overload` + NUL + the schema's text, for each operator the node runs.
+    #[prost(fixed64, repeated, tag = "5")]
+    pub ops: Vec<u64>,
+    #[prost(uint64, tag = "6")]
+    pub session: u64,
+    #[prost(uint32, tag = "7")]
+    pub pid: u32,
+    /// Process id of the node behind a host (0 from a node).
+    #[prost(uint32, tag = "8")]
+    pub node_pid: u32,
+}
+
+/// A shared memory region; its descriptor travels in the same message.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Region {
+    /// Chosen by the sender, counted from 0.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+
+/// Upload bytes of `region` that were consumed since the last such message, in order.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Released {
+    #[prost(uint32, tag = "1")]
+    pub region: u32,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Have {
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    /// BLAKE3 hash, 32 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+}
+
+/// `present` holds for as long as the asking session lives.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HaveAnswer {
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    #[prost(bool, tag = "2")]
+    pub present: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WeightStored {
+    #[prost(bytes = "vec", tag = "1")]
+    pub hash: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Empty when stored; otherwise why it was refused.
+    #[prost(string, tag = "3")]
+    pub refused: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StatusRequest {
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+}
+
+/// Counters, by name, of the session and of the process that answers.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Status {
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub counters: Vec<Counter>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Counter {
+    /// Dotted: `host.session.bytes_to_node`, `node.storage_bytes`, `node.resident_bytes`.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(uint64, tag = "2")]
+    pub value: u64,
+}
+
+/// Why a connection is ended by the server.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Refusal {
+    /// [`crate::ErrorCode`] as a number.
+    #[prost(uint32, tag = "1")]
+    pub code: u32,
+    #[prost(string, tag = "2")]
+    pub message: String,
+}

@@ -1,0 +1,566 @@
+//! The tape: a sequence of records.
+//!
+//! Storage ids are assigned in tape order and never reused; a record that makes storages does not
+//! name them (they are the next ids), and names its inputs by their distance from the next id, so
+//! recent storages cost one byte. [`TapeWriter`] and [`TapeDecoder`] both count.
+//!
+//! The order of the tape is the order of the program: a reader that executes records one by one
+//! computes what the program means.
+
+use std::sync::Arc;
+
+use crate::limits::{
+    GENERATOR_STATE_BYTES_MAX, INLINE_BYTES_MAX, REGION_BYTES_MAX, RUN_RESERVE_MAX,
+    STORAGE_BYTES_MAX, STRING_BYTES_MAX, SYMBOLS_MAX, TEMPLATE_BYTES_MAX, TEMPLATES_MAX,
+};
+use crate::template::Template;
+use crate::varint::{Reader, put, put_bytes};
+use crate::WireError;
+
+/// A storage of one session. Never reused within the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StorageId(pub u64);
+
+/// A template of one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TemplateId(pub u32);
+
+/// The content hash of a weight: BLAKE3 over its bytes.
+pub type WeightHash = [u8; 32];
+
+/// Where a payload lies: `offset` bytes into shared region `region`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegionSpan {
+    pub region: u32,
+    pub offset: u64,
+}
+
+/// What a `Mark` record says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MarkKind {
+    /// A module's forward begins; the symbol is `path\0class`.
+    ModuleEnter,
+    ModuleExit,
+    /// `genie.phase(...)` begins; the symbol is its name.
+    PhaseEnter,
+    PhaseExit,
+    /// Records from here on belong to this stage of training: the symbol is `forward`,
+    /// `backward` or `optimizer`.
+    Stage,
+}
+
+/// One record of the tape, borrowed from the bytes or from the decoder's scratch space.
+#[derive(Debug, PartialEq)]
+pub enum Record<'a> {
+    /// Defines the next template. `bytes` is its encoding, as received.
+    Define { id: TemplateId, template: &'a Arc<Template>, bytes: &'a [u8] },
+    /// Runs an operator. Its new storages are `first_new`, `first_new + 1`, ...
+    Op {
+        id: TemplateId,
+        template: &'a Arc<Template>,
+        inputs: &'a [StorageId],
+        scalars: &'a [u64],
+        first_new: StorageId,
+    },
+    /// Runs an operator whose outputs are not known before. The reply named `token` describes
+    /// them; output storages take ids from `first_new` on, at most `reserve` of them.
+    Run {
+        token: u64,
+        template: &'a Arc<Template>,
+        inputs: &'a [StorageId],
+        scalars: &'a [u64],
+        first_new: StorageId,
+        reserve: u64,
+    },
+    /// Drops the program's hold on a storage.
+    Free { id: StorageId },
+    /// Makes a storage of `bytes` uninitialised bytes.
+    Alloc { id: StorageId, bytes: u64 },
+    Resize { id: StorageId, bytes: u64 },
+    /// Copies `len` bytes from a region into a storage at `offset`.
+    Upload { id: StorageId, offset: u64, len: u64, source: RegionSpan },
+    /// Copies the bytes in the record into a storage at `offset`.
+    UploadInline { id: StorageId, offset: u64, bytes: &'a [u8] },
+    /// The whole content of the storage is the stored weight with this hash.
+    BindWeight { id: StorageId, hash: WeightHash },
+    /// Keep the whole content of the storage as a weight under this hash (checked by the node).
+    StoreWeight { id: StorageId, hash: WeightHash },
+    /// Drop a weight from the store (sent by the host only).
+    ForgetWeight { hash: WeightHash },
+    /// Send `len` bytes of a storage from `offset`, inline in the reply or into a region.
+    Read { token: u64, id: StorageId, offset: u64, len: u64, dest: Option<RegionSpan> },
+    /// Reply when everything before has been executed.
+    Fence { token: u64 },
+    /// Seeds the random generator.
+    Seed { seed: u64 },
+    SetGeneratorState { state: &'a [u8] },
+    GetGeneratorState { token: u64 },
+    /// Defines the next symbol.
+    Symbol { id: u32, text: &'a str },
+    Mark { kind: MarkKind, symbol: u32 },
+    /// Passes over `count` storage ids.
+    Skip { count: u64 },
+}
+
+mod head {
+    pub const DEFINE: u64 = 0;
+    pub const FREE: u64 = 1;
+    pub const ALLOC: u64 = 2;
+    pub const UPLOAD: u64 = 3;
+    pub const UPLOAD_INLINE: u64 = 4;
+    pub const BIND_WEIGHT: u64 = 5;
+    pub const STORE_WEIGHT: u64 = 6;
+    pub const READ: u64 = 7;
+    pub const FENCE: u64 = 8;
+    pub const SEED: u64 = 9;
+    pub const SET_GENERATOR_STATE: u64 = 10;
+    pub const GET_GENERATOR_STATE: u64 = 11;
+    pub const RESIZE: u64 = 12;
+    pub const MARK: u64 = 13;
+    pub const SYMBOL: u64 = 14;
+    pub const RUN: u64 = 15;
+    pub const SKIP: u64 = 16;
+    pub const FORGET_WEIGHT: u64 = 17;
+    /// Heads from here on are operators: head - OP is the template id.
+    pub const OP: u64 = 32;
+}
+
+/// Appends records to a byte buffer. Not synchronised: its owner holds a lock.
+#[derive(Debug, Default)]
+pub struct TapeWriter {
+    bytes: Vec<u8>,
+    next_storage: u64,
+    next_template: u32,
+    next_symbol: u32,
+}
+
+impl TapeWriter {
+    pub fn new() -> Self {
+        TapeWriter::default()
+    }
+
+    /// The records written since the last [`TapeWriter::take`].
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Empties the buffer after its bytes were sent.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
+    /// Takes the records out, leaving `replacement` (cleared) as the buffer.
+    pub fn take(&mut self, mut replacement: Vec<u8>) -> Vec<u8> {
+        replacement.clear();
+        std::mem::replace(&mut self.bytes, replacement)
+    }
+
+    pub fn next_storage(&self) -> StorageId {
+        StorageId(self.next_storage)
+    }
+
+    fn head(&mut self, head: u64) {
+        put(&mut self.bytes, head);
+    }
+
+    fn storage(&mut self, id: StorageId) {
+        debug_assert!(id.0 < self.next_storage, "a record names a storage made before it");
+        put(&mut self.bytes, self.next_storage - id.0);
+    }
+
+    /// `encoded` is a [`Template`] in its wire form.
+    pub fn define(&mut self, encoded: &[u8]) -> TemplateId {
+        self.head(head::DEFINE);
+        put_bytes(&mut self.bytes, encoded);
+        let id = TemplateId(self.next_template);
+        self.next_template += 1;
+        id
+    }
+
+    /// Appends an operator and returns the id of its first new storage. Inputs are raw ids so
+    /// that the capture's C++ side can hand its array over as it is.
+    pub fn op(
+        &mut self,
+        template: TemplateId,
+        inputs: &[u64],
+        scalars: &[u64],
+        new_storages: u64,
+    ) -> StorageId {
+        self.head(head::OP + u64::from(template.0));
+        self.operands(inputs, scalars);
+        self.new_ids(new_storages)
+    }
+
+    /// `encoded` is a [`Template`] without outputs.
+    pub fn run(
+        &mut self,
+        token: u64,
+        encoded: &[u8],
+        inputs: &[u64],
+        scalars: &[u64],
+        reserve: u64,
+    ) -> StorageId {
+        self.head(head::RUN);
+        put(&mut self.bytes, token);
+        put(&mut self.bytes, reserve);
+        put_bytes(&mut self.bytes, encoded);
+        self.operands(inputs, scalars);
+        self.new_ids(reserve)
+    }
+
+    fn operands(&mut self, inputs: &[u64], scalars: &[u64]) {
+        for id in inputs {
+            self.storage(StorageId(*id));
+        }
+        for word in scalars {
+            self.bytes.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    fn new_ids(&mut self, count: u64) -> StorageId {
+        let first = StorageId(self.next_storage);
+        self.next_storage += count;
+        first
+    }
+
+    pub fn free(&mut self, id: StorageId) {
+        self.head(head::FREE);
+        self.storage(id);
+    }
+
+    pub fn alloc(&mut self, bytes: u64) -> StorageId {
+        self.head(head::ALLOC);
+        put(&mut self.bytes, bytes);
+        self.new_ids(1)
+    }
+
+    pub fn resize(&mut self, id: StorageId, bytes: u64) {
+        self.head(head::RESIZE);
+        self.storage(id);
+        put(&mut self.bytes, bytes);
+    }
+
+    pub fn upload(&mut self, id: StorageId, offset: u64, len: u64, source: RegionSpan) {
+        self.head(head::UPLOAD);
+        self.storage(id);
+        put(&mut self.bytes, offset);
+        put(&mut self.bytes, len);
+        put(&mut self.bytes, source.region.into());
+        put(&mut self.bytes, source.offset);
+    }
+
+    pub fn upload_inline(&mut self, id: StorageId, offset: u64, bytes: &[u8]) {
+        self.head(head::UPLOAD_INLINE);
+        self.storage(id);
+        put(&mut self.bytes, offset);
+        put_bytes(&mut self.bytes, bytes);
+    }
+
+    pub fn bind_weight(&mut self, id: StorageId, hash: &WeightHash) {
+        self.head(head::BIND_WEIGHT);
+        self.storage(id);
+        self.bytes.extend_from_slice(hash);
+    }
+
+    pub fn store_weight(&mut self, id: StorageId, hash: &WeightHash) {
+        self.head(head::STORE_WEIGHT);
+        self.storage(id);
+        self.bytes.extend_from_slice(hash);
+    }
+
+    pub fn forget_weight(&mut self, hash: &WeightHash) {
+        self.head(head::FORGET_WEIGHT);
+        self.bytes.extend_from_slice(hash);
+    }
+
+    pub fn read(
+        &mut self,
+        token: u64,
+        id: StorageId,
+        offset: u64,
+        len: u64,
+        dest: Option<RegionSpan>,
+    ) {
+        self.head(head::READ);
+        put(&mut self.bytes, token);
+        self.storage(id);
+        put(&mut self.bytes, offset);
+        put(&mut self.bytes, len);
+        match dest {
+            None => put(&mut self.bytes, 0),
+            Some(span) => {
+                put(&mut self.bytes, u64::from(span.region) + 1);
+                put(&mut self.bytes, span.offset);
+            }
+        }
+    }
+
+    pub fn fence(&mut self, token: u64) {
+        self.head(head::FENCE);
+        put(&mut self.bytes, token);
+    }
+
+    pub fn seed(&mut self, seed: u64) {
+        self.head(head::SEED);
+        put(&mut self.bytes, seed);
+    }
+
+    pub fn set_generator_state(&mut self, state: &[u8]) {
+        self.head(head::SET_GENERATOR_STATE);
+        put_bytes(&mut self.bytes, state);
+    }
+
+    pub fn get_generator_state(&mut self, token: u64) {
+        self.head(head::GET_GENERATOR_STATE);
+        put(&mut self.bytes, token);
+    }
+
+    pub fn symbol(&mut self, text: &str) -> u32 {
+        self.head(head::SYMBOL);
+        put_bytes(&mut self.bytes, text.as_bytes());
+        let id = self.next_symbol;
+        self.next_symbol += 1;
+        id
+    }
+
+    pub fn mark(&mut self, kind: MarkKind, symbol: u32) {
+        self.head(head::MARK);
+        self.bytes.push(kind as u8);
+        put(&mut self.bytes, symbol.into());
+    }
+
+    pub fn skip(&mut self, count: u64) {
+        self.head(head::SKIP);
+        put(&mut self.bytes, count);
+        self.new_ids(count);
+    }
+}
+
+/// Decodes a session's tape, frame by frame. Records never straddle frames.
+///
+/// Invariant: an id it returns is below the number of ids assigned so far; whether the storage
+/// is still alive is for the session to check.
+#[derive(Debug, Default)]
+pub struct TapeDecoder {
+    templates: Vec<Arc<Template>>,
+    run_template: Option<Arc<Template>>,
+    next_storage: u64,
+    next_symbol: u32,
+    inputs: Vec<StorageId>,
+    scalars: Vec<u64>,
+}
+
+impl TapeDecoder {
+    pub fn new() -> Self {
+        TapeDecoder::default()
+    }
+
+    pub fn next_storage(&self) -> StorageId {
+        StorageId(self.next_storage)
+    }
+
+    pub fn template(&self, id: TemplateId) -> Option<&Arc<Template>> {
+        self.templates.get(id.0 as usize)
+    }
+
+    /// The next record at `*position` in `bytes`, or `None` at the end. After an error the
+    /// session cannot continue: its ids no longer agree with its peer's.
+    pub fn next<'a>(
+        &'a mut self,
+        bytes: &'a [u8],
+        position: &mut usize,
+    ) -> Result<Option<Record<'a>>, WireError> {
+        let rest = bytes.get(*position..).unwrap_or(&[]);
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let mut reader = Reader::new(rest);
+        let record = self.decode(&mut reader)?;
+        *position += reader.position();
+        Ok(Some(record))
+    }
+
+    fn decode<'a>(&'a mut self, reader: &mut Reader<'a>) -> Result<Record<'a>, WireError> {
+        let head = reader.varint("record head")?;
+        if head >= head::OP {
+            return self.decode_op(reader, head - head::OP);
+        }
+        Ok(match head {
+            head::DEFINE => {
+                let bytes = reader.bytes("template", TEMPLATE_BYTES_MAX)?;
+                limit("templates", self.templates.len() as u64 + 1, TEMPLATES_MAX as u64)?;
+                let id = TemplateId(self.templates.len() as u32);
+                self.templates.push(Arc::new(Template::decode(bytes)?));
+                Record::Define { id, template: &self.templates[id.0 as usize], bytes }
+            }
+            head::FREE => Record::Free { id: self.storage(reader)? },
+            head::ALLOC => {
+                let bytes = storage_bytes(reader)?;
+                Record::Alloc { id: self.new_ids(1)?, bytes }
+            }
+            head::RESIZE => {
+                Record::Resize { id: self.storage(reader)?, bytes: storage_bytes(reader)? }
+            }
+            head::UPLOAD => Record::Upload {
+                id: self.storage(reader)?,
+                offset: storage_bytes(reader)?,
+                len: storage_bytes(reader)?,
+                source: RegionSpan {
+                    region: reader.bounded("region", u32::MAX as usize)? as u32,
+                    offset: region_offset(reader)?,
+                },
+            },
+            head::UPLOAD_INLINE => Record::UploadInline {
+                id: self.storage(reader)?,
+                offset: storage_bytes(reader)?,
+                bytes: reader.bytes("inline upload", INLINE_BYTES_MAX)?,
+            },
+            head::BIND_WEIGHT => {
+                Record::BindWeight { id: self.storage(reader)?, hash: hash(reader)? }
+            }
+            head::STORE_WEIGHT => {
+                Record::StoreWeight { id: self.storage(reader)?, hash: hash(reader)? }
+            }
+            head::FORGET_WEIGHT => Record::ForgetWeight { hash: hash(reader)? },
+            head::READ => {
+                let token = reader.varint("token")?;
+                let id = self.storage(reader)?;
+                let offset = storage_bytes(reader)?;
+                let len = storage_bytes(reader)?;
+                let dest = match reader.bounded("region", u32::MAX as usize)? {
+                    0 => {
+                        limit("inline read", len, INLINE_BYTES_MAX as u64)?;
+                        None
+                    }
+                    region => Some(RegionSpan {
+                        region: (region - 1) as u32,
+                        offset: region_offset(reader)?,
+                    }),
+                };
+                Record::Read { token, id, offset, len, dest }
+            }
+            head::FENCE => Record::Fence { token: reader.varint("token")? },
+            head::SEED => Record::Seed { seed: reader.varint("seed")? },
+            head::SET_GENERATOR_STATE => Record::SetGeneratorState {
+                state: reader.bytes("generator state", GENERATOR_STATE_BYTES_MAX)?,
+            },
+            head::GET_GENERATOR_STATE => {
+                Record::GetGeneratorState { token: reader.varint("token")? }
+            }
+            head::SYMBOL => {
+                let text = reader.str("symbol", STRING_BYTES_MAX)?;
+                limit("symbols", u64::from(self.next_symbol) + 1, SYMBOLS_MAX as u64)?;
+                let id = self.next_symbol;
+                self.next_symbol += 1;
+                Record::Symbol { id, text }
+            }
+            head::MARK => {
+                let kind = match reader.u8("mark kind")? {
+                    0 => MarkKind::ModuleEnter,
+                    1 => MarkKind::ModuleExit,
+                    2 => MarkKind::PhaseEnter,
+                    3 => MarkKind::PhaseExit,
+                    4 => MarkKind::Stage,
+                    value => {
+                        return Err(WireError::Unknown { what: "mark kind", value: value.into() });
+                    }
+                };
+                let symbol = reader.varint("symbol")?;
+                if symbol >= u64::from(self.next_symbol) {
+                    return Err(WireError::NoSuch { what: "symbol", value: symbol });
+                }
+                Record::Mark { kind, symbol: symbol as u32 }
+            }
+            head::RUN => {
+                let token = reader.varint("token")?;
+                let reserve = reader.varint("reserve")?;
+                limit("reserve", reserve, RUN_RESERVE_MAX)?;
+                let bytes = reader.bytes("template", TEMPLATE_BYTES_MAX)?;
+                let template = Arc::new(Template::decode(bytes)?);
+                self.operands(reader, template.slots, template.scalars)?;
+                let first_new = self.new_ids(reserve)?;
+                Record::Run {
+                    token,
+                    template: self.run_template.insert(template),
+                    inputs: &self.inputs,
+                    scalars: &self.scalars,
+                    first_new,
+                    reserve,
+                }
+            }
+            head::SKIP => {
+                let count = reader.varint("skip")?;
+                self.new_ids(count)?;
+                Record::Skip { count }
+            }
+            value => return Err(WireError::Unknown { what: "record", value }),
+        })
+    }
+
+    fn decode_op<'a>(
+        &'a mut self,
+        reader: &mut Reader<'a>,
+        template: u64,
+    ) -> Result<Record<'a>, WireError> {
+        let (slots, scalars, new) = match self.templates.get(template as usize) {
+            Some(known) => (known.slots, known.scalars, known.new_storages.len() as u64),
+            None => return Err(WireError::NoSuch { what: "template", value: template }),
+        };
+        self.operands(reader, slots, scalars)?;
+        let first_new = self.new_ids(new)?;
+        Ok(Record::Op {
+            id: TemplateId(template as u32),
+            template: &self.templates[template as usize],
+            inputs: &self.inputs,
+            scalars: &self.scalars,
+            first_new,
+        })
+    }
+
+    fn operands(&mut self, reader: &mut Reader, slots: u32, scalars: u32) -> Result<(), WireError> {
+        self.inputs.clear();
+        self.scalars.clear();
+        for _ in 0..slots {
+            let id = self.storage(reader)?;
+            self.inputs.push(id);
+        }
+        for _ in 0..scalars {
+            self.scalars.push(reader.u64_le("scalar")?);
+        }
+        Ok(())
+    }
+
+    fn storage(&self, reader: &mut Reader) -> Result<StorageId, WireError> {
+        let distance = reader.varint("storage")?;
+        match self.next_storage.checked_sub(distance) {
+            Some(id) if distance > 0 => Ok(StorageId(id)),
+            _ => Err(WireError::NoSuch { what: "storage at distance", value: distance }),
+        }
+    }
+
+    fn new_ids(&mut self, count: u64) -> Result<StorageId, WireError> {
+        let first = self.next_storage;
+        self.next_storage = first
+            .checked_add(count)
+            .filter(|next| *next <= i64::MAX as u64)
+            .ok_or(WireError::TooLarge { what: "skip", value: count, max: i64::MAX as u64 })?;
+        Ok(StorageId(first))
+    }
+}
+
+fn storage_bytes(reader: &mut Reader) -> Result<u64, WireError> {
+    Ok(reader.bounded("storage bytes", STORAGE_BYTES_MAX as usize)? as u64)
+}
+
+fn region_offset(reader: &mut Reader) -> Result<u64, WireError> {
+    Ok(reader.bounded("region offset", REGION_BYTES_MAX as usize)? as u64)
+}
+
+fn hash(reader: &mut Reader) -> Result<WeightHash, WireError> {
+    let bytes = reader.take("weight hash", 32)?;
+    Ok(bytes.try_into().expect("take returned 32 bytes"))
+}
+
+fn limit(what: &'static str, value: u64, max: u64) -> Result<(), WireError> {
+    if value > max { Err(WireError::TooLarge { what, value, max }) } else { Ok(()) }
+}

@@ -1,0 +1,80 @@
+// Capturing PyTorch operators: the front end's side of the shim.
+//
+// The C++ side registers the device `remote_accelerator` (PrivateUse1), infers shapes, interns
+// templates and calls the tape through this table; the tape (Rust) owns ids, bytes and the
+// connection. Functions of the table may be called from any thread, with or without the GIL, and
+// never throw; those that can fail return 0 or an error code and fill `error`.
+#pragma once
+#include "status.h"
+
+extern "C" {
+
+struct GenieTape {
+  // Makes sure a session exists (starts or joins a host on first use). Called before the first
+  // storage is made, and cheap afterwards. Fails in a forked child and after a lost node.
+  int (*ensure)(GenieError* error);
+  // Number of devices; starts nothing if the answer is known, else may start the session.
+  uint32_t (*device_count)();
+  // Kind of the node's device: 0 = cpu, 1 = cuda. After `ensure`.
+  uint8_t (*device_kind)();
+  // Whether the node runs the operator with this schema hash. After `ensure`.
+  uint8_t (*node_has_op)(uint64_t schema_hash);
+  // Whether `session` (as returned by `session`) is the current one.
+  uint64_t (*session)();
+
+  // Defines a template (encoded genie_wire::Template); returns its id.
+  uint32_t (*define)(const uint8_t* bytes, size_t len);
+  // Appends an operator record; returns the id of its first new storage.
+  uint64_t (*op)(uint32_t tmpl, const uint64_t* inputs, size_t n_inputs, const uint64_t* scalars,
+                 size_t n_scalars, uint32_t n_new);
+  // Runs an operator synchronously; `encoded` is a Template without outputs. On success calls
+  // `reply` once with the body of genie_wire::Reply::Outputs and `*first_new` set.
+  int (*run)(const uint8_t* encoded, size_t len, const uint64_t* inputs, size_t n_inputs,
+             const uint64_t* scalars, size_t n_scalars, uint64_t reserve, uint64_t* first_new,
+             void (*reply)(void* context, const uint8_t* bytes, size_t len), void* context,
+             GenieError* error);
+  // Makes a storage of `bytes` uninitialised bytes.
+  uint64_t (*alloc)(uint64_t bytes);
+  // The storage `id` of `bytes` bytes is no longer referenced by the program. Never blocks for
+  // long and never fails: called from destructors.
+  void (*free)(uint64_t id, uint64_t bytes, uint64_t session);
+  // A storage of `bytes` bytes now belongs to the program (for the live-byte counters).
+  void (*note_new)(uint64_t id, uint64_t bytes);
+  void (*resize)(uint64_t id, uint64_t old_bytes, uint64_t new_bytes);
+  // Copies host memory into a storage. `whole` says that it covers the storage entirely, so that
+  // its content may be shared by hash. Returns after the source was read.
+  int (*upload)(uint64_t id, uint64_t offset, const void* from, uint64_t len, uint8_t whole,
+                GenieError* error);
+  // Copies `len` bytes of a storage into host memory; waits (GIL released, interruptible).
+  int (*read)(uint64_t id, uint64_t offset, void* to, uint64_t len, GenieError* error);
+  int (*synchronize)(GenieError* error);
+  void (*seed)(uint64_t seed);
+  int (*generator_state)(uint8_t* out, size_t* len, GenieError* error);
+  int (*set_generator_state)(const uint8_t* state, size_t len, GenieError* error);
+  // An operator ran on the client's CPU instead; `reason` says why. Warns once per operator.
+  void (*fell_back)(const char* op, const char* reason);
+};
+
+// Counters of the capture, since the process began.
+struct GenieCaptureStats {
+  uint64_t ops;            // records appended for operators
+  uint64_t template_hits;
+  uint64_t template_misses;
+  uint64_t runs;           // synchronous runs on the node
+  uint64_t fallbacks;
+  uint64_t capture_ns;     // time in boxed kernels, waits excluded
+};
+
+// Registers the backend. Once per process, after `import torch`; `tape` must live for ever.
+int genie_capture_init(const GenieTape* tape, GenieError* error);
+void genie_capture_stats(GenieCaptureStats* out);
+// Forgets every template: ids of the old session mean nothing to a new one.
+void genie_capture_new_session();
+// Log every intercepted operator to stderr (GENIE_LOG_INTERCEPTS).
+void genie_capture_log_intercepts(uint8_t on);
+// Shape inference through PyTorch's Python metas (GENIE_ENABLE_META_INFER); off: run on the node.
+void genie_capture_meta_infer(uint8_t on);
+// Kernels at PrivateUse1 (GENIE_ENABLE_ATEN_IMPL); off: every operator falls back to the CPU.
+void genie_capture_aten_impl(uint8_t on);
+
+}

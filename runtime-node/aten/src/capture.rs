@@ -1,0 +1,119 @@
+//! Capturing PyTorch operators (the front end's half of the shim).
+//!
+//! The front end fills a [`Tape`] with functions and calls [`init`] once; from then on every
+//! operator on `remote_accelerator` arrives through it. `cpp/capture.h` documents each field.
+
+use std::ffi::{c_char, c_void};
+
+use crate::{AtenError, GenieError};
+
+pub type ReplyFn = unsafe extern "C" fn(context: *mut c_void, bytes: *const u8, len: usize);
+
+/// The tape's functions, as `GenieTape` of `cpp/capture.h` lays them out.
+#[repr(C)]
+pub struct Tape {
+    pub ensure: unsafe extern "C" fn(error: *mut GenieError) -> i32,
+    pub device_count: unsafe extern "C" fn() -> u32,
+    pub device_kind: unsafe extern "C" fn() -> u8,
+    pub node_has_op: unsafe extern "C" fn(schema_hash: u64) -> u8,
+    pub session: unsafe extern "C" fn() -> u64,
+    pub define: unsafe extern "C" fn(bytes: *const u8, len: usize) -> u32,
+    pub op: unsafe extern "C" fn(
+        template: u32,
+        inputs: *const u64,
+        n_inputs: usize,
+        scalars: *const u64,
+        n_scalars: usize,
+        n_new: u32,
+    ) -> u64,
+    pub run: unsafe extern "C" fn(
+        encoded: *const u8,
+        len: usize,
+        inputs: *const u64,
+        n_inputs: usize,
+        scalars: *const u64,
+        n_scalars: usize,
+        reserve: u64,
+        first_new: *mut u64,
+        reply: ReplyFn,
+        context: *mut c_void,
+        error: *mut GenieError,
+    ) -> i32,
+    pub alloc: unsafe extern "C" fn(bytes: u64) -> u64,
+    pub free: unsafe extern "C" fn(id: u64, bytes: u64, session: u64),
+    pub note_new: unsafe extern "C" fn(id: u64, bytes: u64),
+    pub resize: unsafe extern "C" fn(id: u64, old_bytes: u64, new_bytes: u64),
+    pub upload: unsafe extern "C" fn(
+        id: u64,
+        offset: u64,
+        from: *const c_void,
+        len: u64,
+        whole: u8,
+        error: *mut GenieError,
+    ) -> i32,
+    pub read: unsafe extern "C" fn(
+        id: u64,
+        offset: u64,
+        to: *mut c_void,
+        len: u64,
+        error: *mut GenieError,
+    ) -> i32,
+    pub synchronize: unsafe extern "C" fn(error: *mut GenieError) -> i32,
+    pub seed: unsafe extern "C" fn(seed: u64),
+    pub generator_state:
+        unsafe extern "C" fn(out: *mut u8, len: *mut usize, error: *mut GenieError) -> i32,
+    pub set_generator_state:
+        unsafe extern "C" fn(state: *const u8, len: usize, error: *mut GenieError) -> i32,
+    pub fell_back: unsafe extern "C" fn(op: *const c_char, reason: *const c_char),
+}
+
+/// Counters of the capture, since the process began.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stats {
+    pub ops: u64,
+    pub template_hits: u64,
+    pub template_misses: u64,
+    pub runs: u64,
+    pub fallbacks: u64,
+    /// Nanoseconds inside boxed kernels, waits excluded.
+    pub capture_ns: u64,
+}
+
+/// Registers the device with PyTorch. Call once, after `import torch`.
+pub fn init(tape: &'static Tape) -> Result<(), AtenError> {
+    // SAFETY: the table lives for ever and `check` passes a valid error.
+    AtenError::check(|error| unsafe { genie_capture_init(tape, error) })
+}
+
+pub fn stats() -> Stats {
+    let mut stats = Stats::default();
+    // SAFETY: `stats` has the layout of GenieCaptureStats.
+    unsafe { genie_capture_stats(&mut stats) };
+    stats
+}
+
+/// Forgets every template, for a session that starts anew.
+pub fn new_session() {
+    // SAFETY: takes nothing; C++ locks its own state.
+    unsafe { genie_capture_new_session() }
+}
+
+/// Switches that the environment sets (see `docs/`).
+pub fn configure(log_intercepts: bool, meta_infer: bool, aten_impl: bool) {
+    // SAFETY: plain values.
+    unsafe {
+        genie_capture_log_intercepts(log_intercepts.into());
+        genie_capture_meta_infer(meta_infer.into());
+        genie_capture_aten_impl(aten_impl.into());
+    }
+}
+
+unsafe extern "C" {
+    fn genie_capture_init(tape: *const Tape, error: *mut GenieError) -> i32;
+    fn genie_capture_stats(out: *mut Stats);
+    fn genie_capture_new_session();
+    fn genie_capture_log_intercepts(on: u8);
+    fn genie_capture_meta_infer(on: u8);
+    fn genie_capture_aten_impl(on: u8);
+}

@@ -1,0 +1,453 @@
+//! Running templates on libtorch (the node's half of the shim).
+//!
+//! Objects belong to the thread that drives their device; none is `Sync`.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::NonNull;
+
+use crate::{AtenError, GenieError};
+
+/// Where a template runs.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Device {
+    kind: u8,
+    index: u8,
+}
+
+impl Device {
+    pub const CPU: Device = Device { kind: 0, index: 0 };
+
+    pub fn cuda(index: u8) -> Self {
+        Device { kind: 1, index }
+    }
+
+    pub fn is_cpu(self) -> bool {
+        self.kind == 0
+    }
+
+    /// The name of the device's model, as its driver tells it.
+    pub fn name(self) -> String {
+        let mut name = [0u8; 256];
+        // SAFETY: `name` has the length passed with it; C++ terminates what it writes.
+        unsafe { genie_execute_device_name(self, name.as_mut_ptr().cast(), name.len()) };
+        CStr::from_bytes_until_nul(&name)
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Bytes of the device's memory; 0 for the CPU, whose budget is the caller's choice.
+    pub fn memory_bytes(self) -> u64 {
+        // SAFETY: takes a plain value.
+        unsafe { genie_execute_device_memory(self) }
+    }
+
+    /// Waits until everything given to the device is done.
+    pub fn synchronize(self) -> Result<(), AtenError> {
+        // SAFETY: `check` passes a valid error.
+        AtenError::check(|error| unsafe { genie_execute_synchronize(self, error) })
+    }
+
+    /// Schema hashes of the operators the device can run.
+    pub fn ops(self) -> Vec<u64> {
+        extern "C" fn visit(context: *mut c_void, hash: u64) {
+            // SAFETY: `context` is the vector below, borrowed for the duration of the call.
+            unsafe { &mut *context.cast::<Vec<u64>>() }.push(hash);
+        }
+        let mut ops: Vec<u64> = Vec::new();
+        // SAFETY: `visit` is only called during this call, with the context passed here.
+        unsafe { genie_execute_ops(self, visit, (&raw mut ops).cast()) };
+        ops
+    }
+}
+
+/// Prepares libtorch. Call once per process, before anything else here.
+pub fn init() -> Result<(), AtenError> {
+    // SAFETY: `check` passes a valid error.
+    AtenError::check(|error| unsafe { genie_execute_init(error) })
+}
+
+/// Sets the number of threads one operator may use on the CPU.
+pub fn set_threads(threads: u32) {
+    // SAFETY: takes a plain value.
+    unsafe { genie_execute_set_threads(threads) }
+}
+
+/// The number of CUDA devices, or why there is none.
+pub fn cuda_devices() -> Result<u8, String> {
+    let mut reason = GenieError::empty();
+    // SAFETY: `reason` is valid for the call.
+    match unsafe { genie_execute_cuda_devices(&mut reason) } {
+        0 => Err(reason.text()),
+        count => Ok(count.min(255) as u8),
+    }
+}
+
+/// The version of the libtorch in use.
+pub fn torch_version() -> String {
+    // SAFETY: C++ returns a static, terminated string.
+    unsafe { CStr::from_ptr(genie_execute_torch_version()) }.to_string_lossy().into_owned()
+}
+
+macro_rules! owned {
+    ($(#[$doc:meta])* $name:ident, $raw:ident, $free:ident) => {
+        #[repr(C)]
+        struct $raw {
+            _opaque: [u8; 0],
+        }
+
+        $(#[$doc])*
+        pub struct $name(NonNull<$raw>);
+
+        // SAFETY: the object has no thread affinity; the owner uses it from one thread at a time.
+        unsafe impl Send for $name {}
+
+        impl Drop for $name {
+            fn drop(&mut self) {
+                // SAFETY: the pointer came from the matching constructor and is freed once.
+                unsafe { $free(self.0.as_ptr()) }
+            }
+        }
+
+        impl $name {
+            fn make(call: impl FnOnce(*mut *mut $raw, *mut GenieError) -> i32)
+                -> Result<Self, AtenError> {
+                let mut pointer = std::ptr::null_mut();
+                AtenError::check(|error| call(&mut pointer, error))?;
+                Ok($name(NonNull::new(pointer).expect("C++ returns an object with code 0")))
+            }
+        }
+    };
+}
+
+owned!(
+    /// A template bound to a device: operator resolved, arguments decoded.
+    Template,
+    RawTemplate,
+    genie_template_free
+);
+owned!(
+    /// A reference to bytes on a device.
+    Storage,
+    RawStorage,
+    genie_storage_free
+);
+owned!(
+    /// The state of one session's random generator.
+    Generator,
+    RawGenerator,
+    genie_generator_free
+);
+
+impl Template {
+    /// Binds an encoded `genie_wire::Template` to `device`.
+    pub fn new(encoded: &[u8], device: Device) -> Result<Self, AtenError> {
+        // SAFETY: the slice is valid for the call; C++ copies what it keeps.
+        Template::make(|out, error| unsafe {
+            genie_template_new(encoded.as_ptr(), encoded.len(), device, out, error)
+        })
+    }
+
+    /// Runs the template; pushes its new storages to `outputs`.
+    ///
+    /// `inputs` must hold one storage per slot, `scalars` the template's words, and `new` must be
+    /// the template's number of new storages: the caller checked them when it decoded the record.
+    pub fn run(
+        &self,
+        inputs: &[&Storage],
+        scalars: &[u64],
+        generator: &mut Generator,
+        new: usize,
+        outputs: &mut Vec<Storage>,
+    ) -> Result<(), AtenError> {
+        let mut made = [std::ptr::null_mut(); INLINE_OUTPUTS];
+        let mut many;
+        let made: &mut [*mut RawStorage] = if new <= INLINE_OUTPUTS {
+            &mut made[..new]
+        } else {
+            many = vec![std::ptr::null_mut(); new];
+            &mut many
+        };
+        // SAFETY: `&Storage` has the layout of a non-null `RawStorage` pointer behind one
+        // reference, so the inputs are copied into a pointer array first; all slices outlive the
+        // call, and C++ writes exactly `new` pointers on success and none on failure.
+        AtenError::check(|error| unsafe {
+            with_pointers(inputs, |pointers| {
+                genie_template_run(
+                    self.0.as_ptr(),
+                    pointers,
+                    scalars.as_ptr(),
+                    generator.0.as_ptr(),
+                    made.as_mut_ptr(),
+                    error,
+                )
+            })
+        })?;
+        outputs.extend(made.iter().map(|pointer| {
+            Storage(NonNull::new(*pointer).expect("C++ fills every output with code 0"))
+        }));
+        Ok(())
+    }
+
+    /// Runs a template without declared outputs. Returns the encoded description of what it made
+    /// (the body of `genie_wire::Reply::Outputs`) and pushes the storages, at most `reserve`.
+    pub fn run_dynamic(
+        &self,
+        inputs: &[&Storage],
+        scalars: &[u64],
+        generator: &mut Generator,
+        reserve: usize,
+        outputs: &mut Vec<Storage>,
+    ) -> Result<Vec<u8>, AtenError> {
+        extern "C" fn write(context: *mut c_void, bytes: *const u8, len: usize) {
+            // SAFETY: `context` is the vector below; `bytes` is valid for `len` during the call.
+            unsafe {
+                (*context.cast::<Vec<u8>>())
+                    .extend_from_slice(std::slice::from_raw_parts(bytes, len));
+            }
+        }
+        let mut made = vec![std::ptr::null_mut(); reserve];
+        let mut count = 0u64;
+        let mut body: Vec<u8> = Vec::new();
+        // SAFETY: as in `run`; C++ writes `count <= reserve` pointers.
+        AtenError::check(|error| unsafe {
+            with_pointers(inputs, |pointers| {
+                genie_template_run_dynamic(
+                    self.0.as_ptr(),
+                    pointers,
+                    scalars.as_ptr(),
+                    generator.0.as_ptr(),
+                    made.as_mut_ptr(),
+                    reserve as u64,
+                    &mut count,
+                    write,
+                    (&raw mut body).cast(),
+                    error,
+                )
+            })
+        })?;
+        outputs.extend(made[..count as usize].iter().map(|pointer| {
+            Storage(NonNull::new(*pointer).expect("C++ fills the outputs it counts"))
+        }));
+        Ok(body)
+    }
+}
+
+const INLINE_OUTPUTS: usize = 4;
+const INLINE_INPUTS: usize = 12;
+
+/// Hands the storages over as an array of pointers.
+fn with_pointers<R>(storages: &[&Storage], call: impl FnOnce(*const *mut RawStorage) -> R) -> R {
+    if storages.len() <= INLINE_INPUTS {
+        let mut pointers = [std::ptr::null_mut(); INLINE_INPUTS];
+        for (pointer, storage) in pointers.iter_mut().zip(storages) {
+            *pointer = storage.0.as_ptr();
+        }
+        call(pointers.as_ptr())
+    } else {
+        let pointers: Vec<_> = storages.iter().map(|storage| storage.0.as_ptr()).collect();
+        call(pointers.as_ptr())
+    }
+}
+
+impl Storage {
+    /// Allocates uninitialised bytes; an allocation that does not fit is an out-of-memory error.
+    pub fn new(device: Device, bytes: u64) -> Result<Self, AtenError> {
+        // SAFETY: `make` passes valid out pointers.
+        Storage::make(|out, error| unsafe { genie_storage_new(device, bytes, out, error) })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        // SAFETY: the pointer is valid while `self` lives.
+        unsafe { genie_storage_bytes(self.0.as_ptr()) }
+    }
+
+    /// Copies host memory in. The range must lie inside the storage; C++ checks it.
+    pub fn copy_in(&mut self, offset: u64, from: &[u8]) -> Result<(), AtenError> {
+        // SAFETY: the source slice is valid for its length.
+        AtenError::check(|error| unsafe {
+            genie_storage_copy_in(
+                self.0.as_ptr(),
+                offset,
+                from.as_ptr().cast(),
+                from.len() as u64,
+                error,
+            )
+        })
+    }
+
+    /// Copies out to host memory. The range must lie inside the storage; C++ checks it.
+    pub fn copy_out(&self, offset: u64, to: &mut [u8]) -> Result<(), AtenError> {
+        // SAFETY: the destination slice is valid for its length.
+        AtenError::check(|error| unsafe {
+            genie_storage_copy_out(
+                self.0.as_ptr(),
+                offset,
+                to.as_mut_ptr().cast(),
+                to.len() as u64,
+                error,
+            )
+        })
+    }
+
+    /// The bytes of a CPU storage; `None` on other devices.
+    pub fn as_slice(&self) -> Option<&[u8]> {
+        // SAFETY: a CPU storage's data pointer is valid for its bytes while the storage lives,
+        // and nothing writes to it while `self` is borrowed (operators take `&Storage` on the
+        // same thread, after this borrow ends).
+        unsafe {
+            let data = genie_storage_data(self.0.as_ptr());
+            match self.bytes() {
+                0 => Some(&[]),
+                bytes if !data.is_null() => {
+                    Some(std::slice::from_raw_parts(data, bytes as usize))
+                }
+                _ => None,
+            }
+        }
+    }
+
+    /// A new storage with the same bytes.
+    pub fn duplicate(&self) -> Result<Self, AtenError> {
+        // SAFETY: `make` passes valid out pointers.
+        Storage::make(|out, error| unsafe { genie_storage_clone(self.0.as_ptr(), out, error) })
+    }
+
+    /// Changes the size, keeping the bytes that fit.
+    pub fn resize(&mut self, bytes: u64) -> Result<(), AtenError> {
+        // SAFETY: the pointer is valid while `self` lives.
+        AtenError::check(|error| unsafe { genie_storage_resize(self.0.as_ptr(), bytes, error) })
+    }
+}
+
+impl Generator {
+    pub fn new(device: Device) -> Result<Self, AtenError> {
+        // SAFETY: `make` passes valid out pointers.
+        Generator::make(|out, error| unsafe { genie_generator_new(device, out, error) })
+    }
+
+    pub fn seed(&mut self, seed: u64) -> Result<(), AtenError> {
+        // SAFETY: the pointer is valid while `self` lives.
+        AtenError::check(|error| unsafe { genie_generator_seed(self.0.as_ptr(), seed, error) })
+    }
+
+    pub fn state(&mut self) -> Result<Vec<u8>, AtenError> {
+        let mut state = vec![0u8; GENERATOR_STATE_BYTES_MAX];
+        let mut len = state.len();
+        // SAFETY: `state` has the capacity that `len` says.
+        AtenError::check(|error| unsafe {
+            genie_generator_state(self.0.as_ptr(), state.as_mut_ptr(), &mut len, error)
+        })?;
+        state.truncate(len);
+        Ok(state)
+    }
+
+    pub fn set_state(&mut self, state: &[u8]) -> Result<(), AtenError> {
+        // SAFETY: the slice is valid for its length.
+        AtenError::check(|error| unsafe {
+            genie_generator_set_state(self.0.as_ptr(), state.as_ptr(), state.len(), error)
+        })
+    }
+}
+
+/// The capacity that `Generator::state` offers C++.
+const GENERATOR_STATE_BYTES_MAX: usize = 16 << 10;
+
+unsafe extern "C" {
+    fn genie_execute_init(error: *mut GenieError) -> i32;
+    fn genie_execute_set_threads(threads: u32);
+    fn genie_execute_cuda_devices(reason: *mut GenieError) -> u32;
+    fn genie_execute_device_memory(device: Device) -> u64;
+    fn genie_execute_device_name(device: Device, out: *mut c_char, out_bytes: usize);
+    fn genie_execute_torch_version() -> *const c_char;
+    fn genie_execute_ops(
+        device: Device,
+        visit: extern "C" fn(*mut c_void, u64),
+        context: *mut c_void,
+    );
+    fn genie_execute_synchronize(device: Device, error: *mut GenieError) -> i32;
+    fn genie_template_new(
+        bytes: *const u8,
+        len: usize,
+        device: Device,
+        out: *mut *mut RawTemplate,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_template_free(template: *mut RawTemplate);
+    fn genie_template_run(
+        template: *mut RawTemplate,
+        inputs: *const *mut RawStorage,
+        scalars: *const u64,
+        generator: *mut RawGenerator,
+        outputs: *mut *mut RawStorage,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_template_run_dynamic(
+        template: *mut RawTemplate,
+        inputs: *const *mut RawStorage,
+        scalars: *const u64,
+        generator: *mut RawGenerator,
+        outputs: *mut *mut RawStorage,
+        reserve: u64,
+        n_outputs: *mut u64,
+        write: extern "C" fn(*mut c_void, *const u8, usize),
+        context: *mut c_void,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_storage_new(
+        device: Device,
+        bytes: u64,
+        out: *mut *mut RawStorage,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_storage_free(storage: *mut RawStorage);
+    fn genie_storage_bytes(storage: *const RawStorage) -> u64;
+    fn genie_storage_data(storage: *mut RawStorage) -> *mut u8;
+    fn genie_storage_copy_in(
+        storage: *mut RawStorage,
+        offset: u64,
+        from: *const c_void,
+        len: u64,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_storage_copy_out(
+        storage: *const RawStorage,
+        offset: u64,
+        to: *mut c_void,
+        len: u64,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_storage_clone(
+        storage: *const RawStorage,
+        out: *mut *mut RawStorage,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_storage_resize(
+        storage: *mut RawStorage,
+        bytes: u64,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_generator_new(
+        device: Device,
+        out: *mut *mut RawGenerator,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_generator_free(generator: *mut RawGenerator);
+    fn genie_generator_seed(
+        generator: *mut RawGenerator,
+        seed: u64,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_generator_state(
+        generator: *mut RawGenerator,
+        out: *mut u8,
+        len: *mut usize,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_generator_set_state(
+        generator: *mut RawGenerator,
+        state: *const u8,
+        len: usize,
+        error: *mut GenieError,
+    ) -> i32;
+}
