@@ -1,0 +1,68 @@
+# Genie. `make` lists what there is.
+#
+# Settings (environment or command line):
+#   PYTHON      the Python that .venv is made from (>= 3.10; found by itself otherwise)
+#   GENIE_VENV  where the environment goes (default .venv)
+#   GENIE_CACHE downloads, cached weights, matrix environments (default ~/.cache/genie)
+#   OPS, LIMIT  conformance: only these operators, or so many
+#   EXAMPLE     demo: only this example
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.PHONY: help build env demo test test-rust test-python lint conformance bench test-matrix clean
+
+export GENIE_VENV ?= $(CURDIR)/.venv
+export GENIE_CACHE ?= $(HOME)/.cache/genie
+export HF_HUB_OFFLINE ?= 1
+VENV := $(abspath $(GENIE_VENV))
+PY := $(VENV)/bin/python
+BUILT := PATH="$(VENV)/bin:$$PATH"
+
+help: ## this list
+	@echo "Genie: PyTorch's device \`remote_accelerator\` on a host and a node of its own."
+	@echo
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+env:
+	@.ci/env
+
+build: env ## the environment .venv with genie, genie-host and genie-node (release)
+	@.ci/build
+
+demo: build ## five programs on remote_accelerator, compared with eager PyTorch (EXAMPLE=vqa)
+	@$(BUILT) $(PY) frontend-py/examples/run_demo.py $(EXAMPLE)
+
+lint: env
+	@.ci/step "formatting (cargo fmt --check)" "run \`cargo fmt\`" cargo fmt --check
+	@.ci/step "lints (cargo clippy)" "mend what clippy names" \
+	  env GENIE_PYTHON=$(PY) PYO3_PYTHON=$(PY) cargo clippy --release --all-targets --quiet -- -D warnings
+
+test-rust: env
+	@.ci/rust-tests
+
+test-python: build
+	@.ci/step "end-to-end tests (pytest, real host and node processes)" "run one alone: .venv/bin/python -m pytest tests/e2e -k NAME" \
+	  env $(BUILT) $(PY) -m pytest tests/e2e tests/layering -m "not slow" -q --tb=short --durations=8
+	@.ci/step "conformance, a bounded slice (the whole: make conformance)" "see the failures above; one alone: OPS=name make conformance" \
+	  env $(BUILT) $(PY) tests/conformance/run.py --every 8 --grad --allow tests/conformance/known_failures.txt
+
+test: ## Rust unit tests, end-to-end tests, a slice of the conformance suite, lints
+	@.ci/test
+
+conformance: build ## PyTorch's OpInfo database, forward and gradients -> docs/conformance.md
+	@$(BUILT) $(PY) tests/conformance/run.py --grad --write docs/conformance.md \
+	  $(if $(OPS),--ops $(OPS)) $(if $(LIMIT),--limit $(LIMIT))
+
+bench: build ## ratios to eager run side by side -> docs/benchmarks.md
+	@$(BUILT) $(PY) tests/bench/run.py --write docs/benchmarks.md
+
+test-slow: build ## the tests that `make test` leaves out (1 GiB tensors, 10^6 ops, long runs)
+	@$(BUILT) $(PY) -m pytest tests/e2e -m slow -q --tb=short --durations=8
+
+test-matrix: ## the front end on torch 2.2.2, 2.5.1, 2.11 and the newest, each built and smoke-tested
+	@.ci/matrix
+
+clean: ## removes .venv, the build outputs and the caches of this checkout
+	rm -rf "$(VENV)" "$${CARGO_TARGET_DIR:-target}" .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
