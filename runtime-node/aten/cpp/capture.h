@@ -53,6 +53,11 @@ struct GenieTape {
   int (*set_generator_state)(const uint8_t* state, size_t len, GenieError* error);
   // An operator ran on the client's CPU instead; `reason` says why. Warns once per operator.
   void (*fell_back)(const char* op, const char* reason);
+  // The Python class (a PyObject* that lives for ever) that an error with this code must become,
+  // or null: then the code's c10 error class says it. Not null for NodeLost (genie.NodeLost) and
+  // for code 255, a wait that a signal handler ended (KeyboardInterrupt, usually). Throw
+  // genie::PythonError of python_error.h with it, on the thread that got the error.
+  void* (*error_type)(uint8_t code);
 };
 
 // Counters of the capture, since the process began.

@@ -65,6 +65,7 @@ pub struct Tape {
     pub set_generator_state:
         unsafe extern "C" fn(state: *const u8, len: usize, error: *mut GenieError) -> i32,
     pub fell_back: unsafe extern "C" fn(op: *const c_char, reason: *const c_char),
+    pub error_type: unsafe extern "C" fn(code: u8) -> *mut c_void,
 }
 
 /// Counters of the capture, since the process began.
