@@ -1,0 +1,72 @@
+//! Compiles the C++ shim against the libtorch of a Python environment.
+//!
+//! The environment is that of `GENIE_PYTHON`, else `PYO3_PYTHON`, else the active virtual
+//! environment, else `python3`. The result is tied to that torch's minor version.
+
+mod metas;
+mod torch;
+
+use std::path::PathBuf;
+
+fn main() {
+    if let Err(message) = build() {
+        eprintln!("error: {message}");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<(), String> {
+    for name in ["GENIE_PYTHON", "PYO3_PYTHON", "VIRTUAL_ENV", "CXX", "CXXFLAGS"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    println!("cargo::rerun-if-changed=cpp");
+    println!("cargo::rerun-if-changed=build");
+
+    let torch = torch::Torch::find()?;
+    println!("cargo::rerun-if-changed={}", torch.version_file().display());
+    let capture = std::env::var_os("CARGO_FEATURE_CAPTURE").is_some();
+    let execute = std::env::var_os("CARGO_FEATURE_EXECUTE").is_some();
+
+    let mut files: Vec<PathBuf> = Vec::new();
+    if execute {
+        files.push("cpp/execute.cpp".into());
+    }
+    if capture {
+        for name in ["device", "infer", "kernels", "op", "attention", "register"] {
+            files.push(format!("cpp/capture/{name}.cpp").into());
+        }
+        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+        files.extend(metas::generate(&torch, &out)?);
+    }
+    if !files.is_empty() {
+        cc::Build::new()
+            .cpp(true)
+            .std(torch.cxx_standard())
+            .opt_level(2)
+            .debug(false)
+            .warnings(false)
+            .flag("-fvisibility=hidden")
+            .define("_GLIBCXX_USE_CXX11_ABI", torch.cxx11_abi)
+            .include("cpp")
+            .flag(format!("-isystem{}", torch.include().display()))
+            .flag(format!("-isystem{}/torch/csrc/api/include", torch.include().display()))
+            .files(files)
+            .cargo_metadata(false)
+            .try_compile("genie_aten")
+            .map_err(|error| format!("cannot compile the C++ shim: {error}"))?;
+        let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+        println!("cargo::rustc-link-search=native={out}");
+        // Registrations are reached by no symbol: keep every object.
+        println!("cargo::rustc-link-lib=static:+whole-archive=genie_aten");
+    }
+    println!("cargo::rustc-link-search=native={}", torch.lib().display());
+    println!("cargo::rustc-link-lib=dylib=torch_cpu");
+    println!("cargo::rustc-link-lib=dylib=c10");
+    if capture {
+        println!("cargo::rustc-link-lib=dylib=torch_python");
+    }
+    println!("cargo::rustc-link-lib=dylib=stdc++");
+    // For dependents: where the libraries are, to set a run path.
+    println!("cargo::metadata=torch_lib={}", torch.lib().display());
+    Ok(())
+}
