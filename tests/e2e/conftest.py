@@ -1,0 +1,162 @@
+"""Fixtures of the end-to-end tests: real host and node processes, or plain CPU.
+
+GENIE_TEST_DEVICE names the device under test (default remote_accelerator). With `cpu` the tests
+that ask for host and node are skipped and the others try the test itself.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import psutil
+import pytest
+import torch
+
+DEVICE = os.environ.get("GENIE_TEST_DEVICE", "remote_accelerator")
+REMOTE = DEVICE.startswith("remote_accelerator")
+GONE_SECONDS_MAX = 10
+PROCESS_NAMES = ("genie-host", "genie-node")
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)
+if REMOTE:
+    import genie
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: long or large; `make test-slow` runs it, `make test` does not")
+    config.addinivalue_line("markers", "remote: needs host and node processes")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not REMOTE and ("remote" in item.keywords or "program" in getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.skip(reason="the device under test has no host and node"))
+
+
+@pytest.fixture(scope="session")
+def device():
+    return DEVICE
+
+
+@pytest.fixture
+def stats():
+    """Reads genie.stats(); skips where there is none."""
+    if not REMOTE:
+        pytest.skip("no counters on cpu")
+    return genie.stats
+
+
+def genie_processes():
+    """{pid: name} of every host and node on this machine."""
+    found = {}
+    for process in psutil.process_iter(["name", "status"]):
+        if process.info["name"] in PROCESS_NAMES and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found[process.pid] = process.info["name"]
+    return found
+
+
+def wait_until(condition, seconds, what):
+    """Polls `condition` until it holds; fails with `what` when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"after {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+PRELUDE = """
+import json, os, signal, sys, threading, time
+import torch
+import genie
+torch.set_num_threads(1)
+DEVICE = "remote_accelerator"
+def say(**fields):
+    print("GENIE-TEST " + json.dumps(fields), flush=True)
+def children():
+    "{name: pid} of the host and the node behind this process."
+    import psutil
+    return {p.name(): p.pid for p in psutil.Process().children(recursive=True) if p.name().startswith("genie-")}
+"""
+
+
+class Program:
+    """A Python program in a process of its own that talks to the test by `say(...)` lines."""
+
+    def __init__(self, source, env=None, args=()):
+        environment = {**os.environ, **{k: str(v) for k, v in (env or {}).items()}}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + textwrap.dedent(source), *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def heard(self):
+        """The fields of the next say(...)."""
+        for line in self.process.stdout:
+            if line.startswith("GENIE-TEST "):
+                return json.loads(line[len("GENIE-TEST ") :])
+        raise AssertionError(f"the program ended early:\n{self.process.stderr.read()}")
+
+    def tell(self, line=""):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def finish(self, seconds=120):
+        """Waits for the end; (last said fields, stderr). Fails when the exit status is not 0."""
+        try:
+            out, err = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, err = self.process.communicate()
+            pytest.fail(f"the program hangs after {seconds} s:\n{out}\n{err}")
+        assert self.process.returncode == 0, f"exit {self.process.returncode}:\n{out}\n{err}"
+        said = [line for line in out.splitlines() if line.startswith("GENIE-TEST ")]
+        return (json.loads(said[-1][len("GENIE-TEST ") :]) if said else {}), err
+
+    def end(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def program():
+    """Starts programs; afterwards each of them, its host and its node must be gone."""
+    before = set(genie_processes())
+    started = []
+
+    def start(source, env=None, args=()):
+        started.append(Program(source, env, args))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()
+    wait_until(
+        lambda: not set(genie_processes()) - before,
+        GONE_SECONDS_MAX,
+        f"processes left behind: {genie_processes()}",
+    )
