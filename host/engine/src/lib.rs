@@ -1,1 +1,29 @@
-//! (being written)
+//! What the host decides, without doing it: the state machine of one client's session.
+//!
+//! [`Session`] is fed with frames from the client, frames from the node and the news that a link
+//! closed; it answers with [`Action`]s. It validates every record before a node sees it, follows
+//! the program's segments, keeps the counts, and answers for a node that is lost.
+//!
+//! This crate never does I/O, never reads a clock, the environment or randomness. What sessions
+//! share ([`weights::SharedWeights`]) is named; a session holds no other session's state.
+//!
+//! Start reading at [`session`].
+
+pub mod action;
+pub mod counters;
+mod error;
+pub mod plan;
+mod regions;
+pub mod segmenter;
+pub mod session;
+mod storages;
+mod tape;
+mod tokens;
+pub mod weights;
+
+pub use action::Action;
+pub use counters::Counters;
+pub use error::SessionError;
+pub use plan::Plan;
+pub use session::{Limits, Session, SessionConfig};
+pub use weights::SharedWeights;

@@ -1,0 +1,697 @@
+//! One client's session: frames and news in, actions out.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use genie_wire::control::{
+    Counter, Have, HaveAnswer, Hello, Refusal, Region, Released, Status, StatusRequest,
+    WeightStored, Welcome,
+};
+use genie_wire::frame::{FrameKind, HEADER_BYTES};
+use genie_wire::record::{StorageId, WeightHash};
+use genie_wire::varint::Reader;
+use genie_wire::{ErrorCode, PROTOCOL_VERSION, Reply, TapeDecoder, TapeWriter, WireError};
+use prost::Message;
+
+use crate::regions::Regions;
+use crate::segmenter::Segmenter;
+use crate::storages::Storages;
+use crate::tape::{DefinitionBytes, HeldWeights, TapeState};
+use crate::tokens::{Awaited, HOST_TOKENS, Tokens};
+use crate::{Action, Counters, SessionError, SharedWeights, plan};
+
+/// Questions about weights that may wait for the node to confirm a store.
+const HAVES_WAITING_MAX: usize = 4096;
+/// Status requests that may wait for the node's part.
+const STATUS_WAITING_MAX: usize = 64;
+
+/// Bounds that a host chooses for each session.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Live storages; the wire's own limit is higher than what a host wants to remember.
+    pub storages_max: u64,
+    /// Bytes of templates and symbols together.
+    pub definition_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            storages_max: 1 << 22,
+            definition_bytes_max: 256 << 20,
+        }
+    }
+}
+
+/// Counters of the host process, asked for when a status is.
+pub trait HostCounters: Send + Sync {
+    fn entries(&self) -> Vec<(String, u64)>;
+}
+
+/// What a session is told at its start.
+pub struct SessionConfig {
+    /// The session's number in this host.
+    pub id: u64,
+    /// Whose weights it may share: from the peer's credentials, never from the client's words.
+    pub identity: String,
+    /// The host's name and version, for messages to people.
+    pub software: String,
+    /// The host's process id.
+    pub pid: u32,
+    pub limits: Limits,
+    pub host: Arc<dyn HostCounters>,
+}
+
+/// The state machine. After [`Action::End`] it ignores everything.
+///
+/// Invariant: a frame that breaks the protocol never reaches the node, not even in part.
+/// Invariant: each token of the client gets exactly one reply while the session lives.
+pub struct Session {
+    config: SessionConfig,
+    tape: TapeState,
+    phase: Phase,
+    counters: Counters,
+    /// `Have` questions about a weight that this session is storing, by hash.
+    haves_waiting: HashMap<WeightHash, Vec<u64>>,
+    haves: usize,
+    status_waiting: Vec<u64>,
+    /// Weights being forgotten, by the token of the fence behind.
+    forgetting: HashMap<u64, Vec<WeightHash>>,
+    next_host_token: u64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Phase {
+    AwaitingHello,
+    AwaitingWelcome,
+    Running,
+    /// The node is gone; reads are answered with this error.
+    NodeLost {
+        code: ErrorCode,
+        message: String,
+    },
+    Ended,
+}
+
+impl Session {
+    /// `weights` is the index of the node process that the session will use.
+    pub fn new(config: SessionConfig, weights: SharedWeights) -> Self {
+        let weights = HeldWeights {
+            shared: weights,
+            identity: config.identity.clone(),
+            held: HashSet::new(),
+            storing: HashMap::new(),
+        };
+        let limits = config.limits;
+        Session {
+            tape: TapeState {
+                decoder: TapeDecoder::new(),
+                storages: Storages::new(limits.storages_max),
+                regions: Regions::default(),
+                tokens: Tokens::default(),
+                segmenter: Segmenter::new(),
+                weights,
+                definitions: DefinitionBytes {
+                    used: 0,
+                    max: limits.definition_bytes_max,
+                },
+            },
+            config,
+            phase: Phase::AwaitingHello,
+            counters: Counters::default(),
+            haves_waiting: HashMap::new(),
+            haves: 0,
+            status_waiting: Vec::new(),
+            forgetting: HashMap::new(),
+            next_host_token: HOST_TOKENS,
+        }
+    }
+
+    /// Replaces the weight index: the session turned out to use another node process. Only
+    /// before the welcome, when nothing is held yet.
+    pub fn use_weights(&mut self, weights: SharedWeights) {
+        debug_assert!(
+            self.tape.weights.held.is_empty(),
+            "nothing is held before the welcome"
+        );
+        self.tape.weights.shared = weights;
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Live storages and their bytes.
+    pub fn live(&self) -> (u64, u64) {
+        (self.tape.storages.count(), self.tape.storages.bytes())
+    }
+
+    /// Replies the client waits for.
+    pub fn waiting(&self) -> usize {
+        self.tape.tokens.len()
+    }
+
+    pub fn segmenter(&self) -> &Segmenter {
+        &self.tape.segmenter
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.phase == Phase::Ended
+    }
+
+    /// Work that can wait until the actions are done: graphs of new segments.
+    pub fn settle(&mut self) {
+        self.tape.settle();
+    }
+
+    /// A frame from the client arrived whole.
+    pub fn client_frame(&mut self, kind: FrameKind, body: &[u8], actions: &mut Vec<Action>) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.counters.frames_from_client += 1;
+        self.counters.bytes_from_client += frame_bytes(body);
+        if let Err(error) = self.accept(kind, body, actions) {
+            self.refuse(error.code(), &error.to_string(), actions);
+        }
+    }
+
+    fn accept(
+        &mut self,
+        kind: FrameKind,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), SessionError> {
+        match (kind, &self.phase) {
+            (FrameKind::Tape, Phase::Running) => {
+                self.tape.read(body, &mut self.counters)?;
+                self.forward_to_node(body, actions);
+                Ok(())
+            }
+            (FrameKind::Tape, Phase::NodeLost { .. }) => {
+                self.tape.read(body, &mut self.counters)?;
+                self.answer_for_node(actions);
+                Ok(())
+            }
+            (FrameKind::Hello, Phase::AwaitingHello) => self.hello(body, actions),
+            (FrameKind::Region, Phase::Running | Phase::NodeLost { .. }) => {
+                let region = Region::decode(body).map_err(WireError::from)?;
+                self.tape.regions.register(region.id, region.bytes)?;
+                if self.phase == Phase::Running {
+                    self.forward_to_node(body, actions);
+                }
+                Ok(())
+            }
+            (FrameKind::Have, Phase::Running | Phase::NodeLost { .. }) => self.have(body, actions),
+            (FrameKind::StatusRequest, _) => self.status_request(body, actions),
+            (kind, phase) => Err(SessionError::UnexpectedFrame {
+                kind: kind_name(kind),
+                state: match phase {
+                    Phase::AwaitingHello => "before the hello",
+                    Phase::AwaitingWelcome => "before the welcome",
+                    _ => "in a running session",
+                },
+            }),
+        }
+    }
+
+    fn hello(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
+        let hello = Hello::decode(body).map_err(WireError::from)?;
+        if hello.protocol != PROTOCOL_VERSION {
+            let (client, host) = (hello.protocol, PROTOCOL_VERSION);
+            return Err(SessionError::Protocol { client, host });
+        }
+        self.phase = Phase::AwaitingWelcome;
+        let software = format!("{} for {}", self.config.software, hello.software);
+        let identity = self.config.identity.clone();
+        actions.push(Action::ConnectNode(Hello {
+            protocol: PROTOCOL_VERSION,
+            software,
+            identity,
+            ..hello
+        }));
+        Ok(())
+    }
+
+    fn have(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
+        let have = Have::decode(body).map_err(WireError::from)?;
+        let hash = weight_hash(&have.hash)?;
+        let weights = &mut self.tape.weights;
+        if self.phase == Phase::Running && weights.storing.contains_key(&hash) {
+            if self.haves >= HAVES_WAITING_MAX {
+                let (value, max) = (self.haves as u64 + 1, HAVES_WAITING_MAX as u64);
+                return Err(SessionError::Limit {
+                    what: "waiting questions",
+                    value,
+                    max,
+                });
+            }
+            self.haves += 1;
+            self.haves_waiting.entry(hash).or_default().push(have.token);
+            return Ok(());
+        }
+        self.answer_have(have.token, &hash, actions);
+        Ok(())
+    }
+
+    fn answer_have(&mut self, token: u64, hash: &WeightHash, actions: &mut Vec<Action>) {
+        let weights = &mut self.tape.weights;
+        let held = weights.held.contains(hash);
+        let bytes = match self.phase {
+            Phase::Running => weights.shared.hold_stored(&weights.identity, hash, held),
+            _ => None,
+        };
+        match bytes {
+            Some(bytes) => {
+                weights.held.insert(*hash);
+                self.counters.weight_hits += 1;
+                self.counters.weight_bytes_saved += bytes;
+            }
+            None => self.counters.weight_misses += 1,
+        }
+        let answer = HaveAnswer {
+            token,
+            present: bytes.is_some(),
+        };
+        self.send_client(FrameKind::HaveAnswer, answer.encode_to_vec(), actions);
+    }
+
+    fn status_request(
+        &mut self,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), SessionError> {
+        let request = StatusRequest::decode(body).map_err(WireError::from)?;
+        if self.phase != Phase::Running {
+            let status = Status {
+                token: request.token,
+                counters: vec![],
+            };
+            self.send_status(status, actions);
+            return Ok(());
+        }
+        if self.status_waiting.len() >= STATUS_WAITING_MAX {
+            let (value, max) = (STATUS_WAITING_MAX as u64 + 1, STATUS_WAITING_MAX as u64);
+            return Err(SessionError::Limit {
+                what: "waiting status requests",
+                value,
+                max,
+            });
+        }
+        self.status_waiting.push(request.token);
+        self.forward_to_node(body, actions);
+        Ok(())
+    }
+
+    /// Adds the host's counters to the node's.
+    fn send_status(&mut self, mut status: Status, actions: &mut Vec<Action>) {
+        let mut add = |name: String, value| status.counters.push(Counter { name, value });
+        for (name, value) in self.config.host.entries() {
+            add(format!("host.{name}"), value);
+        }
+        for (name, value) in self.counters.entries() {
+            add(format!("host.session.{name}"), value);
+        }
+        let (live_storages, live_bytes) = self.live();
+        add("host.session.live_storages".to_owned(), live_storages);
+        add("host.session.live_bytes".to_owned(), live_bytes);
+        add(
+            "host.session.topologies".to_owned(),
+            self.tape.segmenter.topologies() as u64,
+        );
+        add(
+            "host.session.weights_held".to_owned(),
+            self.tape.weights.held.len() as u64,
+        );
+        add(
+            "host.session.waiting".to_owned(),
+            self.tape.tokens.len() as u64,
+        );
+        add(format!("host.session.plan.{}", plan::ONE_NODE), 1);
+        self.send_client(FrameKind::Status, status.encode_to_vec(), actions);
+    }
+
+    /// A frame from the node arrived whole.
+    pub fn node_frame(&mut self, kind: FrameKind, body: &[u8], actions: &mut Vec<Action>) {
+        if matches!(self.phase, Phase::Ended | Phase::NodeLost { .. }) {
+            return;
+        }
+        self.counters.bytes_from_node += frame_bytes(body);
+        if let Err(error) = self.accept_from_node(kind, body, actions) {
+            let message = format!("the node broke the protocol ({error}); its session is closed");
+            self.lose_node(ErrorCode::NodeLost, message, actions);
+        }
+    }
+
+    fn accept_from_node(
+        &mut self,
+        kind: FrameKind,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), SessionError> {
+        match (kind, &self.phase) {
+            (FrameKind::Reply, Phase::Running) => self.reply(body, actions),
+            (FrameKind::Released, Phase::Running) => {
+                let released = Released::decode(body).map_err(WireError::from)?;
+                self.tape.regions.released(released.region, released.bytes);
+                self.forward_to_client(body, actions);
+                Ok(())
+            }
+            (FrameKind::WeightStored, Phase::Running) => self.weight_stored(body, actions),
+            (FrameKind::Status, Phase::Running) => {
+                let status = Status::decode(body).map_err(WireError::from)?;
+                let waiting = self
+                    .status_waiting
+                    .iter()
+                    .position(|token| *token == status.token);
+                let Some(index) = waiting else {
+                    let value = status.token;
+                    return Err(WireError::NoSuch {
+                        what: "status token",
+                        value,
+                    }
+                    .into());
+                };
+                self.status_waiting.swap_remove(index);
+                self.send_status(status, actions);
+                Ok(())
+            }
+            (FrameKind::Welcome, Phase::AwaitingWelcome) => {
+                let welcome = Welcome::decode(body).map_err(WireError::from)?;
+                self.welcome(welcome, actions);
+                Ok(())
+            }
+            (FrameKind::Refusal, _) => {
+                let refusal = Refusal::decode(body).map_err(WireError::from)?;
+                let code = u8::try_from(refusal.code).ok().and_then(ErrorCode::from_u8);
+                let message = format!("the node refused the session: {}", refusal.message);
+                self.lose_node(code.unwrap_or(ErrorCode::NodeLost), message, actions);
+                Ok(())
+            }
+            (kind, _) => Err(SessionError::UnexpectedFrame {
+                kind: kind_name(kind),
+                state: "from a node in this state",
+            }),
+        }
+    }
+
+    fn welcome(&mut self, welcome: Welcome, actions: &mut Vec<Action>) {
+        if welcome.protocol != PROTOCOL_VERSION {
+            let message = format!(
+                "the node speaks protocol {}, this host speaks {PROTOCOL_VERSION}; install the \
+                 same version of genie-host and genie-node",
+                welcome.protocol
+            );
+            return self.refuse(ErrorCode::Protocol, &message, actions);
+        }
+        self.phase = Phase::Running;
+        let answer = Welcome {
+            software: format!("{} over {}", self.config.software, welcome.software),
+            session: self.config.id,
+            node_pid: welcome.pid,
+            pid: self.config.pid,
+            ..welcome
+        };
+        self.send_client(FrameKind::Welcome, answer.encode_to_vec(), actions);
+    }
+
+    fn reply(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
+        let token = Reader::new(body).varint("token")?;
+        if let Some(hashes) = self.forgetting.remove(&token) {
+            self.counters.weights_forgotten += hashes.len() as u64;
+            let weights = &self.tape.weights;
+            weights.shared.forgotten(&weights.identity, &hashes);
+            return Ok(());
+        }
+        match self.tape.tokens.take(token) {
+            None => {
+                return Err(WireError::NoSuch {
+                    what: "token",
+                    value: token,
+                }
+                .into());
+            }
+            Some(Awaited::Plain) => {}
+            Some(Awaited::Run { first_new, reserve }) => {
+                if let Err(error) = self.run_made(body, first_new, reserve) {
+                    // The client still waits for it.
+                    let _ = self.tape.tokens.add(token, Awaited::Plain);
+                    return Err(error);
+                }
+            }
+        }
+        self.counters.round_trips += 1;
+        self.forward_to_client(body, actions);
+        Ok(())
+    }
+
+    /// The storages that a synchronous operator made are alive from now on.
+    fn run_made(
+        &mut self,
+        body: &[u8],
+        first_new: StorageId,
+        reserve: u64,
+    ) -> Result<(), SessionError> {
+        let (_, Reply::Outputs { storage_bytes, .. }) = Reply::decode(body)? else {
+            return Ok(());
+        };
+        if storage_bytes.len() as u64 > reserve {
+            let value = storage_bytes.len() as u64;
+            return Err(SessionError::Limit {
+                what: "storages made",
+                value,
+                max: reserve,
+            });
+        }
+        let origin = genie_srg::Origin::Op(self.tape.segmenter.hasher.stage());
+        for (index, bytes) in storage_bytes.into_iter().enumerate() {
+            self.tape
+                .storages
+                .make(StorageId(first_new.0 + index as u64), bytes, origin)?;
+        }
+        Ok(())
+    }
+
+    fn weight_stored(
+        &mut self,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), SessionError> {
+        let stored = WeightStored::decode(body).map_err(WireError::from)?;
+        let hash = weight_hash(&stored.hash)?;
+        let weights = &mut self.tape.weights;
+        let Some(storing) = weights.storing.get_mut(&hash) else {
+            return Err(WireError::NoSuch {
+                what: "weight being stored",
+                value: 0,
+            }
+            .into());
+        };
+        *storing -= 1;
+        if *storing == 0 {
+            weights.storing.remove(&hash);
+        }
+        let held = weights.held.contains(&hash);
+        if stored.refused.is_empty() {
+            self.counters.weights_stored += 1;
+            let evicted = weights
+                .shared
+                .stored(&weights.identity, &hash, stored.bytes, held);
+            self.forget(evicted, actions);
+        } else {
+            self.counters.weights_refused += 1;
+            // The hold stays if the weight is stored after all, by somebody else or earlier.
+            let known = weights
+                .shared
+                .hold_stored(&weights.identity, &hash, held)
+                .is_some();
+            if held && !known {
+                weights.held.remove(&hash);
+                weights
+                    .shared
+                    .release(&weights.identity, [hash].into_iter());
+            } else if known {
+                weights.held.insert(hash);
+            }
+        }
+        if !self.tape.weights.storing.contains_key(&hash) {
+            self.answer_waiting_haves(&hash, actions);
+        }
+        Ok(())
+    }
+
+    fn answer_waiting_haves(&mut self, hash: &WeightHash, actions: &mut Vec<Action>) {
+        for token in self.haves_waiting.remove(hash).unwrap_or_default() {
+            self.haves -= 1;
+            self.answer_have(token, hash, actions);
+        }
+    }
+
+    /// Makes the node forget weights, and tells the index once it did.
+    fn forget(&mut self, hashes: Vec<WeightHash>, actions: &mut Vec<Action>) {
+        if hashes.is_empty() {
+            return;
+        }
+        let mut tape = TapeWriter::new();
+        hashes.iter().for_each(|hash| tape.forget_weight(hash));
+        tape.fence(self.next_host_token);
+        self.forgetting.insert(self.next_host_token, hashes);
+        self.next_host_token += 1;
+        self.counters.bytes_to_node += frame_bytes(tape.bytes());
+        actions.push(Action::ToNode(FrameKind::Tape, tape.bytes().to_vec()));
+    }
+
+    /// The link to the node closed, or could not be made; `why` says what happened.
+    pub fn node_closed(&mut self, why: &str, actions: &mut Vec<Action>) {
+        let message = format!(
+            "the node is gone ({why}); the tensors of this session that lived there are lost. \
+             Start a new session, for example by genie.shutdown() and genie.init()"
+        );
+        self.lose_node(ErrorCode::NodeLost, message, actions);
+    }
+
+    /// The session cannot be given a node; `message` says why and what to do.
+    pub fn no_node(&mut self, message: &str, actions: &mut Vec<Action>) {
+        self.refuse(ErrorCode::NodeLost, message, actions);
+    }
+
+    fn lose_node(&mut self, code: ErrorCode, message: String, actions: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Ended | Phase::NodeLost { .. } => return,
+            Phase::AwaitingHello | Phase::AwaitingWelcome => {
+                return self.refuse(code, &message, actions);
+            }
+            Phase::Running => {}
+        }
+        self.phase = Phase::NodeLost { code, message };
+        self.tape.weights.storing.clear();
+        let hashes: Vec<WeightHash> = self.haves_waiting.keys().copied().collect();
+        for hash in hashes {
+            self.answer_waiting_haves(&hash, actions);
+        }
+        for token in std::mem::take(&mut self.status_waiting) {
+            self.send_status(
+                Status {
+                    token,
+                    counters: vec![],
+                },
+                actions,
+            );
+        }
+        self.answer_for_node(actions);
+    }
+
+    /// Fails every token that waits and gives upload memory back.
+    fn answer_for_node(&mut self, actions: &mut Vec<Action>) {
+        for released in self.tape.regions.release_all() {
+            self.send_client(FrameKind::Released, released.encode_to_vec(), actions);
+        }
+        let Phase::NodeLost { code, message } = &self.phase else {
+            return;
+        };
+        let (code, message) = (*code, message.clone());
+        for token in self.tape.tokens.take_all() {
+            let mut body = Vec::with_capacity(message.len() + 16);
+            Reply::Error {
+                code,
+                message: &message,
+            }
+            .encode(token, &mut body);
+            self.counters.round_trips += 1;
+            self.send_client(FrameKind::Reply, body, actions);
+        }
+    }
+
+    /// The client is gone: the session ends, and with the node's link its storages.
+    pub fn client_closed(&mut self, actions: &mut Vec<Action>) {
+        self.end(actions);
+    }
+
+    /// Tells the client why the session ends, and ends it.
+    pub fn refuse(&mut self, code: ErrorCode, message: &str, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        let refusal = Refusal {
+            code: code as u32,
+            message: message.to_owned(),
+        };
+        self.send_client(FrameKind::Refusal, refusal.encode_to_vec(), actions);
+        self.end(actions);
+    }
+
+    fn end(&mut self, actions: &mut Vec<Action>) {
+        if self.phase != Phase::Ended {
+            self.phase = Phase::Ended;
+            self.release_weights();
+            actions.push(Action::End);
+        }
+    }
+
+    fn release_weights(&mut self) {
+        let weights = &mut self.tape.weights;
+        let unconfirmed: Vec<WeightHash> = self
+            .forgetting
+            .drain()
+            .flat_map(|(_, hashes)| hashes)
+            .collect();
+        if !unconfirmed.is_empty() {
+            weights.shared.orphan(&weights.identity, unconfirmed);
+        }
+        weights
+            .shared
+            .release(&weights.identity, weights.held.drain());
+    }
+
+    fn forward_to_node(&mut self, body: &[u8], actions: &mut Vec<Action>) {
+        self.counters.bytes_to_node += frame_bytes(body);
+        actions.push(Action::ForwardToNode);
+    }
+
+    fn forward_to_client(&mut self, body: &[u8], actions: &mut Vec<Action>) {
+        self.counters.bytes_to_client += frame_bytes(body);
+        actions.push(Action::ForwardToClient);
+    }
+
+    fn send_client(&mut self, kind: FrameKind, body: Vec<u8>, actions: &mut Vec<Action>) {
+        self.counters.bytes_to_client += frame_bytes(&body);
+        actions.push(Action::ToClient(kind, body));
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.release_weights();
+    }
+}
+
+fn frame_bytes(body: &[u8]) -> u64 {
+    (HEADER_BYTES + body.len()) as u64
+}
+
+fn weight_hash(bytes: &[u8]) -> Result<WeightHash, SessionError> {
+    bytes.try_into().map_err(|_| {
+        WireError::Malformed {
+            what: "weight hash",
+            why: "it does not have 32 bytes",
+        }
+        .into()
+    })
+}
+
+fn kind_name(kind: FrameKind) -> &'static str {
+    match kind {
+        FrameKind::Hello => "Hello",
+        FrameKind::Tape => "Tape",
+        FrameKind::Region => "Region",
+        FrameKind::Have => "Have",
+        FrameKind::StatusRequest => "StatusRequest",
+        FrameKind::Welcome => "Welcome",
+        FrameKind::Reply => "Reply",
+        FrameKind::Released => "Released",
+        FrameKind::HaveAnswer => "HaveAnswer",
+        FrameKind::WeightStored => "WeightStored",
+        FrameKind::Status => "Status",
+        FrameKind::Refusal => "Refusal",
+    }
+}

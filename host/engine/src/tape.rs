@@ -1,0 +1,280 @@
+//! Reading a client's tape: every record is checked before the node sees it.
+//!
+//! What is checked here: ids are alive, regions are the session's own and ranges lie inside,
+//! tokens are free, weights are held, counts and bytes stay within limits. What an operator does
+//! with its arguments is the node's to check.
+
+use std::collections::{HashMap, HashSet};
+
+use genie_srg::Origin;
+use genie_wire::limits::SYMBOLS_MAX;
+use genie_wire::record::{MarkKind, StorageId, WeightHash};
+use genie_wire::{Record, TapeDecoder};
+
+use crate::regions::Regions;
+use crate::segmenter::Segmenter;
+use crate::storages::Storages;
+use crate::tokens::{Awaited, Tokens};
+use crate::{Counters, SessionError, SharedWeights};
+
+/// Weights one session may hold.
+const WEIGHTS_HELD_MAX: u64 = 1 << 17;
+
+/// Bytes that definitions of a session may take, and what they took so far.
+#[derive(Debug)]
+pub(crate) struct DefinitionBytes {
+    pub(crate) used: u64,
+    pub(crate) max: u64,
+}
+
+impl DefinitionBytes {
+    fn add(&mut self, bytes: usize) -> Result<(), SessionError> {
+        self.used += bytes as u64;
+        if self.used > self.max {
+            let (value, max) = (self.used, self.max);
+            return Err(SessionError::Limit {
+                what: "bytes of templates and symbols",
+                value,
+                max,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The weights that this session may bind.
+#[derive(Debug)]
+pub(crate) struct HeldWeights {
+    pub(crate) shared: SharedWeights,
+    pub(crate) identity: String,
+    pub(crate) held: HashSet<WeightHash>,
+    /// `StoreWeight` records without an answer yet.
+    pub(crate) storing: HashMap<WeightHash, u32>,
+}
+
+impl HeldWeights {
+    fn storing(&mut self, hash: &WeightHash) -> Result<(), SessionError> {
+        let value = self.held.len() as u64 + self.storing.len() as u64 + 1;
+        if value > WEIGHTS_HELD_MAX {
+            return Err(SessionError::Limit {
+                what: "weights held",
+                value,
+                max: WEIGHTS_HELD_MAX,
+            });
+        }
+        if !self.held.contains(hash) && self.shared.hold_pending(&self.identity, hash) {
+            self.held.insert(*hash);
+        }
+        *self.storing.entry(*hash).or_default() += 1;
+        Ok(())
+    }
+
+    fn check_bind(&self, hash: &WeightHash) -> Result<(), SessionError> {
+        if self.held.contains(hash) {
+            Ok(())
+        } else {
+            Err(SessionError::WeightNotHeld)
+        }
+    }
+}
+
+/// Everything a session knows from its tape.
+#[derive(Debug)]
+pub(crate) struct TapeState {
+    pub(crate) decoder: TapeDecoder,
+    pub(crate) storages: Storages,
+    pub(crate) regions: Regions,
+    pub(crate) tokens: Tokens,
+    pub(crate) segmenter: Segmenter,
+    pub(crate) weights: HeldWeights,
+    pub(crate) definitions: DefinitionBytes,
+}
+
+impl TapeState {
+    /// Reads a frame of whole records.
+    pub(crate) fn read(
+        &mut self,
+        bytes: &[u8],
+        counters: &mut Counters,
+    ) -> Result<(), SessionError> {
+        let mut position = 0;
+        let TapeState { decoder, .. } = self;
+        // The decoder lends its scratch space to the record, so it is taken apart from the rest.
+        let mut rest = Rest {
+            storages: &mut self.storages,
+            regions: &mut self.regions,
+            tokens: &mut self.tokens,
+            segmenter: &mut self.segmenter,
+            weights: &mut self.weights,
+            definitions: &mut self.definitions,
+            counters,
+        };
+        while let Some(record) = decoder.next(bytes, &mut position)? {
+            rest.counters.records += 1;
+            rest.record(record)?;
+        }
+        Ok(())
+    }
+
+    /// Builds the graphs of new segments.
+    pub(crate) fn settle(&mut self) {
+        let TapeState {
+            decoder,
+            storages,
+            segmenter,
+            ..
+        } = self;
+        segmenter.settle(
+            |id| decoder.template(id).cloned(),
+            |id| {
+                storages
+                    .get(id)
+                    .map_or(Origin::Unknown, |storage| storage.origin)
+            },
+        );
+    }
+}
+
+struct Rest<'a> {
+    storages: &'a mut Storages,
+    regions: &'a mut Regions,
+    tokens: &'a mut Tokens,
+    segmenter: &'a mut Segmenter,
+    weights: &'a mut HeldWeights,
+    definitions: &'a mut DefinitionBytes,
+    counters: &'a mut Counters,
+}
+
+impl Rest<'_> {
+    fn record(&mut self, record: Record) -> Result<(), SessionError> {
+        match record {
+            Record::Op {
+                id,
+                template,
+                inputs,
+                first_new,
+                ..
+            } => {
+                self.counters.ops += 1;
+                inputs
+                    .iter()
+                    .try_for_each(|input| self.storages.check(*input))?;
+                let origin = Origin::Op(self.segmenter.hasher.stage());
+                for (index, bytes) in template.new_storages.iter().enumerate() {
+                    self.storages
+                        .make(StorageId(first_new.0 + index as u64), *bytes, origin)?;
+                }
+                let new = template.new_storages.len();
+                self.segmenter.hasher.op(id, inputs, first_new, new);
+            }
+            Record::Free { id } => return self.storages.free(id),
+            Record::Define {
+                template, bytes, ..
+            } => {
+                self.counters.templates += 1;
+                self.counters.template_bytes += bytes.len() as u64;
+                self.definitions.add(bytes.len())?;
+                self.segmenter.hasher.define(template);
+                return Ok(());
+            }
+            Record::Run {
+                token,
+                template,
+                inputs,
+                first_new,
+                reserve,
+                ..
+            } => {
+                self.counters.ops += 1;
+                self.counters.synchronous_ops += 1;
+                inputs
+                    .iter()
+                    .try_for_each(|input| self.storages.check(*input))?;
+                self.tokens
+                    .add(token, Awaited::Run { first_new, reserve })?;
+                self.segmenter.hasher.run(template, inputs);
+                self.segmenter.end_segment(self.counters);
+            }
+            Record::Alloc { id, bytes } => {
+                self.storages.make(id, bytes, Origin::Unknown)?;
+                self.segmenter.hasher.alloc(id, bytes);
+            }
+            Record::Resize { id, bytes } => {
+                self.storages.resize(id, bytes)?;
+                self.segmenter.hasher.resize(id, bytes);
+            }
+            Record::Upload {
+                id, len, source, ..
+            } => {
+                self.regions.check(source, len)?;
+                self.regions.uploaded(source.region, len);
+                self.upload(id, len)?;
+            }
+            Record::UploadInline { id, bytes, .. } => self.upload(id, bytes.len() as u64)?,
+            Record::BindWeight { id, hash } => {
+                self.storages.set_origin(id, Origin::Weight)?;
+                self.weights.check_bind(&hash)?;
+                self.segmenter.hasher.bind_weight(id);
+            }
+            Record::StoreWeight { id, hash } => {
+                self.storages.set_origin(id, Origin::Weight)?;
+                self.weights.storing(&hash)?;
+                self.segmenter.hasher.store_weight(id);
+            }
+            Record::ForgetWeight { .. } => return Err(SessionError::ForgetRefused),
+            Record::Read {
+                token,
+                id,
+                len,
+                dest,
+                ..
+            } => {
+                self.storages.check(id)?;
+                if let Some(dest) = dest {
+                    self.regions.check(dest, len)?;
+                }
+                self.counters.reads += 1;
+                self.counters.read_bytes += len;
+                self.tokens.add(token, Awaited::Plain)?;
+                self.segmenter.hasher.read(id, len);
+                self.segmenter.end_segment(self.counters);
+            }
+            Record::Fence { token } => {
+                self.tokens.add(token, Awaited::Plain)?;
+                self.segmenter.end_segment(self.counters);
+            }
+            Record::Seed { .. } | Record::SetGeneratorState { .. } => {
+                self.segmenter.hasher.generator();
+            }
+            Record::GetGeneratorState { token } => {
+                self.tokens.add(token, Awaited::Plain)?;
+                self.segmenter.hasher.generator();
+                self.segmenter.end_segment(self.counters);
+            }
+            Record::Symbol { id, text } => {
+                debug_assert!((id as usize) < SYMBOLS_MAX, "the decoder checks the number");
+                self.definitions.add(text.len())?;
+                self.segmenter.hasher.symbol(text);
+                return Ok(());
+            }
+            Record::Mark { kind, symbol } => {
+                if kind == MarkKind::Stage {
+                    self.segmenter.stage_begins(self.counters);
+                }
+                self.segmenter.hasher.mark(kind, symbol);
+                return Ok(());
+            }
+            Record::Skip { .. } => return Ok(()),
+        }
+        self.segmenter.end_if_full(self.counters);
+        Ok(())
+    }
+
+    fn upload(&mut self, id: StorageId, len: u64) -> Result<(), SessionError> {
+        self.counters.uploads += 1;
+        self.counters.upload_bytes += len;
+        self.storages.set_origin(id, Origin::Upload)?;
+        self.segmenter.hasher.upload(id, len);
+        Ok(())
+    }
+}
