@@ -36,7 +36,7 @@ demo: build ## five programs on remote_accelerator, compared with eager PyTorch 
 lint: env
 	@.ci/step "formatting (cargo fmt --check)" "run \`cargo fmt\`" cargo fmt --check
 	@.ci/step "lints (cargo clippy)" "mend what clippy names" \
-	  env GENIE_PYTHON=$(PY) PYO3_PYTHON=$(PY) cargo clippy --release --all-targets --quiet -- -D warnings
+	  env GENIE_PYTHON=$(PY) PYO3_PYTHON=$(PY) cargo clippy --release --all-targets --all-features --quiet -- -D warnings
 
 test-rust: env
 	@.ci/rust-tests

@@ -1,0 +1,487 @@
+"""Things go wrong: the program gets a clear error in time, and no process stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from conftest import GONE_SECONDS_MAX, alive, wait_until
+
+pytestmark = pytest.mark.remote
+LOST_SECONDS_MAX = 5
+
+READY = """
+x = torch.ones(4, device=DEVICE)
+assert x.sum().item() == 4.0
+"""
+SAY_WHAT_A_READ_RAISES = """
+say(pids=children())
+sys.stdin.readline()
+start = time.monotonic()
+try:
+    (x + 1).sum().item()
+    say(error=None)
+except Exception as error:
+    say(error=type(error).__name__, text=str(error), lost=isinstance(error, genie.NodeLost),
+        seconds=time.monotonic() - start)
+"""
+
+
+@pytest.mark.parametrize("victim", ["genie-node", "genie-host"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_lost_process_is_an_error_at_the_read_and_a_new_start_works(victim, how, program):
+    running = program(
+        READY
+        + SAY_WHAT_A_READ_RAISES
+        + """
+genie.init()
+say(again=torch.ones(3, device=DEVICE).sum().item())
+"""
+    )
+    pids = running.heard()["pids"]
+    os.kill(pids[victim], how)
+    wait_until(lambda: not alive(pids[victim]), 5, f"{victim} does not end")
+    running.tell()
+    said = running.heard()
+    assert said["lost"], said
+    assert said["seconds"] < LOST_SECONDS_MAX
+    assert "genie.init" in said["text"], "the message tells what to do next"
+    assert running.finish()[0]["again"] == 3.0
+
+
+def test_node_killed_while_the_program_waits(program):
+    running = program(
+        """
+        x = torch.randn(2000, 2000, device=DEVICE)
+        x.sum().item()
+        say(pids=children())
+        start = None
+        try:
+            for _ in range(200):
+                x = x @ x
+                x = x / x.norm()
+            x.sum().item()
+            say(lost=False)
+        except genie.NodeLost:
+            say(lost=True)
+        """
+    )
+    node = running.heard()["pids"]["genie-node"]
+    time.sleep(0.5)  # into the computation: there is no event to wait for
+    os.kill(node, signal.SIGKILL)
+    start = time.monotonic()
+    assert running.heard()["lost"]
+    assert time.monotonic() - start < LOST_SECONDS_MAX
+    running.finish()
+
+
+def test_frozen_node_then_continued(program):
+    """A node that is stopped for a while is late, not lost."""
+    running = program(READY + SAY_WHAT_A_READ_RAISES)
+    node = running.heard()["pids"]["genie-node"]
+    os.kill(node, signal.SIGSTOP)
+    running.tell()
+    time.sleep(2)
+    os.kill(node, signal.SIGCONT)
+    assert running.heard()["error"] is None
+    running.finish()
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(300, marks=pytest.mark.slow)])
+def test_idle_connection_still_works(seconds, program):
+    running = program(READY + SAY_WHAT_A_READ_RAISES)
+    running.heard()
+    time.sleep(seconds)
+    running.tell()
+    assert running.heard()["error"] is None
+    running.finish()
+
+
+# Nothing is left behind
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["kill", "term", "ctrl-c"])
+def test_no_process_outlives_the_program(how, program):
+    running = program(
+        READY
+        + """
+say(pids=children())
+try:
+    while True:
+        x = (x * 1.5).clamp(0, 1)
+        x.sum().item()
+except KeyboardInterrupt:
+    sys.exit(0)
+"""
+    )
+    pids = running.heard()["pids"]
+    assert set(pids) == {"genie-host", "genie-node"}
+    sockets = sockets_of(pids.values())
+    os.kill(running.pid, how)
+    wait_until(lambda: not any(map(alive, pids.values())), GONE_SECONDS_MAX, f"left behind: {pids}")
+    wait_until(lambda: not any(map(os.path.exists, sockets)), GONE_SECONDS_MAX, f"socket files left: {sockets}")
+
+
+def sockets_of(pids):
+    """Paths of the Unix sockets that these processes listen on."""
+    return [c.laddr for pid in pids for c in psutil.Process(pid).net_connections("unix") if c.laddr.startswith("/")]
+
+
+def test_terminal_ctrl_c_reaches_only_the_program(program):
+    """Ctrl-C goes to the whole foreground group: the program must be able to handle it and go on."""
+    running = program(
+        READY
+        + """
+say(pids=children())
+try:
+    while True:
+        (x + 1).sum().item()
+except KeyboardInterrupt:
+    say(after=(x + 1).sum().item())
+"""
+    )
+    running.heard()
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.finish()[0]["after"] == 8.0
+
+
+def test_normal_end_leaves_nothing(program):
+    said, _ = program(READY + "say(pids=children())").finish()
+    wait_until(lambda: not any(map(alive, said["pids"].values())), GONE_SECONDS_MAX, "left behind")
+
+
+def test_ctrl_c_during_a_long_read(program):
+    running = program(
+        """
+        x = torch.randn(2500, 2500, device=DEVICE)
+        x.sum().item()
+        say(ready=True)
+        try:
+            for _ in range(60):
+                x = torch.linalg.svd(x).U
+            x.sum().item()
+        except KeyboardInterrupt:
+            say(interrupted=True)
+            sys.stdout.flush()
+            os._exit(0)
+        """
+    )
+    running.heard()
+    time.sleep(0.5)
+    start = time.monotonic()
+    os.kill(running.pid, signal.SIGINT)
+    assert running.heard()["interrupted"]
+    assert time.monotonic() - start < 5
+    running.finish()
+
+
+# Joining a running host
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A genie-host of its own that programs join by GENIE_HOST."""
+    path = tmp_path / "host.sock"
+    process = subprocess.Popen(["genie-host", "serve", "--socket", str(path)], start_new_session=True)
+    wait_until(path.exists, 30, "genie-host does not listen")
+    yield process, f"unix:{path}"
+    process.terminate()
+    try:
+        process.wait(GONE_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        pytest.fail("genie-host does not end at SIGTERM")
+    wait_until(lambda: not path.exists(), 1, "the socket file stays")
+
+
+def test_joins_a_running_host(host, program):
+    process, address = host
+    source = READY + "say(mine=children(), value=x.sum().item())"
+    for _ in range(2):
+        said, _ = program(source, env={"GENIE_HOST": address}).finish()
+        assert said == {"mine": {}, "value": 4.0}
+    assert process.poll() is None
+
+
+def test_socket_is_private(host):
+    _, address = host
+    assert os.stat(address.removeprefix("unix:")).st_mode & 0o077 == 0
+
+
+def test_session_is_freed_when_its_program_is_killed(host, program):
+    process, address = host
+    node = wait_for_node(process.pid)
+    running = program(
+        "x = torch.ones(64 << 20, device=DEVICE); x.sum().item(); say(ready=True); time.sleep(60)",
+        env={"GENIE_HOST": address},
+    )
+    running.heard()
+    held = node.memory_info().rss
+    running.process.kill()
+    wait_until(
+        lambda: node.memory_info().rss < held - (200 << 20), GONE_SECONDS_MAX, "the node keeps the dead session's memory"
+    )
+    said, _ = program(READY + "say(value=x.sum().item())", env={"GENIE_HOST": address}).finish()
+    assert said["value"] == 4.0
+
+
+def wait_for_node(host_pid):
+    children = psutil.Process(host_pid).children
+    wait_until(lambda: any(c.name() == "genie-node" for c in children()), 30, "the host starts no node")
+    return next(c for c in children() if c.name() == "genie-node")
+
+
+def test_sessions_are_isolated(host, program):
+    """Two programs on one host at once: an error or a death of one does not touch the other."""
+    _, address = host
+    first = program(READY + SAY_WHAT_A_READ_RAISES, env={"GENIE_HOST": address})
+    second = program(
+        READY
+        + """
+bad = torch.arange(3, device=DEVICE)[torch.tensor([99], device=DEVICE)]
+try:
+    bad.cpu()
+except Exception as error:
+    say(error=str(error))
+time.sleep(60)
+""",
+        env={"GENIE_HOST": address},
+    )
+    first.heard()
+    assert "index" in second.heard()["error"]
+    second.process.kill()
+    first.tell()
+    assert first.heard()["error"] is None
+    first.finish()
+
+
+def test_host_socket_that_is_not_there(program):
+    said, _ = program(
+        """
+        try:
+            torch.ones(2, device=DEVICE).sum().item()
+        except Exception as error:
+            say(text=str(error))
+        """,
+        env={"GENIE_HOST": "unix:/nonexistent/genie.sock"},
+    ).finish()
+    assert "/nonexistent/genie.sock" in said["text"]
+
+
+def test_host_address_that_makes_no_sense(program):
+    said, _ = program(
+        """
+        try:
+            torch.ones(2, device=DEVICE).sum().item()
+        except Exception as error:
+            say(text=str(error))
+        """,
+        env={"GENIE_HOST": "carrier-pigeon:7"},
+    ).finish()
+    assert "carrier-pigeon" in said["text"] and "unix:" in said["text"]
+
+
+def test_joined_host_gone(tmp_path, program):
+    path = tmp_path / "host.sock"
+    process = subprocess.Popen(["genie-host", "serve", "--socket", str(path)], start_new_session=True)
+    try:
+        wait_until(path.exists, 30, "genie-host does not listen")
+        running = program(READY + SAY_WHAT_A_READ_RAISES, env={"GENIE_HOST": f"unix:{path}"})
+        running.heard()
+    finally:
+        process.kill()
+        process.wait()
+    running.tell()
+    said = running.heard()
+    assert said["lost"] and said["seconds"] < LOST_SECONDS_MAX
+    running.finish()
+
+
+@pytest.mark.parametrize(
+    "bytes_sent",
+    [
+        b"\xff" * 64,
+        b"\xff\xff\xff\x7f\x01\0\0\0",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x04\0\0\0\x02\0\0\0abcd",
+        b"\x03\0\0\0\x01\0\0\0\xff\xff\xff",
+    ],
+    ids=["noise", "oversized", "http", "tape-before-hello", "broken-hello"],
+)
+def test_malformed_message_is_refused_and_serving_goes_on(bytes_sent, host, program):
+    import socket
+
+    _, address = host
+    path = address.removeprefix("unix:")
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        with socket.socket(socket.AF_UNIX, kind) as raw:
+            raw.settimeout(10)
+            try:
+                raw.connect(path)
+            except OSError:
+                continue  # not the kind of socket that the host listens on
+            raw.sendall(bytes_sent)
+            while True:  # a refusal or nothing, then the end
+                try:
+                    if not raw.recv(4096):
+                        break
+                except ConnectionError:
+                    break
+    said, _ = program(READY + "say(value=x.sum().item())", env={"GENIE_HOST": address}).finish()
+    assert said["value"] == 4.0
+
+
+# Installation
+
+
+@pytest.mark.parametrize("missing", ["genie-node", "genie-host"])
+def test_missing_binary_is_named(missing, program, tmp_path):
+    variable = {"genie-node": "GENIE_NODE_BIN", "genie-host": "GENIE_HOST_BIN"}[missing]
+    said, _ = program(
+        """
+        try:
+            torch.ones(2, device=DEVICE).sum().item()
+            say(text="")
+        except Exception as error:
+            say(text=str(error))
+        """,
+        env={variable: str(tmp_path / missing), "GENIE_MODE": "local_remote"},
+    ).finish()
+    assert missing in said["text"]
+
+
+# Bad input
+
+
+def test_wrong_shape_is_raised_at_the_call(device):
+    a, b = torch.ones(2, 3, device=device), torch.ones(4, 5, device=device)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        a @ b
+    with pytest.raises(RuntimeError, match="must match the size"):
+        a + b
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        a.view(7)
+    with pytest.raises(RuntimeError):
+        torch.nn.functional.conv2d(torch.ones(1, 3, 8, 8, device=device), torch.ones(4, 5, 3, 3, device=device))
+    assert (a + 1).sum().item() == 12.0
+
+
+def test_wrong_dtype_is_raised_at_the_call(device):
+    with pytest.raises(RuntimeError, match="dtype|type"):
+        torch.ones(2, 2, device=device) @ torch.ones(2, 2, dtype=torch.float64, device=device)
+
+
+def test_mixed_devices_are_refused(device):
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.ones(2, device=device) + torch.ones(2)
+
+
+def test_unknown_device_index(device):
+    with pytest.raises(RuntimeError, match="99"):
+        torch.ones(2, device="remote_accelerator:99")
+
+
+def test_op_that_fails_late_poisons_only_its_outputs(device):
+    x = torch.arange(6.0, device=device)
+    bad = x[torch.tensor([17], device=device)]
+    worse = bad * 2
+    good = x * 2
+    with pytest.raises((IndexError, RuntimeError), match="index"):
+        worse.cpu()
+    with pytest.raises((IndexError, RuntimeError), match="index"):
+        bad.cpu()
+    assert good.sum().item() == 30.0
+    assert x.sum().item() == 15.0
+
+
+def test_late_error_names_the_op_and_says_how_to_find_the_line(device):
+    bad = torch.nn.functional.embedding(torch.tensor([50], device=device), torch.ones(5, 2, device=device))
+    with pytest.raises((IndexError, RuntimeError)) as caught:
+        bad.cpu()
+    assert "embedding" in str(caught.value)
+    assert "GENIE_DEBUG" in str(caught.value)
+
+
+def test_late_error_carries_the_source_line_in_debug_mode(program):
+    said, _ = program(
+        """
+        bad = torch.ones(3, device=DEVICE)[torch.tensor([9], device=DEVICE)]  # HERE
+        try:
+            bad.cpu()
+        except Exception as error:
+            say(text=str(error))
+        """,
+        env={"GENIE_DEBUG": "1"},
+    ).finish()
+    assert "<string>" in said["text"] and "line" in said["text"]
+
+
+def test_out_of_memory_is_raised_at_the_read(device):
+    huge = torch.empty(900 << 30, dtype=torch.uint8, device=device)
+    with pytest.raises(torch.OutOfMemoryError):
+        huge.fill_(1)[0].item()
+    del huge
+    assert torch.ones(3, device=device).sum().item() == 3.0
+
+
+def test_fork_after_init(program):
+    said, _ = program(
+        READY
+        + """
+pid = os.fork()
+if pid == 0:
+    try:
+        (x + 1).sum().item()
+        os._exit(1)
+    except RuntimeError as error:
+        os._exit(0 if "fork" in str(error) else 2)
+_, status = os.waitpid(pid, 0)
+say(child=os.waitstatus_to_exitcode(status), parent=(x + 1).sum().item())
+"""
+    ).finish()
+    assert said == {"child": 0, "parent": 8.0}
+
+
+def test_forked_child_may_drop_tensors_and_exit(program):
+    said, _ = program(
+        READY
+        + """
+pid = os.fork()
+if pid == 0:
+    del x
+    sys.exit(0)
+_, status = os.waitpid(pid, 0)
+say(child=os.waitstatus_to_exitcode(status), parent=x.sum().item(), pids=len(children()))
+"""
+    ).finish()
+    assert said == {"child": 0, "parent": 4.0, "pids": 2}
+
+
+def test_exit_with_live_tensors_and_threads(program):
+    program(
+        """
+        model = torch.nn.Linear(100, 100).to(DEVICE)
+        kept = [model(torch.ones(2, 100, device=DEVICE)) for _ in range(20)]
+        threading.Thread(target=lambda: kept[0].sum().item()).start()
+        """
+    ).finish()
+
+
+def test_python_dies_in_the_middle_of_a_frame(program):
+    """kill -9 while large tensors travel."""
+    running = program(
+        """
+        say(pids=(torch.ones(1, device=DEVICE).item(), children())[1])
+        while True:
+            torch.ones(8 << 20).to(DEVICE)
+        """
+    )
+    pids = running.heard()["pids"]
+    time.sleep(0.3)
+    os.kill(running.pid, signal.SIGKILL)
+    wait_until(lambda: not any(map(alive, pids.values())), GONE_SECONDS_MAX, f"left behind: {pids}")
