@@ -1,0 +1,30 @@
+//! Every bound of the client, by name.
+
+use std::time::Duration;
+
+/// Bytes of records that wait for company before they are sent.
+pub const FLUSH_BYTES: usize = 2 << 10;
+/// Operators that wait for company before they are sent.
+pub const FLUSH_OPS: u32 = 32;
+/// Bytes queued for a host that does not keep up, beyond which capturing waits: at each flush
+/// until there is room, a signal comes in or one [`WAIT_SLICE`] has passed.
+pub const QUEUE_BYTES_MAX: usize = 256 << 10;
+/// How often a wait looks whether a signal came in (a signal to the waiting thread itself ends
+/// the slice at once).
+pub const WAIT_SLICE: Duration = Duration::from_millis(50);
+/// The largest upload that travels inside the tape.
+pub const INLINE_UPLOAD_BYTES_MAX: u64 = 4 << 10;
+/// The smallest upload that is looked up by content: smaller ones cost less than the question.
+pub const WEIGHT_BYTES_MIN: u64 = 64;
+/// Hashes that a session remembers to be held for it; it asks again for others.
+pub const HELD_WEIGHTS_MAX: usize = 1 << 16;
+/// One step of a large transfer; several are in flight.
+pub const CHUNK_BYTES: u64 = 4 << 20;
+/// Shared memory for uploads, and for downloads, unless configured.
+pub const REGION_BYTES_DEFAULT: u64 = 64 << 20;
+/// The smallest configurable region.
+pub const REGION_BYTES_MIN: u64 = 64 << 10;
+/// Steps of a download in flight.
+pub const DOWNLOAD_SLOTS: u64 = 4;
+/// How long a host may take to answer the hello.
+pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(60);

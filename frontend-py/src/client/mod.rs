@@ -1,0 +1,23 @@
+//! A session, as the program's side sees it: a tape, a link and the answers waited for.
+//!
+//! Threads append to one tape under one lock ([`core`](self)); whole records leave in frames of a
+//! few KiB. Nothing waits until the program reads a value: then one waiting thread polls the link
+//! for all of them. The interpreter is never asked for while the lock is held, so a thread that
+//! holds the interpreter may take the lock. Start reading at [`Session`].
+
+mod core;
+mod counters;
+mod error;
+mod handshake;
+pub mod limits;
+mod pause;
+mod session;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+pub use counters::{Counters, MemoryUse};
+pub use error::{ClientError, INTERRUPTED};
+pub use handshake::Options;
+pub use pause::{Hooks, NO_INTERPRETER, Pause};
+pub use session::{Session, Stage};

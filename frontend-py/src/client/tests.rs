@@ -1,0 +1,323 @@
+//! The client against a host in the same process: a link pair and a thread that keeps storages
+//! as bytes.
+
+mod fake_host;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use genie_wire::record::MarkKind;
+use genie_wire::{ErrorCode, Template};
+
+use crate::client::limits::INLINE_UPLOAD_BYTES_MAX;
+use crate::client::{Hooks, NO_INTERPRETER, Options, Session, Stage};
+use fake_host::{Behaviour, FakeHost};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn options() -> Options {
+    let bytes = 256 << 10;
+    Options {
+        upload_bytes: bytes,
+        download_bytes: bytes,
+        ..Options::default()
+    }
+}
+
+fn start(behaviour: Behaviour) -> (Session, FakeHost) {
+    start_with(behaviour, &NO_INTERPRETER)
+}
+
+fn start_with(behaviour: Behaviour, hooks: &'static Hooks) -> (Session, FakeHost) {
+    let (link, host) = FakeHost::start(behaviour);
+    let session = Session::open(Box::new(link), "the test's host".into(), &options(), hooks)
+        .expect("the fake host welcomes");
+    (session, host)
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8) ^ seed)
+        .collect()
+}
+
+fn template() -> Vec<u8> {
+    let mut encoded = Vec::new();
+    Template {
+        op: "aten::relu".into(),
+        slots: 1,
+        scalars: 1,
+        mutated: vec![],
+        random: false,
+        new_storages: vec![16],
+        args: vec![],
+        outputs: vec![],
+    }
+    .encode(&mut encoded);
+    encoded
+}
+
+#[test]
+fn bytes_of_every_size_come_back() {
+    let (session, _host) = start(Behaviour::default());
+    for len in [1, 63, 64, 4096, 4097, 65536, 65537, 1 << 20, (3 << 20) + 5] {
+        for whole in [false, true] {
+            let sent = pattern(len, u8::from(whole));
+            let id = session.alloc(len as u64);
+            session.upload(id, 0, &sent, whole).unwrap();
+            let mut back = vec![0; len];
+            session.read(id, 0, &mut back).unwrap();
+            assert!(back == sent, "{len} bytes, whole {whole}");
+            let mut tail = vec![0; len / 2];
+            session.read(id, (len - len / 2) as u64, &mut tail).unwrap();
+            assert!(
+                tail == sent[len - len / 2..],
+                "the second half of {len} bytes"
+            );
+            session.free(id, len as u64);
+        }
+    }
+}
+
+#[test]
+fn the_same_weights_move_once() {
+    let (session, host) = start(Behaviour::default());
+    let large = pattern(INLINE_UPLOAD_BYTES_MAX as usize * 100, 1);
+    for weight in [&large[..], &large[..256]] {
+        let first = session.alloc(weight.len() as u64);
+        session.upload(first, 0, weight, true).unwrap();
+        session.synchronize().unwrap();
+        let moved = session.counters().payload_bytes_up;
+        for _ in 0..3 {
+            let id = session.alloc(weight.len() as u64);
+            session.upload(id, 0, weight, true).unwrap();
+            let mut back = vec![0; weight.len()];
+            session.read(id, 0, &mut back).unwrap();
+            assert!(back == weight);
+        }
+        assert_eq!(
+            session.counters().payload_bytes_up,
+            moved,
+            "later uploads are bound by hash"
+        );
+    }
+    // Asked once when it was new, once when it was there; then the answer holds.
+    assert_eq!(session.counters().weight_queries, 4);
+    assert_eq!(session.counters().weights_bound, 6);
+    drop(session);
+    host.join();
+}
+
+#[test]
+fn records_arrive_in_program_order_and_whole() {
+    let (session, host) = start(Behaviour::default());
+    let template = session.define(&template());
+    let mut last = session.alloc(16);
+    for word in 0..10_000 {
+        let next = session.op(Stage::Forward, template, &[last], &[word], 1);
+        session.free(last, 16);
+        last = next;
+    }
+    session.op(Stage::Backward, template, &[last], &[0], 1);
+    session.mark(MarkKind::PhaseEnter, "decode");
+    session.mark(MarkKind::PhaseExit, "decode");
+    session.synchronize().unwrap();
+    drop(session);
+    let seen = host.join();
+    assert_eq!(seen.ops, 10_001);
+    assert_eq!(seen.symbols, ["backward", "decode"]);
+    assert_eq!(seen.live_storages, 2);
+}
+
+#[test]
+fn many_threads_wait_at_once() {
+    let (session, _host) = start(Behaviour::default());
+    std::thread::scope(|scope| {
+        for seed in 0..6u8 {
+            let session = &session;
+            scope.spawn(move || {
+                for round in 0..50usize {
+                    let sent = pattern(1 + round * 3001, seed);
+                    let id = session.alloc(sent.len() as u64);
+                    session.upload(id, 0, &sent, round % 2 == 0).unwrap();
+                    let mut back = vec![0; sent.len()];
+                    session.read(id, 0, &mut back).unwrap();
+                    assert!(back == sent);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_host_that_is_gone_ends_reads_soon() {
+    let (session, host) = start(Behaviour {
+        vanish_at_fence: true,
+        ..Behaviour::default()
+    });
+    let id = session.alloc(4);
+    let begun = Instant::now();
+    let error = session.synchronize().unwrap_err();
+    assert_eq!(error.code, ErrorCode::NodeLost as u8, "{error}");
+    assert!(error.message.contains("the test's host"), "{error}");
+    assert!(begun.elapsed() < PATIENCE);
+    assert!(!session.is_live());
+    assert_eq!(
+        session.read(id, 0, &mut [0; 4]).unwrap_err().code,
+        ErrorCode::NodeLost as u8
+    );
+    // Capturing goes on without waiting or growing.
+    for _ in 0..1000 {
+        session.alloc(4);
+    }
+    session.free(id, 4);
+    host.join();
+}
+
+#[test]
+fn errors_of_the_node_keep_their_class_and_the_session() {
+    let (session, _host) = start(Behaviour::default());
+    let id = session.alloc(fake_host::POISONED_BYTES);
+    let error = session.read(id, 0, &mut [0; 8]).unwrap_err();
+    assert_eq!(
+        (error.code, &*error.message),
+        (ErrorCode::OutOfMemory as u8, "no room")
+    );
+    let mut large = vec![0; 200 << 10];
+    assert_eq!(
+        session.read(id, 0, &mut large).unwrap_err().code,
+        ErrorCode::OutOfMemory as u8
+    );
+    session.synchronize().unwrap();
+}
+
+static INTERRUPT: AtomicBool = AtomicBool::new(false);
+static INTERRUPTING: Hooks = Hooks {
+    release: || 0,
+    restore: |_| (),
+    interrupted: || INTERRUPT.swap(false, Ordering::SeqCst),
+};
+
+#[test]
+fn an_interrupted_read_leaves_the_session_usable() {
+    let held = Behaviour {
+        hold_reads: true,
+        ..Behaviour::default()
+    };
+    let (session, host) = start_with(held, &INTERRUPTING);
+    let sent = pattern(1 << 20, 3);
+    let id = session.alloc(sent.len() as u64);
+    session.upload(id, 0, &sent, false).unwrap();
+    for len in [8, 1 << 20] {
+        let mut back = vec![0; len];
+        INTERRUPT.store(true, Ordering::SeqCst);
+        assert!(session.read(id, 0, &mut back).unwrap_err().is_interrupt());
+    }
+    host.release_reads();
+    let mut back = vec![0; sent.len()];
+    session.read(id, 0, &mut back).unwrap();
+    assert!(back == sent, "late answers of abandoned reads are dropped");
+}
+
+#[test]
+fn outputs_of_a_run_are_handed_over() {
+    let (session, host) = start(Behaviour::default());
+    let input = session.alloc(16);
+    let mut seen = None;
+    session
+        .run(&template(), &[input], &[7], 4, |first, body| {
+            seen = Some((first, body.to_vec()))
+        })
+        .unwrap();
+    // One storage of 16 bytes, no outputs, no scalars.
+    assert_eq!(seen, Some((input + 1, vec![1, 16, 0, 0])));
+    assert_eq!(
+        session.alloc(1),
+        input + 5,
+        "the reserved ids are passed over"
+    );
+    drop(session);
+    host.join();
+}
+
+#[test]
+fn a_slow_host_bounds_the_queue() {
+    let (session, host) = start(Behaviour {
+        stall: true,
+        ..Behaviour::default()
+    });
+    let template = session.define(&template());
+    let id = session.alloc(16);
+    let scalars = [0u64; 1];
+    let inputs = [id];
+    // Enough to fill the socket and the queue; the host reads on when capturing has stalled.
+    let mut released = false;
+    for _ in 0..200_000 {
+        session.op(Stage::Forward, template, &inputs, &scalars, 1);
+        if !released && session.counters().stalls > 0 {
+            host.release_reads();
+            released = true;
+        }
+    }
+    assert!(
+        released,
+        "capturing stalled before 200,000 operators were queued"
+    );
+    session.synchronize().unwrap();
+    drop(session);
+    assert_eq!(host.join().ops, 200_000);
+}
+
+#[test]
+fn a_refusal_says_why() {
+    let (link, _host) = FakeHost::start(Behaviour {
+        refuse: true,
+        ..Behaviour::default()
+    });
+    let error = Session::open(
+        Box::new(link),
+        "the test's host".into(),
+        &options(),
+        &NO_INTERPRETER,
+    )
+    .err()
+    .expect("refused");
+    assert_eq!(
+        error.message,
+        "the host at the test's host refused the session: too many sessions"
+    );
+}
+
+#[test]
+fn shutting_down_wakes_who_waits() {
+    let (session, _host) = start(Behaviour {
+        hold_reads: true,
+        ..Behaviour::default()
+    });
+    let id = session.alloc(8);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| session.read(id, 0, &mut [0; 8]));
+        while !session.is_waiting() {
+            std::thread::yield_now();
+        }
+        session.close();
+        let error = waiting.join().unwrap().unwrap_err();
+        assert_eq!(error.code, ErrorCode::NodeLost as u8);
+    });
+}
+
+#[test]
+fn fences_are_asked_without_waiting() {
+    let (session, _host) = start(Behaviour::default());
+    let token = session.fence();
+    let begun = Instant::now();
+    while !session.is_reached(token) {
+        assert!(begun.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+    session.wait_fence(token).unwrap();
+    session.wait_fence(token).unwrap();
+    let counters = session.status(PATIENCE).unwrap();
+    assert_eq!(counters, [("host.test".to_owned(), 7)]);
+    assert_eq!(session.generator_state().unwrap(), [1, 2, 3]);
+}

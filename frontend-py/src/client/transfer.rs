@@ -1,0 +1,348 @@
+//! Payloads: uploads by content hash, in the tape or through the upload region; downloads in the
+//! reply or through the download region.
+
+use std::collections::VecDeque;
+
+use genie_transport::SharedMemory;
+use genie_wire::control::Have;
+use genie_wire::frame::FrameKind;
+use genie_wire::limits::INLINE_BYTES_MAX;
+use genie_wire::record::{RegionSpan, WeightHash};
+use genie_wire::{Reply, StorageId};
+
+use crate::client::core::{Answer, DOWNLOAD_REGION, Leftover, UPLOAD_REGION};
+use crate::client::limits::{
+    CHUNK_BYTES, DOWNLOAD_SLOTS, INLINE_UPLOAD_BYTES_MAX, WEIGHT_BYTES_MIN,
+};
+use crate::client::session::{Session, lock};
+use crate::client::{ClientError, Pause};
+
+/// The upload region as a ring. Positions count bytes since the session began; the host's
+/// `Released` messages, which come in order, move the tail.
+///
+/// Invariant: records name spans in the order the ring gave them out (the ring's lock is held
+/// from the reservation to the record).
+pub(super) struct UploadRing {
+    memory: Option<SharedMemory>,
+    bytes: u64,
+    head: u64,
+}
+
+impl UploadRing {
+    pub fn new(memory: SharedMemory) -> Self {
+        let bytes = memory.bytes();
+        UploadRing {
+            memory: Some(memory),
+            bytes,
+            head: 0,
+        }
+    }
+
+    pub fn close(&mut self) {
+        self.memory = None;
+    }
+
+    /// The next contiguous span: offset and length, at most `len` and a quarter of the ring, so
+    /// that filling, sending and consuming overlap.
+    fn next_span(&self, len: u64) -> (u64, u64) {
+        let offset = self.head % self.bytes;
+        let step = len
+            .min(CHUNK_BYTES)
+            .min(self.bytes / 4)
+            .min(self.bytes - offset);
+        (offset, step)
+    }
+}
+
+/// The download region, cut in slots.
+pub(super) struct Download {
+    memory: Option<SharedMemory>,
+    slot_bytes: u64,
+}
+
+impl Download {
+    pub fn new(memory: SharedMemory) -> Self {
+        let slot_bytes = CHUNK_BYTES.min(memory.bytes() / DOWNLOAD_SLOTS);
+        Download {
+            memory: Some(memory),
+            slot_bytes,
+        }
+    }
+
+    pub fn close(&mut self) {
+        self.memory = None;
+    }
+}
+
+/// One step of a download in flight.
+struct Step {
+    token: u64,
+    slot: u32,
+    at: usize,
+    len: usize,
+}
+
+impl Session {
+    /// Copies `from` into a storage at `offset`; returns after it was read. `whole`: it is all
+    /// of the storage, so the node may have the same content already.
+    pub fn upload(
+        &self,
+        id: u64,
+        offset: u64,
+        from: &[u8],
+        whole: bool,
+    ) -> Result<(), ClientError> {
+        let len = from.len() as u64;
+        if len == 0 {
+            return Ok(());
+        }
+        let mut pause = Pause::new(self.hooks);
+        if len > INLINE_UPLOAD_BYTES_MAX {
+            pause.enter();
+        }
+        if !whole || len < WEIGHT_BYTES_MIN {
+            return self.upload_payload(id, offset, from, &mut pause);
+        }
+        let hash: WeightHash = blake3::hash(from).into();
+        if self.ask_for_weight(&hash, &mut pause)? {
+            let mut core = self.lock();
+            core.tape.bind_weight(StorageId(id), &hash);
+            core.counters.weights_bound += 1;
+            core.counters.weight_bytes_saved += len;
+        } else {
+            self.upload_payload(id, offset, from, &mut pause)?;
+            self.lock().tape.store_weight(StorageId(id), &hash);
+        }
+        Ok(())
+    }
+
+    /// Whether the node has these bytes, and will while this session lives.
+    fn ask_for_weight(&self, hash: &WeightHash, pause: &mut Pause) -> Result<bool, ClientError> {
+        let token = {
+            let mut core = self.lock();
+            core.live()?;
+            if core.is_held(hash) {
+                return Ok(true);
+            }
+            let token = core.open_token();
+            core.send_control(
+                FrameKind::Have,
+                &Have {
+                    token,
+                    hash: hash.to_vec(),
+                },
+            );
+            core.counters.weight_queries += 1;
+            token
+        };
+        match self.answer_paused(token, Leftover::Nothing, None, pause)? {
+            Answer::Have(true) => {
+                self.lock().hold(*hash);
+                Ok(true)
+            }
+            Answer::Have(false) => Ok(false),
+            _ => Err(ClientError::protocol(
+                "the host answered a question for a weight with a reply",
+            )),
+        }
+    }
+
+    fn upload_payload(
+        &self,
+        id: u64,
+        offset: u64,
+        from: &[u8],
+        pause: &mut Pause,
+    ) -> Result<(), ClientError> {
+        let len = from.len() as u64;
+        if len > INLINE_UPLOAD_BYTES_MAX {
+            return self.upload_through_ring(id, offset, from, pause);
+        }
+        self.wait(pause, None, |core| (!core.is_congested()).then_some(()))?;
+        let mut core = self.lock();
+        core.live()?;
+        core.tape.upload_inline(StorageId(id), offset, from);
+        if len >= WEIGHT_BYTES_MIN {
+            core.counters.payload_bytes_up += len;
+        }
+        if core.is_due() {
+            core.send_tape();
+        }
+        Ok(())
+    }
+
+    fn upload_through_ring(
+        &self,
+        id: u64,
+        offset: u64,
+        from: &[u8],
+        pause: &mut Pause,
+    ) -> Result<(), ClientError> {
+        pause.enter();
+        let mut ring = lock(&self.upload);
+        let mut rest = from;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let (span, step) = ring.next_span(rest.len() as u64);
+            let (head, bytes) = (ring.head, ring.bytes);
+            self.wait(pause, None, |core| {
+                (head + step <= core.released + bytes).then_some(())
+            })?;
+            let (now, later) = rest.split_at(step as usize);
+            let Some(memory) = &ring.memory else {
+                return self.lock().live();
+            };
+            memory
+                .write(span, now)
+                .map_err(|error| ClientError::protocol(error.to_string()))?;
+            let source = RegionSpan {
+                region: UPLOAD_REGION,
+                offset: span,
+            };
+            let mut core = self.lock();
+            core.live()?;
+            core.tape.upload(StorageId(id), at, step, source);
+            core.counters.payload_bytes_up += step;
+            core.send_tape();
+            drop(core);
+            ring.head += step;
+            at += step;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes of a storage, from `offset` on, into `to`.
+    pub fn read(&self, id: u64, offset: u64, to: &mut [u8]) -> Result<(), ClientError> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        if to.len() > INLINE_BYTES_MAX {
+            return self.read_through_region(id, offset, to);
+        }
+        let token = {
+            let mut core = self.lock();
+            core.live()?;
+            let token = core.open_token();
+            core.tape
+                .read(token, StorageId(id), offset, to.len() as u64, None);
+            core.send_tape();
+            token
+        };
+        self.reply(token, Leftover::Nothing, |reply| match reply {
+            Reply::Bytes(bytes) if bytes.len() == to.len() => {
+                to.copy_from_slice(bytes);
+                Some(())
+            }
+            _ => None,
+        })?;
+        self.lock().counters.payload_bytes_down += to.len() as u64;
+        Ok(())
+    }
+
+    fn read_through_region(&self, id: u64, offset: u64, to: &mut [u8]) -> Result<(), ClientError> {
+        let mut pause = Pause::new(self.hooks);
+        pause.enter();
+        let download = lock(&self.download);
+        let mut steps = VecDeque::new();
+        let result = self.read_steps(id, offset, to, &download, &mut steps, &mut pause);
+        // After an error: late answers give their slots back.
+        let mut core = self.lock();
+        for step in steps {
+            core.abandon(step.token, Leftover::Slot(step.slot));
+        }
+        if result.is_ok() {
+            core.counters.payload_bytes_down += to.len() as u64;
+        }
+        result
+    }
+
+    fn read_steps(
+        &self,
+        id: u64,
+        offset: u64,
+        to: &mut [u8],
+        download: &Download,
+        steps: &mut VecDeque<Step>,
+        pause: &mut Pause,
+    ) -> Result<(), ClientError> {
+        let Some(memory) = &download.memory else {
+            return self.lock().live();
+        };
+        let mut asked = 0;
+        while asked < to.len() || !steps.is_empty() {
+            if asked < to.len() && steps.len() < DOWNLOAD_SLOTS as usize {
+                let wanted = (to.len() - asked).min(download.slot_bytes as usize);
+                if let Some(step) = self.ask_for_step(id, offset, asked, wanted, download) {
+                    steps.push_back(step);
+                    asked += wanted;
+                    continue;
+                }
+            }
+            let Some(step) = steps.front() else {
+                // Answers that an interrupted read left behind still own every slot.
+                let all = (1u64 << DOWNLOAD_SLOTS) - 1;
+                self.wait(pause, None, |core| (core.busy_slots != all).then_some(()))?;
+                continue;
+            };
+            let answer = self.wait(pause, None, |core| core.take_answer(step.token))?;
+            let Answer::Reply(body) = answer else {
+                return Err(ClientError::protocol(
+                    "the host answered a read with a control message",
+                ));
+            };
+            let step = steps.pop_front().expect("it was looked at above");
+            let mut core = self.lock();
+            core.counters.round_trips += 1;
+            let done = super::session::done(&body);
+            if done.is_ok() {
+                drop(core);
+                let target = &mut to[step.at..step.at + step.len];
+                memory
+                    .read(u64::from(step.slot) * download.slot_bytes, target)
+                    .map_err(|error| ClientError::protocol(error.to_string()))?;
+                core = self.lock();
+            }
+            core.busy_slots &= !(1 << step.slot);
+            drop(core);
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Asks for the next step, if a slot is free.
+    fn ask_for_step(
+        &self,
+        id: u64,
+        offset: u64,
+        at: usize,
+        len: usize,
+        download: &Download,
+    ) -> Option<Step> {
+        let mut core = self.lock();
+        let slot = core.busy_slots.trailing_ones();
+        if u64::from(slot) >= DOWNLOAD_SLOTS {
+            return None;
+        }
+        core.busy_slots |= 1 << slot;
+        let token = core.open_token();
+        let dest = RegionSpan {
+            region: DOWNLOAD_REGION,
+            offset: u64::from(slot) * download.slot_bytes,
+        };
+        core.tape.read(
+            token,
+            StorageId(id),
+            offset + at as u64,
+            len as u64,
+            Some(dest),
+        );
+        core.send_tape();
+        Some(Step {
+            token,
+            slot,
+            at,
+            len,
+        })
+    }
+}

@@ -1,0 +1,8 @@
+//! The extension module: the session behind the shim's `GenieTape`, and Python's view of it.
+
+mod fallbacks;
+mod gil;
+mod local;
+mod module;
+mod state;
+mod tape;

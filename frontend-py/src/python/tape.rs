@@ -1,0 +1,278 @@
+//! The table of functions that the shim calls.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::Mutex;
+
+use genie_aten::GenieError;
+use genie_aten::capture::{ReplyFn, Tape};
+use genie_wire::ErrorCode;
+use pyo3::prelude::*;
+
+use crate::client::{ClientError, INTERRUPTED};
+use crate::python::{fallbacks, gil, state};
+
+/// Filled once, lives for ever.
+pub static TAPE: Tape = Tape {
+    ensure,
+    device_count,
+    device_kind,
+    node_has_op,
+    session,
+    define,
+    op,
+    run,
+    alloc,
+    free,
+    note_new,
+    resize,
+    upload,
+    read,
+    synchronize,
+    seed,
+    generator_state,
+    set_generator_state,
+    fell_back,
+    error_type,
+};
+
+/// Storage ids handed out when there is no session any more: no session ever knows them, and the
+/// next read says what happened.
+const NO_STORAGE: u64 = u64::MAX >> 1;
+
+/// Reports an outcome the way C++ wants it.
+///
+/// # Safety
+/// `error` must point to a `GenieError` that C++ owns.
+unsafe fn outcome(result: Result<(), ClientError>, error: *mut GenieError) -> i32 {
+    let Err(mut failure) = result else { return 0 };
+    if failure.is_interrupt() {
+        failure.message = gil::raised_text().unwrap_or_default();
+    }
+    // SAFETY: the caller vouches for `error`.
+    unsafe { (*error).set(failure.code, &failure.message) };
+    i32::from(failure.code)
+}
+
+/// A slice from C++, which may pass null for an empty one.
+///
+/// # Safety
+/// `pointer` must be valid for `len` elements during the call, or `len` must be 0.
+unsafe fn slice<'a, T>(pointer: *const T, len: usize) -> &'a [T] {
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: the caller vouches for the range.
+    unsafe { std::slice::from_raw_parts(pointer, len) }
+}
+
+unsafe extern "C" fn ensure(error: *mut GenieError) -> i32 {
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(state::ensure().map(drop), error) }
+}
+
+/// One device a session, as long as the host plans for one.
+extern "C" fn device_count() -> u32 {
+    1
+}
+
+extern "C" fn device_kind() -> u8 {
+    let device = state::current().and_then(|session| session.welcome().devices.first());
+    device.is_some_and(|device| device.kind == "cuda").into()
+}
+
+extern "C" fn node_has_op(schema_hash: u64) -> u8 {
+    state::current()
+        .is_some_and(|session| session.node_has_op(schema_hash))
+        .into()
+}
+
+extern "C" fn session() -> u64 {
+    state::number()
+}
+
+unsafe extern "C" fn define(bytes: *const u8, len: usize) -> u32 {
+    // SAFETY: C++ passes a valid range.
+    let encoded = unsafe { slice(bytes, len) };
+    state::current().map_or(u32::MAX, |session| session.define(encoded))
+}
+
+unsafe extern "C" fn op(
+    template: u32,
+    inputs: *const u64,
+    n_inputs: usize,
+    scalars: *const u64,
+    n_scalars: usize,
+    n_new: u32,
+) -> u64 {
+    // SAFETY: C++ passes valid ranges.
+    let (inputs, scalars) = unsafe { (slice(inputs, n_inputs), slice(scalars, n_scalars)) };
+    match state::current() {
+        Some(session) => session.op(gil::stage(), template, inputs, scalars, n_new.into()),
+        None => NO_STORAGE,
+    }
+}
+
+unsafe extern "C" fn run(
+    encoded: *const u8,
+    len: usize,
+    inputs: *const u64,
+    n_inputs: usize,
+    scalars: *const u64,
+    n_scalars: usize,
+    reserve: u64,
+    first_new: *mut u64,
+    reply: ReplyFn,
+    context: *mut c_void,
+    error: *mut GenieError,
+) -> i32 {
+    // SAFETY: C++ passes valid ranges.
+    let (encoded, inputs, scalars) = unsafe {
+        (
+            slice(encoded, len),
+            slice(inputs, n_inputs),
+            slice(scalars, n_scalars),
+        )
+    };
+    let result = state::ensure().and_then(|session| {
+        session.run(encoded, inputs, scalars, reserve, |first, body| {
+            // SAFETY: `first_new` is an out pointer of C++; `reply` takes the body and the
+            // context that C++ passed with it.
+            unsafe {
+                *first_new = first;
+                reply(context, body.as_ptr(), body.len());
+            }
+        })
+    });
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+extern "C" fn alloc(bytes: u64) -> u64 {
+    state::current().map_or(NO_STORAGE, |session| session.alloc(bytes))
+}
+
+extern "C" fn free(id: u64, bytes: u64, session: u64) {
+    if session == state::number()
+        && let Some(current) = state::current()
+    {
+        current.free(id, bytes);
+    }
+}
+
+extern "C" fn note_new(_id: u64, bytes: u64) {
+    if let Some(session) = state::current() {
+        session.note_new(bytes);
+    }
+}
+
+extern "C" fn resize(id: u64, old_bytes: u64, new_bytes: u64) {
+    if let Some(session) = state::current() {
+        session.resize(id, old_bytes, new_bytes);
+    }
+}
+
+unsafe extern "C" fn upload(
+    id: u64,
+    offset: u64,
+    from: *const c_void,
+    len: u64,
+    whole: u8,
+    error: *mut GenieError,
+) -> i32 {
+    // SAFETY: C++ passes a valid range, which the caller's tensor keeps alive.
+    let from = unsafe { slice(from.cast::<u8>(), len as usize) };
+    let result = state::ensure().and_then(|session| session.upload(id, offset, from, whole != 0));
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+unsafe extern "C" fn read(
+    id: u64,
+    offset: u64,
+    to: *mut c_void,
+    len: u64,
+    error: *mut GenieError,
+) -> i32 {
+    let result = state::ensure().and_then(|session| {
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: C++ passes a writable range that nothing else uses during the call.
+        let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<u8>(), len as usize) };
+        session.read(id, offset, to)
+    });
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+unsafe extern "C" fn synchronize(error: *mut GenieError) -> i32 {
+    let result = match state::current() {
+        Some(session) => session.synchronize(),
+        None => Ok(()),
+    };
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+extern "C" fn seed(seed: u64) {
+    state::seed(seed);
+}
+
+unsafe extern "C" fn generator_state(out: *mut u8, len: *mut usize, error: *mut GenieError) -> i32 {
+    let result = state::ensure()
+        .and_then(|session| session.generator_state())
+        .and_then(|state| {
+            // SAFETY: `len` holds the capacity of `out`, both of C++.
+            unsafe {
+                if state.len() > *len {
+                    let text = format!("a generator state of {} bytes does not fit", state.len());
+                    return Err(ClientError::new(ErrorCode::Runtime, text));
+                }
+                std::ptr::copy_nonoverlapping(state.as_ptr(), out, state.len());
+                *len = state.len();
+            }
+            Ok(())
+        });
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+unsafe extern "C" fn set_generator_state(
+    state: *const u8,
+    len: usize,
+    error: *mut GenieError,
+) -> i32 {
+    // SAFETY: C++ passes a valid range.
+    let state = unsafe { slice(state, len) };
+    let result = state::ensure().and_then(|session| session.set_generator_state(state));
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+unsafe extern "C" fn fell_back(op: *const c_char, reason: *const c_char) {
+    // SAFETY: C++ passes terminated strings.
+    let (op, reason) = unsafe { (CStr::from_ptr(op), CStr::from_ptr(reason)) };
+    fallbacks::count(&op.to_string_lossy(), &reason.to_string_lossy());
+}
+
+/// Python classes by error code. Each is kept for the life of the process.
+static ERROR_TYPES: Mutex<[usize; 256]> = Mutex::new([0; 256]);
+
+/// Names the class of an error code.
+pub fn set_error_type(code: u8, class: Py<PyAny>) {
+    if let Ok(mut types) = ERROR_TYPES.lock() {
+        types[usize::from(code)] = class.into_ptr() as usize;
+    }
+}
+
+extern "C" fn error_type(code: u8) -> *mut c_void {
+    if code == INTERRUPTED {
+        let Some(raised) = gil::take_raised() else {
+            return std::ptr::null_mut();
+        };
+        // Exception classes are as good as immortal; one reference a signal is kept for C++.
+        return gil::with(|py| raised.get_type(py).into_ptr()).cast();
+    }
+    let types = ERROR_TYPES.lock();
+    types.map_or(0, |types| types[usize::from(code)]) as *mut c_void
+}
