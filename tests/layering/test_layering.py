@@ -1,0 +1,117 @@
+"""The arrows between rooms point down only (docs/ARCHITECTURE.md), checked over `cargo metadata`."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Which crates of the house a crate may use. A new crate needs a line here: that is the point.
+MAY_USE = {
+    "genie-wire": set(),
+    "genie-srg": {"genie-wire"},
+    "genie-transport": {"genie-wire"},
+    "genie-aten": {"genie-wire"},
+    "genie-shm": {"genie-transport", "genie-wire"},
+    "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
+    "genie-node": {"genie-aten", "genie-shm", "genie-transport", "genie-wire"},
+    "genie-host": {"genie-engine", "genie-shm", "genie-srg", "genie-transport", "genie-wire"},
+    # Mode `local` runs the tape in the Python process by the node's own executor.
+    "genie-frontend": {"genie-aten", "genie-node", "genie-shm", "genie-transport", "genie-wire"},
+}
+# Rooms without I/O, clock, environment or randomness: those enter at the binaries.
+PURE = ("host/wire", "host/srg", "host/engine")
+IMPURE = re.compile(
+    r"std::(env|fs|net|process|os)\b|Instant::now|SystemTime|std::thread|rand::|tokio::|tempfile::|Uuid::new"
+)
+# Who may link or use what.
+ONLY = {
+    "tch": {"genie-node"},
+    "wasmtime": {"genie-plugin-host"},
+    "cc": {"genie-aten"},
+    "pyo3": {"genie-frontend"},
+}
+
+
+@pytest.fixture(scope="module")
+def packages():
+    command = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--offline"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if out.returncode != 0:  # a lock file that is not complete yet
+        out = subprocess.run(command[:-1], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {package["name"]: package for package in json.loads(out.stdout)["packages"]}
+
+
+def uses(package, kinds=(None, "build")):
+    return {d["name"] for d in package["dependencies"] if d["kind"] in kinds}
+
+
+def test_every_crate_has_its_place(packages):
+    assert set(packages) == set(MAY_USE)
+
+
+def test_arrows_point_down(packages):
+    wrong = {
+        name: sorted(up)
+        for name, package in packages.items()
+        if (up := (uses(package) & set(packages)) - MAY_USE.get(name, set()))
+    }
+    assert not wrong
+
+
+def test_the_order_has_no_circle():
+    floors, left = {}, dict(MAY_USE)
+    while left:
+        ready = [name for name, below in left.items() if below <= set(floors)]
+        assert ready, f"a circle among {sorted(left)}"
+        for name in ready:
+            floors[name] = 1 + max((floors[other] for other in left.pop(name)), default=0)
+
+
+def test_nothing_depends_on_a_binary_of_the_host(packages):
+    assert not [name for name, package in packages.items() if "genie-host" in uses(package, (None, "build", "dev"))]
+
+
+def test_only_aten_links_libtorch(packages):
+    assert [name for name, package in packages.items() if package["links"]] == ["genie-aten"]
+
+
+@pytest.mark.parametrize("crate", ONLY)
+def test_heavy_dependencies_stay_in_their_room(crate, packages):
+    assert {name for name, package in packages.items() if crate in uses(package)} <= ONLY[crate]
+
+
+def production_code(path):
+    """The text of a Rust file without its test module (tests come last) and without comments."""
+    text = re.split(r"#\[cfg\(test\)\]", path.read_text())[0]
+    return re.sub(r"//.*", "", text)
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_pure_rooms_do_no_io(room):
+    sources = [p for p in (ROOT / room / "src").rglob("*.rs") if p.stem != "tests"]
+    found = {
+        f"{path.relative_to(ROOT)}: {match.group(0)}"
+        for path in sources
+        if (match := IMPURE.search(production_code(path)))
+    }
+    assert not found
+
+
+def test_each_crate_says_what_it_is():
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob("*/**/src/lib.rs")
+        if "target" not in path.parts and not path.read_text().lstrip().startswith("//!")
+    ]
+    assert not silent
+
+
+def test_unsafe_blocks_say_why():
+    """clippy's `undocumented_unsafe_blocks` keeps it; every crate must inherit the lints."""
+    manifests = [p for p in ROOT.glob("*/**/Cargo.toml") if "target" not in p.parts and ".venv" not in p.parts]
+    assert manifests
+    assert not [str(p) for p in manifests if "[lints]\nworkspace = true" not in p.read_text()]
