@@ -307,6 +307,22 @@ impl Storage {
         }
     }
 
+    /// The bytes of a CPU storage, to write; `None` on other devices.
+    pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
+        // SAFETY: as in `as_slice`; `self` is borrowed mutably and the storage belongs to it alone
+        // (the executor never makes two owners of one storage).
+        unsafe {
+            let data = genie_storage_data(self.0.as_ptr());
+            match self.bytes() {
+                0 => Some(&mut []),
+                bytes if !data.is_null() => {
+                    Some(std::slice::from_raw_parts_mut(data, bytes as usize))
+                }
+                _ => None,
+            }
+        }
+    }
+
     /// A new storage with the same bytes.
     pub fn duplicate(&self) -> Result<Self, AtenError> {
         // SAFETY: `make` passes valid out pointers.

@@ -48,11 +48,30 @@ impl std::error::Error for AtenError {}
 
 impl AtenError {
     /// Runs a C call that fills an error; its result code decides.
+    ///
+    /// The error's 4 KiB are not cleared first: this is on the path of every operator.
     pub(crate) fn check(call: impl FnOnce(*mut GenieError) -> i32) -> Result<(), AtenError> {
-        let mut error = GenieError::empty();
-        match call(&mut error) {
-            0 => Ok(()),
-            _ => Err(AtenError { code: error.code, message: error.text() }),
+        let mut error = std::mem::MaybeUninit::<GenieError>::uninit();
+        let pointer = error.as_mut_ptr();
+        // SAFETY: both places lie inside `error`.
+        unsafe {
+            (&raw mut (*pointer).code).write(0);
+            (&raw mut (*pointer).message).cast::<u8>().write(0);
         }
+        match call(pointer) {
+            0 => Ok(()),
+            _ => Err(AtenError::filled(pointer)),
+        }
+    }
+
+    #[cold]
+    fn filled(error: *const GenieError) -> AtenError {
+        // SAFETY: `code` was written by `check`, and perhaps by C++ since.
+        let code = unsafe { (&raw const (*error).code).read() };
+        // SAFETY: `check` wrote a NUL, and C++ ends what it writes over it with one
+        // (cpp/status.h), so the bytes up to the first NUL are initialised and inside `error`.
+        let message =
+            unsafe { std::ffi::CStr::from_ptr((&raw const (*error).message).cast()) };
+        AtenError { code, message: message.to_string_lossy().into_owned() }
     }
 }

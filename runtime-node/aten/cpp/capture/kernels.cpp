@@ -1,0 +1,298 @@
+// The few operators with kernels of their own: making storages, moving bytes, views as metadata.
+#include <ATen/InferSize.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/native/Resize.h>
+#include <ATen/native/TensorFactories.h>
+#include <ATen/native/TensorShape.h>
+#include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/set_native.h>
+#include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_native.h>
+#include <torch/library.h>
+
+#include "op.h"
+#include "torch_version.h"
+
+namespace genie {
+
+namespace {
+
+constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
+
+void check_device(std::optional<at::Device> device) {
+  if (!device || !device->has_index()) return;
+  TORCH_CHECK(device->index() < device_count(), "remote_accelerator: there is no device ",
+              int(device->index()), ", the session has ", device_count(), " (0 to ",
+              device_count() - 1, ")");
+}
+
+at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype,
+                 std::optional<at::Layout> layout, std::optional<at::Device> device,
+                 std::optional<bool>, std::optional<at::MemoryFormat> format) {
+  ensure();
+  check_device(device);
+  TORCH_CHECK_NOT_IMPLEMENTED(!layout || *layout == at::kStrided,
+                              "remote_accelerator holds strided tensors only, not ", *layout);
+  return at::detail::empty_generic(size, allocator(), kKeys, c10::dtype_or_default(dtype), format);
+}
+
+at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride,
+                         std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
+                         std::optional<at::Device> device, std::optional<bool>) {
+  ensure();
+  check_device(device);
+  return at::detail::empty_strided_generic(size, stride, allocator(), kKeys,
+                                           c10::dtype_or_default(dtype));
+}
+
+at::Tensor as_strided(const at::Tensor& self, at::IntArrayRef size, at::IntArrayRef stride,
+                      std::optional<int64_t> offset) {
+  return at::native::as_strided_tensorimpl(self, size, stride, offset);
+}
+
+at::Tensor view(const at::Tensor& self, at::IntArrayRef size) {
+  return at::native::view(self, size);
+}
+
+at::Tensor reshape_alias(const at::Tensor& self, at::IntArrayRef size, at::IntArrayRef stride) {
+  return at::native::_reshape_alias(self, size, stride);
+}
+
+at::Tensor unfold(const at::Tensor& self, int64_t dim, int64_t size, int64_t step) {
+  return at::native::unfold(self, dim, size, step);
+}
+
+const at::Tensor& resize_(const at::Tensor& self, at::IntArrayRef size,
+                          std::optional<at::MemoryFormat> format) {
+  if (self.sizes().equals(size) && !format) return self;
+  auto* impl = self.unsafeGetTensorImpl();
+  impl->set_sizes_contiguous(size);
+  if (format) {
+    TORCH_CHECK(*format != at::MemoryFormat::Preserve, "Unsupported memory format ", *format);
+    impl->empty_tensor_restride(*format);
+  }
+  uint64_t need = at::detail::computeStorageNbytes(self.sizes(), self.strides(),
+                                                   self.dtype().itemsize(), self.storage_offset());
+  auto& storage = *self.storage().unsafeGetStorageImpl();
+  if (need > storage.nbytes()) resize_storage(storage, need);
+  return self;
+}
+
+at::Tensor& set_storage(at::Tensor& self, at::Storage source, int64_t offset,
+                        at::IntArrayRef size, at::IntArrayRef stride) {
+  at::native::checkSetStorage(self, source, offset, size, stride);
+  self.unsafeGetTensorImpl()->set_storage_offset(offset);
+  std::optional<at::IntArrayRef> strides;
+  if (stride.data() != nullptr) strides = stride;
+  auto* impl = self.unsafeGetTensorImpl();
+  if (strides)
+    impl->set_sizes_and_strides(size, *strides, offset);
+  else
+    impl->set_sizes_contiguous(size);
+  uint64_t need = at::detail::computeStorageNbytes(self.sizes(), self.strides(),
+                                                   self.dtype().itemsize(), offset);
+  auto& storage = *self.storage().unsafeGetStorageImpl();
+  if (self.numel() > 0 && need > storage.nbytes()) resize_storage(storage, need);
+  return self;
+}
+
+at::Tensor& set_whole_storage(at::Tensor& self, at::Storage source) {
+  int64_t elements = static_cast<int64_t>(source.nbytes() / self.dtype().itemsize());
+  return set_storage(self, std::move(source), 0, {elements}, {});
+}
+
+at::Tensor& set_tensor(at::Tensor& self, const at::Tensor& source) {
+  return at::native::set_tensor_(self, source);
+}
+
+at::Tensor& set_nothing(at::Tensor& self) {
+  ensure();
+  auto fresh = allocator()->allocate(0);
+  at::Storage storage(at::Storage::use_byte_size_t(), 0, std::move(fresh), allocator(), true);
+  return set_storage(self, std::move(storage), 0, {0}, {});
+}
+
+bool is_set_to(const at::Tensor& self, const at::Tensor& other) {
+  return self.storage().unsafeGetStorageImpl() == other.storage().unsafeGetStorageImpl() &&
+         self.storage_offset() == other.storage_offset() && self.sizes().equals(other.sizes()) &&
+         self.strides().equals(other.strides());
+}
+
+// Bytes that a dense tensor's elements take, from its first element on.
+uint64_t dense_bytes(const at::Tensor& t) { return static_cast<uint64_t>(t.nbytes()); }
+
+void upload(const at::Tensor& from, const at::Tensor& to) {
+  auto& r = remote(to);
+  uint64_t len = dense_bytes(to);
+  bool whole = to.storage_offset() == 0 && len == r.bytes;
+  GenieError error;
+  Waiting waiting;
+  check(tape().upload(r.id, static_cast<uint64_t>(to.storage_offset()) * to.dtype().itemsize(),
+                      from.const_data_ptr(), len, whole, &error),
+        error);
+}
+
+void download(const at::Tensor& from, const at::Tensor& to) {
+  GenieError error;
+  Waiting waiting;
+  check(tape().read(remote(from).id,
+                    static_cast<uint64_t>(from.storage_offset()) * from.dtype().itemsize(),
+                    to.mutable_data_ptr(), dense_bytes(from), &error),
+        error);
+}
+
+void record_copy(const at::Tensor& to, const at::Tensor& from) {
+  static CaptureKernel kernel(c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", ""));
+  static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
+  torch::jit::Stack stack{to, from, false};
+  kernel(op, kKeys, &stack);
+}
+
+at::Tensor cpu_like(const at::Tensor& t) {
+  return at::empty_strided(t.sizes(), t.strides(), t.options().device(at::kCPU).pinned_memory(false));
+}
+
+void to_device(const at::Tensor& from, const at::Tensor& to) {
+  if (to.numel() == 0) return;
+  if (to.is_non_overlapping_and_dense()) {
+    bool ready = from.scalar_type() == to.scalar_type() && from.sizes().equals(to.sizes()) &&
+                 from.strides().equals(to.strides()) && !from.is_conj() && !from.is_neg();
+    if (ready) return upload(from, to);
+    auto staged = cpu_like(to);
+    staged.copy_(from);
+    return upload(staged, to);
+  }
+  // Scattered elements: bring them over densely, then copy there.
+  auto staged = at::empty(to.sizes(), to.options());
+  to_device(from, staged);
+  record_copy(to, staged);
+}
+
+void to_host(const at::Tensor& from, const at::Tensor& to) {
+  if (from.numel() == 0) return;
+  if (!from.is_non_overlapping_and_dense()) return to_host(from.contiguous(), to);
+  bool ready = from.scalar_type() == to.scalar_type() && from.sizes().equals(to.sizes()) &&
+               from.strides().equals(to.strides()) && !to.is_conj() && !to.is_neg() &&
+               !from.is_conj() && !from.is_neg();
+  if (ready) return download(from, to);
+  auto staged = cpu_like(from);
+  download(from, staged);
+  if (from.is_conj()) staged = staged.conj();
+  if (from.is_neg()) staged = at::_neg_view(staged);
+  to.copy_(staged);
+}
+
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  if (!from.sizes().equals(to.sizes())) (void)from.expand(to.sizes());  // refuses in eager's words
+  if (is_remote(from) && is_remote(to)) {
+    if (to.numel() > 0) record_copy(to, from);
+  } else if (is_remote(to)) {
+    TORCH_CHECK(from.device().is_cpu(), "remote_accelerator: copies come from the CPU, not from ",
+                from.device());
+    to_device(from.resolve_conj().resolve_neg(), to);
+  } else {
+    TORCH_CHECK(to.device().is_cpu(), "remote_accelerator: copies go to the CPU, not to ",
+                to.device());
+    to_host(from, to);
+  }
+  return to;
+}
+
+at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
+  to.resize_(from.sizes());
+  return copy_from(from, to, false);
+}
+
+at::Scalar local_scalar_dense(const at::Tensor& self) {
+  auto value = at::empty({}, self.options().device(at::kCPU).pinned_memory(false));
+  GenieError error;
+  {
+    Waiting waiting;
+    check(tape().read(remote(self).id,
+                      static_cast<uint64_t>(self.storage_offset()) * self.dtype().itemsize(),
+                      value.mutable_data_ptr(), self.dtype().itemsize(), &error),
+          error);
+  }
+  if (self.is_conj()) value = value.conj_physical();
+  if (self.is_neg()) value = value.neg();
+  return value.item();
+}
+
+// `Module.to` must set the parameters' data, not replace the parameters: tied ones stay tied.
+bool has_compatible_shallow_copy_type(const at::Tensor& self, const at::Tensor& from) {
+  auto plain = [](const at::Tensor& t) {
+    return t.layout() == at::kStrided && (t.device().is_cpu() || t.device().type() == kRemote);
+  };
+  return plain(self) && plain(from);
+}
+
+at::Tensor zeros_at_once(at::IntArrayRef size, std::optional<at::ScalarType> dtype,
+                         std::optional<at::Layout> layout, std::optional<at::Device> device,
+                         std::optional<bool> pinned) {
+  return empty(size, dtype, layout, device, pinned, std::nullopt).zero_();
+}
+
+// The result's length follows from the numbers, which stay in the key of its template.
+at::Tensor& arange_out(const at::Scalar& start, const at::Scalar& end, const at::Scalar& step,
+                       at::Tensor& out) {
+  static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::arange", "start_out");
+  static CaptureKernel kernel(op);
+  double length = 0;
+  if (!at::isComplexType(out.scalar_type())) {
+    // Shape and checks as on the CPU: asked of a tensor without data.
+    auto meta = at::empty({0}, out.options().device(at::kMeta));
+    if (start.isIntegral(false) && end.isIntegral(false) && step.isIntegral(false) &&
+        step.toLong() != 0) {
+      int64_t s = start.toLong(), e = end.toLong(), d = step.toLong();
+      TORCH_CHECK((d > 0 && e >= s) || (d < 0 && e <= s),
+                  "upper bound and lower bound inconsistent with step sign");
+      length = static_cast<double>((e - s + d - (d > 0 ? 1 : -1)) / d);
+    } else {
+      meta = at::arange_out(meta, start, end, step);
+      length = static_cast<double>(meta.numel());
+    }
+  }
+  int64_t size = static_cast<int64_t>(length);
+  if (out.numel() != size) {
+    if (out.numel() > 0) TORCH_WARN("The number of elements in the out tensor of shape ",
+                                    out.sizes(), " is ", out.numel(),
+                                    " which does not match the computed number of elements ", size,
+                                    ". Note that this may occur as a result of rounding error. "
+                                    "The out tensor will be resized to a tensor of shape (", size,
+                                    ",).");
+    out.resize_({size});
+  }
+  torch::jit::Stack stack{start, end, step, out};
+  kernel(op, kKeys, &stack);
+  return out;
+}
+
+void record_stream(at::Tensor&, c10::Stream) {}
+
+}  // namespace
+
+void register_kernels(torch::Library& m) {
+  m.impl("empty.memory_format", TORCH_FN(empty));
+  m.impl("empty_strided", TORCH_FN(empty_strided));
+  m.impl("as_strided", TORCH_FN(as_strided));
+  m.impl("view", TORCH_FN(view));
+  m.impl("_reshape_alias", TORCH_FN(reshape_alias));
+  m.impl("unfold", TORCH_FN(unfold));
+  m.impl("resize_", TORCH_FN(resize_));
+  m.impl("set_.source_Storage", TORCH_FN(set_whole_storage));
+  m.impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));
+  m.impl("set_.source_Tensor", TORCH_FN(set_tensor));
+  m.impl("set_", TORCH_FN(set_nothing));
+  m.impl("is_set_to", TORCH_FN(is_set_to));
+  m.impl("_copy_from", TORCH_FN(copy_from));
+  m.impl("_copy_from_and_resize", TORCH_FN(copy_from_and_resize));
+  m.impl("_local_scalar_dense", TORCH_FN(local_scalar_dense));
+  m.impl("_has_compatible_shallow_copy_type", TORCH_FN(has_compatible_shallow_copy_type));
+  m.impl("_efficientzerotensor", TORCH_FN(zeros_at_once));
+  m.impl("arange.start_out", TORCH_FN(arange_out));
+  m.impl("record_stream", TORCH_FN(record_stream));
+}
+
+}  // namespace genie

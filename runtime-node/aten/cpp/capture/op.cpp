@@ -1,0 +1,962 @@
+// Recording an operator.
+//
+// 1. Encode the arguments: tensors become slots, numbers that cannot change a shape become
+//    varying words. The bytes are the key.
+// 2. A known key is a template: append a record, make the results' tensors, done (~1 us).
+// 3. A new key: infer the results (rules, structured shape functions, then PyTorch's Python
+//    metas once they have agreed with the node), define a template, append.
+// 4. Where that fails, or shapes depend on data: run on the node now and learn the results. What
+//    eager would refuse is refused there, in eager's words.
+// 5. What the node cannot run at all runs on this CPU.
+#include "op.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/enum_tag.h>
+#include <ATen/native/CPUFallback.h>
+#include <ATen/native/Resize.h>
+
+#include <mutex>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "metas.h"
+#include "torch_version.h"
+
+namespace genie {
+
+std::atomic<bool> log_intercepts{false};
+std::atomic<bool> meta_infer{true};
+std::atomic<bool> aten_impl{true};
+
+CaptureCounters& counters() {
+  static CaptureCounters instance;
+  return instance;
+}
+
+namespace {
+
+// How often a Meta kernel must agree with the node before it is believed.
+constexpr int kTrusted = 2;
+// Storages reserved for an operator that returns a list of tensors.
+constexpr uint64_t kListReserve = 1024;
+// Templates one operator may keep before its cache is emptied.
+constexpr size_t kTemplatesPerOpMax = 1 << 14;
+
+// Guards encoding, template caches and the order of records. Never held while Python may run.
+std::mutex capture_mutex;
+uint64_t mark_counter = 0;
+std::atomic<uint64_t> template_generation{0};
+
+const std::unordered_map<std::string, c10::KernelFunction>& structured_metas() {
+  static const auto* table = [] {
+    auto* t = new std::unordered_map<std::string, c10::KernelFunction>;
+    for (auto& row : metas()) {
+      std::string name = row.name;
+      if (*row.overload) name += std::string(".") + row.overload;
+      t->emplace(std::move(name), std::move(row.kernel));
+    }
+    return t;
+  }();
+  return *table;
+}
+
+bool starts(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
+
+// Operators whose floating scalars decide the shape of the result.
+bool shape_from_values(const std::string& name) {
+  for (const char* prefix : {"aten::arange", "aten::linspace", "aten::logspace", "aten::range",
+                             "aten::upsample", "aten::_upsample", "aten::histc", "aten::_histogram",
+                             "aten::histogram", "aten::pow", "aten::_foreach_pow"})
+    if (starts(name, prefix)) return true;
+  return false;
+}
+
+// Operators that take CPU index tensors beside device tensors, as on any accelerator.
+bool takes_cpu_indices(const std::string& name) {
+  return starts(name, "aten::index") || starts(name, "aten::_index_put") ||
+         starts(name, "aten::_unsafe_index");
+}
+
+uint64_t key_hash(std::string_view bytes) {
+  uint64_t hash = bytes.size() * 0x9e3779b97f4a7c15ull;
+  const char* at = bytes.data();
+  size_t left = bytes.size();
+  while (left >= 8) {
+    uint64_t word;
+    memcpy(&word, at, 8);
+    hash = (hash ^ word) * 0xff51afd7ed558ccdull;
+    hash ^= hash >> 32;
+    at += 8;
+    left -= 8;
+  }
+  uint64_t word = 0;
+  memcpy(&word, at, left);
+  hash = (hash ^ word) * 0xff51afd7ed558ccdull;
+  return hash ^ (hash >> 29);
+}
+
+uint64_t word_of(double value) {
+  uint64_t word;
+  memcpy(&word, &value, 8);
+  return word;
+}
+
+[[noreturn]] void mixed_devices(const std::string& name, const at::Tensor& t) {
+  TORCH_CHECK(false, "Expected all tensors to be on the same device, but found at least two ",
+              "devices, remote_accelerator:0 and ", t.device(), "! (when checking argument in ",
+              "method ", name, ")");
+}
+
+}  // namespace
+
+// The encoded arguments of one call.
+struct Encoder {
+  enum Outcome { kOk, kUnsupported, kMixed };
+
+  Writer bytes;
+  c10::SmallVector<uint64_t, 16> inputs;                 // storage ids by slot
+  c10::SmallVector<const c10::StorageImpl*, 16> storages;  // by slot
+  c10::SmallVector<uint64_t, 8> scalars;
+  c10::SmallVector<uint32_t, 4> mutated;
+  const at::Tensor* stranger = nullptr;                  // the CPU tensor of kMixed
+  c10::optional<at::Generator> generator;                // not the default one
+  const char* reason = nullptr;
+  uint64_t mark = 0;
+
+  // Under the capture lock. `args` points at the call's first argument.
+  Outcome encode(const Operator& op, const c10::IValue* args) {
+    bytes.clear();
+    inputs.clear();
+    storages.clear();
+    scalars.clear();
+    mutated.clear();
+    generator.reset();
+    stranger = nullptr;
+    mark = ++mark_counter;
+    for (size_t i = 0; i < op.arguments_.size(); ++i) {
+      const auto& argument = op.arguments_[i];
+      if (auto outcome = put(args[i], argument.number && !op.values_shape_, !op.values_shape_,
+                             argument.writes);
+          outcome != kOk)
+        return outcome;
+    }
+    return kOk;
+  }
+
+  uint32_t slot_of(const at::Tensor& t) {
+    auto* storage = t.storage().unsafeGetStorageImpl();
+    auto& r = remote(*storage);
+    if (r.mark != mark) {
+      r.mark = mark;
+      r.slot = static_cast<uint32_t>(inputs.size());
+      inputs.push_back(r.id);
+      storages.push_back(storage);
+    }
+    return r.slot;
+  }
+
+  Outcome put_tensor(const at::Tensor& t, bool writes) {
+    if (!t.defined()) {
+      bytes.u8(kUndefinedTensor);
+      return kOk;
+    }
+    if (C10_LIKELY(t.device().type() == kRemote)) {
+      if (t.layout() != at::kStrided || t.is_quantized()) {
+        reason = "sparse and quantized tensors stay on the client";
+        return kUnsupported;
+      }
+      uint32_t slot = slot_of(t);
+      bytes.u8(kTensor);
+      bytes.varint(slot);
+      put_meta(bytes, t);
+      if (writes) {
+        bool known = false;
+        for (uint32_t m : mutated) known = known || m == slot;
+        if (!known) mutated.push_back(slot);
+      }
+      return kOk;
+    }
+    if (t.device().is_cpu() && t.dim() == 0 && !writes && t.layout() == at::kStrided)
+      return put_scalar_tensor(t);
+    stranger = &t;
+    return kMixed;
+  }
+
+  Outcome put_scalar_tensor(const at::Tensor& t) {
+    bytes.u8(kScalarTensor);
+    bytes.varint(scalars.size());
+    bytes.u8(static_cast<uint8_t>(t.scalar_type()));
+    bytes.u8(t.unsafeGetTensorImpl()->is_wrapped_number());
+    switch (t.scalar_type()) {
+      case at::kDouble: scalars.push_back(word_of(*t.const_data_ptr<double>())); break;
+      case at::kLong: scalars.push_back(*t.const_data_ptr<int64_t>()); break;
+      case at::kBool: scalars.push_back(*t.const_data_ptr<bool>()); break;
+      case at::kFloat: scalars.push_back(word_of(*t.const_data_ptr<float>())); break;
+      default: {
+        auto value = t.item();
+        if (value.isComplex()) {
+          auto c = value.toComplexDouble();
+          scalars.push_back(word_of(c.real()));
+          scalars.push_back(word_of(c.imag()));
+        } else if (value.isFloatingPoint()) {
+          scalars.push_back(word_of(value.toDouble()));
+        } else {
+          scalars.push_back(static_cast<uint64_t>(value.toLong()));
+        }
+      }
+    }
+    return kOk;
+  }
+
+  Outcome put(const c10::IValue& v, bool int_varies, bool double_varies, bool writes) {
+    if (v.isTensor()) return put_tensor(v.toTensor(), writes);
+    if (v.isNone()) {
+      bytes.u8(kNone);
+    } else if (v.isInt()) {
+      if (int_varies) {
+        bytes.u8(kVaryingInt);
+        bytes.varint(scalars.size());
+        scalars.push_back(static_cast<uint64_t>(v.toInt()));
+      } else {
+        bytes.u8(kInt);
+        bytes.zigzag(v.toInt());
+      }
+    } else if (v.isDouble()) {
+      if (double_varies) {
+        bytes.u8(kVaryingDouble);
+        bytes.varint(scalars.size());
+        scalars.push_back(word_of(v.toDouble()));
+      } else {
+        bytes.u8(kDouble);
+        bytes.u64(word_of(v.toDouble()));
+      }
+    } else if (v.isBool()) {
+      bytes.u8(kBool);
+      bytes.u8(v.toBool());
+    } else if (v.isIntList()) {
+      auto list = v.toIntList();
+      bytes.u8(kIntList);
+      bytes.varint(list.size());
+      for (int64_t item : list) bytes.zigzag(item);
+    } else if (v.isList()) {
+      auto list = v.toListRef();
+      bytes.u8(kList);
+      bytes.varint(list.size());
+      for (const auto& item : list) {
+        // Lists of doubles are shapes' scale factors as often as not: part of the key.
+        if (auto outcome = put(item, false, false, writes); outcome != kOk) return outcome;
+      }
+    } else if (v.isString()) {
+      bytes.u8(kString);
+      bytes.string(v.toStringRef());
+    } else if (v.isDevice()) {
+      auto device = v.toDevice();
+      bytes.u8(kDevice);
+      bytes.u8(device.type() == kRemote ? static_cast<uint8_t>(std::max<int>(device.index(), 0))
+                                        : kCpuDevice);
+    } else if (v.isComplexDouble()) {
+      auto c = v.toComplexDouble();
+      bytes.u8(kComplex);
+      bytes.u64(word_of(c.real()));
+      bytes.u64(word_of(c.imag()));
+    } else if (v.isGenerator()) {
+      auto g = v.toGenerator();
+      TORCH_CHECK(g.device().type() == kRemote,
+                  "Expected a 'remote_accelerator' device type for generator but found '",
+                  g.device().type(), "'");
+      if (g.unsafeGetGeneratorImpl() != default_generator().unsafeGetGeneratorImpl())
+        generator = g;
+      bytes.u8(kGenerator);
+    } else if (v.isSymInt()) {
+      bytes.u8(kInt);
+      bytes.zigzag(v.toSymInt().guard_int(__FILE__, __LINE__));
+    } else {
+      reason = "an argument's type has no encoding";
+      return kUnsupported;
+    }
+    return kOk;
+  }
+};
+
+namespace {
+
+// Encoders by depth: a wait inside a call may run Python code that records operators.
+struct EncoderLease {
+  EncoderLease() {
+    auto& stack = pool();
+    if (depth() == stack.size()) stack.push_back(std::make_unique<Encoder>());
+    encoder = stack[depth()++].get();
+  }
+  ~EncoderLease() { --depth(); }
+  Encoder* encoder;
+
+ private:
+  static std::vector<std::unique_ptr<Encoder>>& pool() {
+    thread_local std::vector<std::unique_ptr<Encoder>> encoders;
+    return encoders;
+  }
+  static size_t& depth() {
+    thread_local size_t value = 0;
+    return value;
+  }
+};
+
+}  // namespace
+
+// A defined template: what a record of it makes.
+struct Template {
+  std::string key;
+  uint32_t id = 0;
+  uint32_t new_storages = 0;
+  struct Made {
+    bool defined = true;
+    int32_t storage = 0;  // index among the record's new storages
+    uint64_t bytes = 0;
+    Meta meta;
+  };
+  std::vector<Made> made;            // new tensors, in order of return
+  std::vector<uint32_t> list_sizes;  // of each returned list
+};
+
+struct Operator::Cache {
+  std::unordered_map<uint64_t, std::vector<std::shared_ptr<const Template>>> templates;
+  uint64_t generation = 0;
+  // A loop repeats the template it used last: look there first.
+  std::shared_ptr<const Template> last;
+
+  const std::shared_ptr<const Template>* find(std::string_view key, uint64_t hash) {
+    if (generation != template_generation.load(std::memory_order_acquire)) {
+      templates.clear();
+      last.reset();
+      generation = template_generation.load(std::memory_order_acquire);
+    }
+    if (last && last->key == key) return &last;
+    auto found = templates.find(hash);
+    if (found == templates.end()) return nullptr;
+    for (auto& candidate : found->second)
+      if (candidate->key == key) {
+        last = candidate;
+        return &candidate;
+      }
+    return nullptr;
+  }
+  void insert(uint64_t hash, std::shared_ptr<const Template> tmpl) {
+    if (templates.size() >= kTemplatesPerOpMax) templates.clear();
+    last = tmpl;
+    templates[hash].push_back(std::move(tmpl));
+  }
+};
+
+void forget_templates() { template_generation.fetch_add(1, std::memory_order_acq_rel); }
+
+Operator::Operator(c10::OperatorHandle handle)
+    : handle_(handle),
+      name_(op_name(handle)),
+      hash_(schema_hash(handle.schema())),
+      cache_(std::make_unique<Cache>()) {
+  const auto& schema = handle.schema();
+  bool scalar_results = false;
+  size_t lists = 0;
+  for (const auto& a : schema.arguments()) {
+    Argument argument;
+    auto type = a.type();
+    if (auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
+    argument.number = type->kind() == c10::TypeKind::NumberType;
+    argument.writes = a.alias_info() && a.alias_info()->isWrite();
+    random_ = random_ || type->kind() == c10::TypeKind::GeneratorType;
+    arguments_.push_back(argument);
+  }
+  for (const auto& r : schema.returns()) {
+    Return result;
+    auto type = r.type();
+    if (auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
+    result.tensor = type->kind() == c10::TypeKind::TensorType;
+    if (auto list = type->cast<c10::ListType>())
+      result.list = list->getElementType()->kind() == c10::TypeKind::TensorType;
+    if (r.alias_info() && r.alias_info()->isWrite()) {
+      for (size_t i = 0; i < schema.arguments().size(); ++i) {
+        const auto* alias = schema.arguments()[i].alias_info();
+        if (alias && alias->isWrite() && alias->beforeSets() == r.alias_info()->beforeSets())
+          result.argument = static_cast<int>(i);
+      }
+    }
+    scalar_results = scalar_results || (!result.tensor && !result.list);
+    lists += result.list && result.argument < 0;
+    returns_.push_back(result);
+  }
+  ambiguous_lists_ = lists > 1;
+  dynamic_ = scalar_results || handle.hasTag(at::Tag::dynamic_output_shape) ||
+             handle.hasTag(at::Tag::data_dependent_output);
+  random_ = random_ || handle.hasTag(at::Tag::nondeterministic_seeded);
+  values_shape_ = shape_from_values(name_);
+  rule_ = rule_for(name_);
+  auto found = structured_metas().find(name_);
+  if (found != structured_metas().end()) structured_ = &found->second;
+  // These update running statistics although their schemas do not say so.
+  if (name_ == "aten::native_batch_norm" || name_ == "aten::cudnn_batch_norm" ||
+      name_ == "aten::miopen_batch_norm" || name_ == "aten::_batch_norm_impl_index") {
+    arguments_[3].writes = arguments_[4].writes = true;
+  }
+  if (starts(name_, "aten::rrelu_with_noise")) arguments_[1].writes = true;
+}
+
+Operator::~Operator() = default;
+
+bool Operator::node_runs_it() {
+  uint64_t session = tape().session();
+  if (node_session_ != session) {
+    node_has_ = tape().node_has_op(hash_) != 0;
+    node_session_ = session;
+  }
+  return node_has_;
+}
+
+void Operator::record(torch::jit::Stack* stack) {
+  uint64_t begin = ticks();
+  uint64_t waited_before = waited_ticks();
+  struct Timer {
+    uint64_t begin, waited_before;
+    ~Timer() {
+      uint64_t spent = ticks() - begin, waited = waited_ticks() - waited_before;
+      counters().capture_ticks.fetch_add(spent > waited ? spent - waited : 0,
+                                         std::memory_order_relaxed);
+    }
+  } timer{begin, waited_before};
+
+  ensure();
+  if (C10_UNLIKELY(log_intercepts.load(std::memory_order_relaxed)))
+    fprintf(stderr, "genie: intercepted %s\n", name_.c_str());
+  if (C10_UNLIKELY(!aten_impl.load(std::memory_order_relaxed)))
+    return fall_back(stack, "GENIE_ENABLE_ATEN_IMPL=0");
+  if (C10_UNLIKELY(!node_runs_it()))
+    return fall_back(stack, "the node has no operator with this name and schema");
+
+  EncoderLease lease;
+  Encoder& encoder = *lease.encoder;
+  const c10::IValue* args = stack->data() + (stack->size() - arguments_.size());
+  Encoder::Outcome outcome;
+  {
+    std::unique_lock<std::mutex> lock(capture_mutex);
+    outcome = encoder.encode(*this, args);
+    if (C10_LIKELY(outcome == Encoder::kOk && !dynamic_ && !encoder.generator)) {
+      auto key = encoder.bytes.view();
+      if (const auto* found = cache_->find(key, key_hash(key))) {
+        auto tmpl = *found;
+        uint64_t first =
+            tape().op(tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
+                      encoder.scalars.data(), encoder.scalars.size(), tmpl->new_storages);
+        lock.unlock();
+        counters().ops.fetch_add(1, std::memory_order_relaxed);
+        counters().hits.fetch_add(1, std::memory_order_relaxed);
+        return emit(stack, *tmpl, first, encoder);
+      }
+    }
+  }
+  if (outcome == Encoder::kUnsupported) return fall_back(stack, encoder.reason);
+  if (outcome == Encoder::kMixed) {
+    if (takes_cpu_indices(name_) && move_indices(stack)) return record(stack);
+    if (!starts(name_, "aten::"))
+      return fall_back(stack, "an argument lives on the client's CPU");
+    mixed_devices(name_, *encoder.stranger);
+  }
+  if (encoder.generator) {
+    auto generator = *encoder.generator;
+    for (size_t i = 0; i < arguments_.size(); ++i) {
+      auto& v = (*stack)[stack->size() - arguments_.size() + i];
+      if (v.isGenerator()) v = default_generator();
+    }
+    return with_generator(generator, [&] { record(stack); });
+  }
+  miss(stack, encoder);
+}
+
+// Copies CPU index tensors to the device. Returns whether there were any.
+bool Operator::move_indices(torch::jit::Stack* stack) {
+  bool moved = false;
+  size_t base = stack->size() - arguments_.size();
+  auto move = [&](const at::Tensor& t) {
+    moved = true;
+    return t.to(at::Device(kRemote, 0));
+  };
+  auto movable = [](const c10::IValue& v) {
+    return v.isTensor() && v.toTensor().defined() && v.toTensor().device().is_cpu() &&
+           (at::isIntegralType(v.toTensor().scalar_type(), true));
+  };
+  for (size_t i = 1; i < arguments_.size(); ++i) {
+    auto& v = (*stack)[base + i];
+    if (v.isTensor()) continue;
+    if (!v.isList() || v.isIntList()) continue;
+    c10::impl::GenericList list(v.isTensorList() ? c10::TypePtr(c10::TensorType::get())
+                                                 : v.type()->castRaw<c10::ListType>()
+                                                       ->getElementType());
+    for (const auto& item : v.toListRef())
+      list.push_back(movable(item) ? c10::IValue(move(item.toTensor())) : item);
+    if (moved) v = v.isTensorList() ? c10::IValue(c10::impl::toTypedList<at::Tensor>(list))
+                                    : c10::IValue(list);
+  }
+  return moved;
+}
+
+void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
+  if (dynamic_) return run(stack, encoder, nullptr);
+  counters().misses.fetch_add(1, std::memory_order_relaxed);
+  Results results;
+  bool known = false;
+  try {
+    known = infer_fast(*stack, results);
+    if (!known && trust_ >= kTrusted && meta_infer.load(std::memory_order_relaxed)) {
+      results.clear();
+      known = infer_by_meta(*stack, results);
+    }
+  } catch (const std::exception&) {
+    // Let the node judge: it refuses in eager's words, or shows that the rule was wrong.
+    known = false;
+  }
+  if (known) {
+    // Shape functions may have resized an `out` argument: what was encoded is old then.
+    const c10::IValue* args = stack->data() + (stack->size() - arguments_.size());
+    std::shared_ptr<const Template> tmpl;
+    uint64_t first;
+    {
+      std::lock_guard<std::mutex> lock(capture_mutex);
+      TORCH_INTERNAL_ASSERT(encoder.encode(*this, args) == Encoder::kOk);
+      auto key = encoder.bytes.view();
+      uint64_t hash = key_hash(key);
+      if (const auto* found = cache_->find(key, hash)) {
+        tmpl = *found;
+      } else {
+        tmpl = define(*stack, encoder, results);
+        cache_->insert(hash, tmpl);
+      }
+      first = tape().op(tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
+                        encoder.scalars.data(), encoder.scalars.size(), tmpl->new_storages);
+    }
+    counters().ops.fetch_add(1, std::memory_order_relaxed);
+    return emit(stack, *tmpl, first, encoder);
+  }
+  if (rule_ || structured_ || trust_ < 0 || !meta_infer.load(std::memory_order_relaxed))
+    return run(stack, encoder, nullptr);
+
+  // Run on the node, then see whether the Meta kernel would have said the same.
+  torch::jit::Stack before(stack->end() - static_cast<int64_t>(arguments_.size()), stack->end());
+  std::string key(encoder.bytes.view());
+  Results seen, predicted;
+  bool predicts = false;
+  try {
+    predicts = infer_by_meta(before, predicted);
+  } catch (const std::exception&) {
+    predicts = false;
+  }
+  run(stack, encoder, &seen);
+  bool agrees = predicts && seen.size() == predicted.size();
+  for (size_t i = 0; agrees && i < seen.size(); ++i) {
+    const auto &a = seen[i], &b = predicted[i];
+    agrees = a.defined == b.defined && a.meta.dtype == b.meta.dtype &&
+             a.meta.sizes == b.meta.sizes && a.meta.strides == b.meta.strides &&
+             a.meta.offset == b.meta.offset && a.shares == b.shares;
+  }
+  trust_ = agrees ? trust_ + 1 : -1;
+}
+
+bool Operator::infer_fast(const torch::jit::Stack& stack, Results& results) {
+  const c10::IValue* args = stack.data() + (stack.size() - arguments_.size());
+  if (rule_) {
+    if (rule_(args, arguments_.size(), results)) return true;
+    results.clear();
+  }
+  if (!structured_) return false;
+  return run_meta(torch::jit::Stack(args, args + arguments_.size()), structured_, stack, results);
+}
+
+bool Operator::infer_by_meta(const torch::jit::Stack& stack, Results& results) {
+  const c10::IValue* args = stack.data() + (stack.size() - arguments_.size());
+  return run_meta(torch::jit::Stack(args, args + arguments_.size()), nullptr, stack, results);
+}
+
+namespace {
+
+at::Tensor as_meta(const at::Tensor& t) {
+  if (!is_remote(t)) return t;
+  auto meta = at::detail::empty_strided_meta(t.sizes(), t.strides(), t.scalar_type());
+  if (t.unsafeGetTensorImpl()->is_wrapped_number())
+    meta.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return meta;
+}
+
+c10::IValue as_meta(const c10::IValue& v) {
+  if (v.isTensor()) return as_meta(v.toTensor());
+  if (v.isDevice()) return at::Device(at::kMeta);
+  if (v.isGenerator()) return c10::IValue();
+  if (v.isTensorList()) {
+    c10::List<at::Tensor> list;
+    for (const at::Tensor& t : v.toTensorVector()) list.push_back(as_meta(t));
+    return list;
+  }
+  if (v.isList() && !v.isIntList() && !v.isDoubleList() && !v.isBoolList()) {
+    c10::impl::GenericList list(v.type()->castRaw<c10::ListType>()->getElementType());
+    for (const auto& item : v.toListRef()) list.push_back(as_meta(item));
+    return list;
+  }
+  return v;
+}
+
+}  // namespace
+
+bool Operator::run_meta(torch::jit::Stack args, const c10::KernelFunction* kernel,
+                        const torch::jit::Stack& original, Results& results) {
+  for (auto& v : args) v = as_meta(v);
+  torch::jit::Stack inputs = args;
+  {
+    at::AutoDispatchBelowADInplaceOrView no_autograd;
+    if (kernel)
+      kernel->callBoxed(handle_, c10::DispatchKeySet(c10::DispatchKey::Meta), &args);
+    else
+      handle_.callBoxed(&args);
+  }
+  // A result argument that the shape function resized is resized for real.
+  size_t base = original.size() - arguments_.size();
+  for (size_t i = 0; i < arguments_.size(); ++i) {
+    if (!arguments_[i].writes || !inputs[i].isTensor()) continue;
+    const at::Tensor &real = original[base + i].toTensor(), &meta = inputs[i].toTensor();
+    if (is_remote(real) && !real.sizes().equals(meta.sizes()) && meta.is_meta())
+      at::native::resize_output(real, meta.sizes());
+  }
+  auto add = [&](const at::Tensor& t) {
+    Result result;
+    if (!t.defined()) {
+      result.defined = false;
+      results.push_back(result);
+      return true;
+    }
+    if (!t.is_meta() || t.layout() != at::kStrided || t.is_conj() || t.is_neg()) return false;
+    for (const auto& input : inputs)
+      if (input.isTensor() && input.toTensor().defined() &&
+          input.toTensor().storage().unsafeGetStorageImpl() == t.storage().unsafeGetStorageImpl())
+        return false;  // a view of an argument: let the node say how
+    result.meta.dtype = t.scalar_type();
+    result.meta.offset = t.storage_offset();
+    result.meta.sizes.assign(t.sizes().begin(), t.sizes().end());
+    result.meta.strides.assign(t.strides().begin(), t.strides().end());
+    result.bytes = t.storage().nbytes();
+    results.push_back(result);
+    return true;
+  };
+  for (size_t i = 0; i < returns_.size(); ++i) {
+    if (returns_[i].argument >= 0) continue;
+    const auto& v = args[i];
+    if (v.isTensor()) {
+      if (!add(v.toTensor())) return false;
+    } else if (v.isTensorList()) {
+      for (const at::Tensor& t : v.toTensorVector())
+        if (!add(t)) return false;
+    } else {
+      return false;
+    }
+  }
+  return true;
+}
+
+namespace {
+
+void put_result(Writer& out, const Result& r, uint32_t storage) {
+  if (!r.defined) {
+    out.u8(kOutputUndefined);
+    return;
+  }
+  out.u8(kOutputNew);
+  out.varint(storage);
+  put_meta(out, r.meta.dtype, r.meta.offset, r.meta.sizes, r.meta.strides);
+}
+
+// The part of a template that a `run` sends too.
+void put_head(Writer& out, const std::string& name, const Encoder& encoder, bool random,
+              size_t arguments) {
+  out.string(name);
+  out.varint(encoder.inputs.size());
+  out.varint(encoder.scalars.size());
+  out.varint(encoder.mutated.size());
+  for (uint32_t slot : encoder.mutated) out.varint(slot);
+  out.u8(random);
+  out.varint(arguments);
+  out.raw(encoder.bytes.data(), encoder.bytes.size());
+}
+
+}  // namespace
+
+// Under the capture lock.
+std::shared_ptr<const Template> Operator::define(const torch::jit::Stack& stack,
+                                                 const Encoder& encoder, const Results& results) {
+  auto tmpl = std::make_shared<Template>();
+  tmpl->key = encoder.bytes.view();
+  // Storages first: results that share one count once.
+  std::vector<uint32_t> storage_of(results.size());
+  std::vector<uint64_t> storage_bytes;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Result& r = results[i];
+    if (r.defined && r.shares >= 0) {
+      storage_of[i] = storage_of[r.shares];
+    } else if (r.defined) {
+      storage_of[i] = static_cast<uint32_t>(storage_bytes.size());
+      storage_bytes.push_back(r.bytes);
+    }
+    Template::Made made;
+    made.defined = r.defined;
+    made.storage = static_cast<int32_t>(storage_of[i]);
+    made.bytes = r.defined ? storage_bytes[storage_of[i]] : 0;
+    made.meta = r.meta;
+    tmpl->made.push_back(std::move(made));
+  }
+  tmpl->new_storages = static_cast<uint32_t>(storage_bytes.size());
+
+  Writer out;
+  put_head(out, name_, encoder, random_, arguments_.size());
+  out.varint(storage_bytes.size());
+  for (uint64_t bytes : storage_bytes) out.varint(bytes);
+  // Outputs in order of return: new tensors, and the arguments that are returned.
+  size_t base = stack.size() - arguments_.size();
+  Writer body;
+  uint64_t count = 0;
+  size_t next = 0;
+  size_t singles = 0;
+  for (const auto& r : returns_) singles += r.tensor && r.argument < 0;
+  auto alias = [&](const at::Tensor& t) {
+    ++count;
+    if (!t.defined()) return body.u8(kOutputUndefined);
+    body.u8(kOutputAlias);
+    uint32_t slot = 0;
+    while (encoder.storages[slot] != t.storage().unsafeGetStorageImpl()) ++slot;
+    body.varint(slot);
+    put_meta(body, t);
+  };
+  for (const auto& r : returns_) {
+    if (r.argument >= 0) {
+      const auto& v = stack[base + static_cast<size_t>(r.argument)];
+      if (v.isTensor())
+        alias(v.toTensor());
+      else if (v.isTensorList())
+        for (const at::Tensor& t : v.toTensorVector()) alias(t);
+    } else if (r.list) {
+      uint32_t size = static_cast<uint32_t>(results.size() - singles);
+      tmpl->list_sizes.push_back(size);
+      for (uint32_t i = 0; i < size; ++i, ++next, ++count)
+        put_result(body, results[next], storage_of[next]);
+    } else {
+      put_result(body, results[next], storage_of[next]);
+      ++next;
+      ++count;
+    }
+  }
+  out.varint(count);
+  out.raw(body.data(), body.size());
+  tmpl->id = tape().define(out.data(), out.size());
+  return tmpl;
+}
+
+void Operator::emit(torch::jit::Stack* stack, const Template& tmpl, uint64_t first,
+                    const Encoder&) {
+  size_t n = arguments_.size();
+  // In-place operators return their argument: nothing to make.
+  if (returns_.size() == 1 && returns_[0].argument >= 0) {
+    size_t base = stack->size() - n;
+    auto kept = static_cast<size_t>(returns_[0].argument);
+    if (kept != 0) std::swap((*stack)[base], (*stack)[base + kept]);
+    stack->resize(base + 1);
+    return;
+  }
+  c10::SmallVector<c10::intrusive_ptr<c10::StorageImpl>, 4> storages(tmpl.new_storages);
+  size_t next = 0;
+  auto tensor = [&]() -> at::Tensor {
+    const auto& made = tmpl.made[next++];
+    if (!made.defined) return {};
+    auto& storage = storages[static_cast<size_t>(made.storage)];
+    if (!storage) storage = make_storage(first + static_cast<uint64_t>(made.storage), made.bytes);
+    return make_tensor(storage, made.meta);
+  };
+  if (returns_.size() == 1 && returns_[0].tensor) {
+    at::Tensor result = tensor();
+    size_t base = stack->size() - n;
+    stack->resize(base);
+    stack->emplace_back(std::move(result));
+    return;
+  }
+  torch::jit::Stack results;
+  size_t base = stack->size() - n;
+  size_t lists = 0;
+  for (const auto& r : returns_) {
+    if (r.argument >= 0) {
+      results.push_back((*stack)[base + static_cast<size_t>(r.argument)]);
+    } else if (r.list) {
+      c10::List<at::Tensor> list;
+      uint32_t size = tmpl.list_sizes[lists++];
+      for (uint32_t i = 0; i < size; ++i) list.push_back(tensor());
+      results.emplace_back(std::move(list));
+    } else {
+      results.emplace_back(tensor());
+    }
+  }
+  stack->resize(base);
+  for (auto& result : results) stack->push_back(std::move(result));
+}
+
+// Runs on the node now. `seen` receives the new tensors' geometry when it is not null.
+void Operator::run(torch::jit::Stack* stack, Encoder& encoder, Results* seen) {
+  if (ambiguous_lists_) return fall_back(stack, "it returns several lists of tensors");
+  Writer head;
+  put_head(head, name_, encoder, random_, arguments_.size());
+  head.varint(0);  // no declared storages
+  head.varint(0);  // nor outputs
+  uint64_t reserve = 0;
+  bool list = false;
+  for (const auto& r : returns_) {
+    if (r.argument >= 0) continue;
+    reserve += r.tensor;
+    list = list || r.list;
+  }
+  if (list) reserve += kListReserve;
+  auto inputs = encoder.inputs;
+  auto scalars = encoder.scalars;
+  // What aliases an input is found by slot; the stack keeps these alive.
+  auto storages = encoder.storages;
+  std::vector<uint8_t> reply;
+  uint64_t first = 0;
+  GenieError error;
+  int code;
+  {
+    Waiting waiting;
+    code = tape().run(
+        head.data(), head.size(), inputs.data(), inputs.size(), scalars.data(), scalars.size(),
+        reserve, &first,
+        [](void* context, const uint8_t* bytes, size_t len) {
+          static_cast<std::vector<uint8_t>*>(context)->assign(bytes, bytes + len);
+        },
+        &reply, &error);
+  }
+  counters().runs.fetch_add(1, std::memory_order_relaxed);
+  if (code == kNotImplemented) return fall_back(stack, error.message);
+  check(code, error);
+  counters().ops.fetch_add(1, std::memory_order_relaxed);
+
+  Reader in(reply.data(), reply.size());
+  std::vector<uint64_t> bytes(in.bounded(kSlotsMax));
+  for (auto& b : bytes) b = in.varint();
+  std::vector<c10::intrusive_ptr<c10::StorageImpl>> made;
+  for (size_t i = 0; i < bytes.size(); ++i) made.push_back(make_storage(first + i, bytes[i]));
+  std::vector<int64_t> first_user(bytes.size(), -1);
+
+  uint64_t outputs = in.bounded(kSlotsMax);
+  struct Output {
+    uint8_t kind;
+    uint64_t index;
+    Meta meta;
+  };
+  std::vector<Output> found;
+  for (uint64_t i = 0; i < outputs; ++i) {
+    Output o{in.u8(), 0, {}};
+    if (o.kind != kOutputUndefined) {
+      o.index = in.bounded(kSlotsMax);
+      o.meta = get_meta(in);
+    }
+    found.push_back(std::move(o));
+  }
+  uint64_t scalar_bytes = in.bounded(1 << 20);
+  (void)scalar_bytes;
+
+  size_t base = stack->size() - arguments_.size();
+  size_t next = 0;
+  auto tensor = [&]() -> at::Tensor {
+    if (next >= found.size()) throw CodecError("the node returned too few tensors");
+    const Output& o = found[next++];
+    Result result;
+    result.defined = o.kind != kOutputUndefined;
+    result.meta = o.meta;
+    at::Tensor t;
+    if (o.kind == kOutputNew) {
+      if (o.index >= made.size()) throw CodecError("the node named a storage it did not make");
+      result.bytes = bytes[o.index];
+      result.shares = first_user[o.index];
+      if (result.shares < 0 && seen) first_user[o.index] = static_cast<int64_t>(seen->size());
+      t = make_tensor(made[o.index], o.meta);
+    } else if (o.kind == kOutputAlias) {
+      if (o.index >= storages.size()) throw CodecError("the node named a missing slot");
+      auto* storage = const_cast<c10::StorageImpl*>(storages[o.index]);
+      t = make_tensor(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage), o.meta);
+      result.shares = -2;
+    }
+    if (seen) seen->push_back(std::move(result));
+    return t;
+  };
+  // A returned argument may have been resized.
+  auto argument = [&](const c10::IValue& v) {
+    if (!v.isTensor()) return;
+    if (next >= found.size()) throw CodecError("the node returned too few tensors");
+    const Output& o = found[next++];
+    const at::Tensor& t = v.toTensor();
+    if (o.kind != kOutputAlias || t.sizes().equals(at::IntArrayRef(o.meta.sizes))) return;
+    auto& storage = *t.storage().unsafeGetStorageImpl();
+    uint64_t need = at::detail::computeStorageNbytes(o.meta.sizes, o.meta.strides,
+                                                     t.dtype().itemsize(), o.meta.offset);
+    if (need > storage.nbytes()) {
+      remote(storage).bytes = need;
+      storage.set_nbytes(need);
+    }
+    t.unsafeGetTensorImpl()->set_sizes_and_strides(o.meta.sizes, o.meta.strides, o.meta.offset);
+  };
+  torch::jit::Stack results;
+  size_t singles_left = 0;
+  for (const auto& r : returns_) singles_left += r.tensor;
+  for (const auto& r : returns_) {
+    if (r.argument >= 0) {
+      const auto& v = (*stack)[base + static_cast<size_t>(r.argument)];
+      if (v.isTensorList())
+        next += v.toTensorVector().size();
+      else
+        argument(v);
+      singles_left -= r.tensor;
+      results.push_back(v);
+    } else if (r.list) {
+      c10::List<at::Tensor> items;
+      while (next + singles_left < found.size()) items.push_back(tensor());
+      results.emplace_back(std::move(items));
+    } else if (r.tensor) {
+      --singles_left;
+      results.emplace_back(tensor());
+    } else {
+      switch (in.u8()) {
+        case kInt: results.emplace_back(in.zigzag()); break;
+        case kDouble: results.emplace_back(in.f64()); break;
+        case kBool: results.emplace_back(in.u8() != 0); break;
+        case kComplex: {
+          double re = in.f64();
+          results.emplace_back(c10::complex<double>(re, in.f64()));
+          break;
+        }
+        case kNone: results.emplace_back(); break;
+        default: throw CodecError("the node returned a value of unknown kind");
+      }
+    }
+  }
+  stack->resize(base);
+  for (auto& result : results) stack->push_back(std::move(result));
+}
+
+void Operator::fall_back(torch::jit::Stack* stack, const char* reason) {
+  counters().fallbacks.fetch_add(1, std::memory_order_relaxed);
+  tape().fell_back(name_.c_str(), reason);
+  Waiting waiting;
+  at::native::cpu_fallback(handle_, stack);
+}
+
+void record(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  static std::mutex mutex;
+  static auto* known = new std::unordered_map<std::string, std::unique_ptr<Operator>>;
+  Operator* found;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    auto& slot = (*known)[op_name(op)];
+    if (!slot) slot = std::make_unique<Operator>(op);
+    found = slot.get();
+  }
+  found->record(stack);
+}
+
+}  // namespace genie

@@ -1,0 +1,99 @@
+// Recording operators: one Operator per registered overload, with its templates.
+#pragma once
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <memory>
+
+#include "infer.h"
+#include "state.h"
+
+namespace genie {
+
+struct Template;
+
+// What is known of one operator, for the life of the process.
+class Operator {
+ public:
+  explicit Operator(c10::OperatorHandle handle);
+  ~Operator();
+
+  // Records the call on top of the stack and replaces it by its results.
+  void record(torch::jit::Stack* stack);
+
+  const std::string& name() const { return name_; }
+
+ private:
+  struct Argument {
+    bool number = false;   // declared as Scalar: an integer here may vary
+    bool writes = false;   // written by the operator
+  };
+  struct Return {
+    int argument = -1;     // this result is that argument
+    bool tensor = false;
+    bool list = false;     // of tensors
+  };
+
+  void miss(torch::jit::Stack* stack, struct Encoder& encoder);
+  void run(torch::jit::Stack* stack, struct Encoder& encoder, Results* seen);
+  void fall_back(torch::jit::Stack* stack, const char* reason);
+  bool infer_fast(const torch::jit::Stack& stack, Results& results);
+  bool infer_by_meta(const torch::jit::Stack& stack, Results& results);
+  bool run_meta(torch::jit::Stack args, const c10::KernelFunction* kernel,
+                const torch::jit::Stack& original, Results& results);
+  std::shared_ptr<const Template> define(const torch::jit::Stack& stack, const Encoder& encoder,
+                                         const Results& results);
+  void emit(torch::jit::Stack* stack, const Template& tmpl, uint64_t first,
+            const Encoder& encoder);
+  bool node_runs_it();
+  bool move_indices(torch::jit::Stack* stack);
+
+  friend struct Encoder;
+
+  c10::OperatorHandle handle_;
+  std::string name_;
+  uint64_t hash_;
+  std::vector<Argument> arguments_;
+  std::vector<Return> returns_;
+  std::vector<uint32_t> silent_writes_;  // arguments written without a schema saying so
+  bool random_ = false;
+  bool dynamic_ = false;      // results' shapes depend on data, or are not all tensors
+  bool values_shape_ = false; // floating scalars decide shapes: keep them in the key
+  bool ambiguous_lists_ = false;
+  Rule rule_ = nullptr;
+  const c10::KernelFunction* structured_ = nullptr;
+  // Whether the dispatcher's Meta kernel has agreed with the node: it counts up to `kTrusted`,
+  // and -1 is for ever no.
+  int trust_ = 0;
+  uint64_t node_session_ = 0;
+  bool node_has_ = false;
+
+  struct Cache;
+  std::unique_ptr<Cache> cache_;
+};
+
+struct CaptureCounters {
+  std::atomic<uint64_t> ops{0}, hits{0}, misses{0}, runs{0}, fallbacks{0}, capture_ticks{0};
+};
+CaptureCounters& counters();
+
+extern std::atomic<bool> log_intercepts;
+extern std::atomic<bool> meta_infer;
+extern std::atomic<bool> aten_impl;
+
+// The boxed kernel that the dispatcher calls.
+class CaptureKernel final : public c10::OperatorKernel {
+ public:
+  explicit CaptureKernel(c10::OperatorHandle handle)
+      : operator_(std::make_shared<Operator>(handle)) {}
+  void operator()(const c10::OperatorHandle&, c10::DispatchKeySet, torch::jit::Stack* stack) {
+    operator_->record(stack);
+  }
+
+ private:
+  std::shared_ptr<Operator> operator_;
+};
+
+// Records any operator, finding its Operator by handle (operators outside aten, copies).
+void record(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+
+}  // namespace genie
