@@ -372,6 +372,7 @@ impl Session {
     }
 
     fn reply_body(&self, token: u64, leftover: Leftover) -> Result<Vec<u8>, ClientError> {
+        self.lock().counters.round_trips += 1;
         match self.answer(token, leftover, None)? {
             Answer::Reply(body) => Ok(body),
             _ => Err(ClientError::protocol(
@@ -398,10 +399,8 @@ impl Session {
         pause: &mut Pause,
     ) -> Result<Answer, ClientError> {
         let answer = self.wait(pause, deadline, |core| core.take_answer(token));
-        let mut core = self.lock();
-        core.counters.round_trips += 1;
         if answer.is_err() {
-            core.abandon(token, leftover);
+            self.lock().abandon(token, leftover);
         }
         answer
     }

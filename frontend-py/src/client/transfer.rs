@@ -133,6 +133,7 @@ impl Session {
                 },
             );
             core.counters.weight_queries += 1;
+            core.counters.round_trips += 1;
             token
         };
         match self.answer_paused(token, Leftover::Nothing, None, pause)? {

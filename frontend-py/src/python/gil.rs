@@ -45,7 +45,7 @@ fn interrupted() -> bool {
     with(|py| match py.check_signals() {
         Ok(()) => false,
         Err(raised) => {
-            RAISED.with(|slot| *slot.borrow_mut() = Some(raised));
+            keep_raised(raised);
             true
         }
     })
@@ -70,6 +70,11 @@ pub fn raised_text() -> Option<String> {
             .as_ref()
             .map(|raised| with(|py| raised.value(py).to_string()))
     })
+}
+
+/// Keeps an exception for whoever turns this thread's error into one.
+pub fn keep_raised(raised: PyErr) {
+    RAISED.with(|slot| *slot.borrow_mut() = Some(raised));
 }
 
 /// The exception that ended this thread's last wait.

@@ -38,8 +38,9 @@ fn register(log_intercepts: bool, meta_infer: bool, aten_impl: bool) -> PyResult
 
 /// The class that errors with this code become.
 #[pyfunction]
-fn set_error_type(code: u8, class: Py<PyAny>) {
-    tape::set_error_type(code, class);
+#[pyo3(signature = (code, class_))]
+fn set_error_type(code: u8, class_: Py<PyAny>) {
+    tape::set_error_type(code, class_);
 }
 
 /// Joins the host at `path` and makes the session the current one.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 use genie_wire::ErrorCode;
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 use crate::client::{ClientError, Session};
@@ -74,6 +75,10 @@ fn begin() -> Result<&'static Session, ClientError> {
 /// A Python exception on its way through C++.
 fn error_of(error: &PyErr) -> ClientError {
     gil::with(|py| {
+        if !error.is_instance_of::<PyException>(py) {
+            gil::keep_raised(error.clone_ref(py));
+            return ClientError::interrupted();
+        }
         let message = error.value(py).to_string();
         let code = error
             .value(py)

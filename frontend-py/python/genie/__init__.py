@@ -1,0 +1,35 @@
+"""Genie: PyTorch's device `remote_accelerator`.
+
+Ordinary PyTorch programs run on it by their device string alone; `import torch` finds it by itself
+(torch >= 2.5). What this package offers besides: `stats()`, `init()`, `shutdown()`, `phase()`.
+"""
+
+
+def _autoload() -> None:
+    """Registers the device. torch calls it while it is being imported; starts no process."""
+    from genie import _backend
+
+    _backend.register()
+
+
+# Below the function: `import torch` may call it.
+import torch  # noqa: E402, F401
+
+_autoload()
+
+from genie._session import init, is_available, shutdown  # noqa: E402
+from genie._stats import stats  # noqa: E402
+from genie.errors import FallbackWarning, NodeLost  # noqa: E402
+from genie.marks import annotate, phase  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    "FallbackWarning",
+    "NodeLost",
+    "annotate",
+    "init",
+    "is_available",
+    "phase",
+    "shutdown",
+    "stats",
+]

@@ -1,0 +1,35 @@
+"""Makes the device known to PyTorch. Once per process; starts nothing."""
+
+import torch
+
+from genie import env
+
+NAME = "remote_accelerator"
+_DEFAULT_SEED = 67280421310721
+_registered = False
+
+
+def register() -> None:
+    """Registers the device, its module and its methods, unless that was done."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    from genie import _native, device, errors
+
+    torch.utils.rename_privateuse1_backend(NAME)
+    _native.set_error_type(errors.NODE_LOST, errors.NodeLost)
+    _native.register(
+        log_intercepts=env.flag(env.LOG_INTERCEPTS, False),
+        meta_infer=env.flag(env.ENABLE_META_INFER, True),
+        aten_impl=env.flag(env.ENABLE_ATEN_IMPL, True),
+    )
+    torch._register_device_module(NAME, device)
+    # `x.remote_accelerator()`, `x.is_remote_accelerator`, the same of modules and storages.
+    torch.utils.generate_methods_for_privateuse1_backend(
+        for_tensor=True, for_module=True, for_packed_sequence=True, for_storage=True
+    )
+    # `torch.manual_seed` before this line did not know the device yet.
+    seed = torch.initial_seed()
+    if seed != _DEFAULT_SEED:
+        _native.seed(seed & 0xFFFF_FFFF_FFFF_FFFF)

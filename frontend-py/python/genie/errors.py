@@ -1,0 +1,46 @@
+"""Exceptions and warnings of Genie, and the classes that errors of the node become."""
+
+import warnings
+
+import torch
+
+NODE_LOST = 3
+
+
+class NodeLost(RuntimeError):
+    """The host or the node is gone, and with it every tensor on the device.
+
+    `genie.init()` starts a new session in the same process.
+    """
+
+    code = NODE_LOST
+
+
+class FallbackWarning(UserWarning):
+    """An operator ran on the client's CPU, because the node cannot run it. Once per operator."""
+
+
+# genie_wire::ErrorCode -> class; the others become RuntimeError.
+CLASSES: dict[int, type[Exception]] = {
+    2: getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError),
+    NODE_LOST: NodeLost,
+    4: IndexError,
+    5: ValueError,
+    6: TypeError,
+    7: NotImplementedError,
+    8: torch.linalg.LinAlgError,
+}
+
+
+def from_code(code: int, message: str) -> Exception:
+    """The exception for an error of the native module."""
+    return CLASSES.get(code, RuntimeError)(message)
+
+
+def warn_of_fallback(op: str, reason: str) -> None:
+    warnings.warn(
+        f"{op} runs on the client's CPU, not on remote_accelerator: {reason}. Its inputs are "
+        "fetched and its results sent back (genie.stats()['fallbacks_by_op'] counts)",
+        FallbackWarning,
+        stacklevel=2,
+    )
