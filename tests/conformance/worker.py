@@ -151,7 +151,7 @@ def main():
         import genie
 
         def fallbacks():
-            return dict(genie.stats().get("fallbacks_by_op", {}))
+            return {op: each["count"] for op, each in genie.stats()["fallbacks_by_op"].items()}
 
     known = entries()
     for line in sys.stdin:

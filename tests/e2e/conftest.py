@@ -160,3 +160,45 @@ def program():
         GONE_SECONDS_MAX,
         f"processes left behind: {genie_processes()}",
     )
+
+
+class Host:
+    """A genie-host of its own, that programs join by GENIE_HOST."""
+
+    def __init__(self, path, *flags):
+        self.path = path
+        self.address = f"unix:{path}"
+        self.environment = {"GENIE_HOST": self.address}
+        self.process = subprocess.Popen(
+            ["genie-host", "serve", "--listen", self.address, *flags],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdout.readline().startswith("ready"), "genie-host did not become ready"
+
+    def node(self):
+        """The node, once a program has used the host."""
+        found = [c for c in psutil.Process(self.process.pid).children() if c.name() == "genie-node"]
+        assert len(found) == 1, found
+        return found[0]
+
+    def end(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(GONE_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail("genie-host does not end at SIGTERM")
+        finally:
+            self.process.stdout.close()
+        wait_until(lambda: not self.path.exists(), 1, "the socket file stays")
+
+
+@pytest.fixture
+def host(tmp_path):
+    serving = Host(tmp_path / "host.sock")
+    yield serving
+    serving.end()

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
@@ -182,64 +180,40 @@ def test_ctrl_c_during_a_long_read(program):
 # Joining a running host
 
 
-@pytest.fixture
-def host(tmp_path):
-    """A genie-host of its own that programs join by GENIE_HOST."""
-    path = tmp_path / "host.sock"
-    process = subprocess.Popen(["genie-host", "serve", "--socket", str(path)], start_new_session=True)
-    wait_until(path.exists, 30, "genie-host does not listen")
-    yield process, f"unix:{path}"
-    process.terminate()
-    try:
-        process.wait(GONE_SECONDS_MAX)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        pytest.fail("genie-host does not end at SIGTERM")
-    wait_until(lambda: not path.exists(), 1, "the socket file stays")
-
-
 def test_joins_a_running_host(host, program):
-    process, address = host
     source = READY + "say(mine=children(), value=x.sum().item())"
+    nodes = set()
     for _ in range(2):
-        said, _ = program(source, env={"GENIE_HOST": address}).finish()
+        said, _ = program(source, env=host.environment).finish()
         assert said == {"mine": {}, "value": 4.0}
-    assert process.poll() is None
+        nodes.add(host.node().pid)
+    assert len(nodes) == 1, "the node stays for the next program"
 
 
 def test_socket_is_private(host):
-    _, address = host
-    assert os.stat(address.removeprefix("unix:")).st_mode & 0o077 == 0
+    assert os.stat(host.path).st_mode & 0o077 == 0
 
 
 def test_session_is_freed_when_its_program_is_killed(host, program):
-    process, address = host
-    node = wait_for_node(process.pid)
     running = program(
         "x = torch.ones(64 << 20, device=DEVICE); x.sum().item(); say(ready=True); time.sleep(60)",
-        env={"GENIE_HOST": address},
+        env=host.environment,
     )
     running.heard()
+    node = host.node()
     held = node.memory_info().rss
+    assert held > 256 << 20
     running.process.kill()
     wait_until(
         lambda: node.memory_info().rss < held - (200 << 20), GONE_SECONDS_MAX, "the node keeps the dead session's memory"
     )
-    said, _ = program(READY + "say(value=x.sum().item())", env={"GENIE_HOST": address}).finish()
+    said, _ = program(READY + "say(value=x.sum().item())", env=host.environment).finish()
     assert said["value"] == 4.0
-
-
-def wait_for_node(host_pid):
-    children = psutil.Process(host_pid).children
-    wait_until(lambda: any(c.name() == "genie-node" for c in children()), 30, "the host starts no node")
-    return next(c for c in children() if c.name() == "genie-node")
 
 
 def test_sessions_are_isolated(host, program):
     """Two programs on one host at once: an error or a death of one does not touch the other."""
-    _, address = host
-    first = program(READY + SAY_WHAT_A_READ_RAISES, env={"GENIE_HOST": address})
+    first = program(READY + SAY_WHAT_A_READ_RAISES, env=host.environment)
     second = program(
         READY
         + """
@@ -250,7 +224,7 @@ except Exception as error:
     say(error=str(error))
 time.sleep(60)
 """,
-        env={"GENIE_HOST": address},
+        env=host.environment,
     )
     first.heard()
     assert "index" in second.heard()["error"]
@@ -286,16 +260,12 @@ def test_host_address_that_makes_no_sense(program):
     assert "carrier-pigeon" in said["text"] and "unix:" in said["text"]
 
 
-def test_joined_host_gone(tmp_path, program):
-    path = tmp_path / "host.sock"
-    process = subprocess.Popen(["genie-host", "serve", "--socket", str(path)], start_new_session=True)
-    try:
-        wait_until(path.exists, 30, "genie-host does not listen")
-        running = program(READY + SAY_WHAT_A_READ_RAISES, env={"GENIE_HOST": f"unix:{path}"})
-        running.heard()
-    finally:
-        process.kill()
-        process.wait()
+def test_joined_host_gone(host, program):
+    running = program(READY + SAY_WHAT_A_READ_RAISES, env=host.environment)
+    running.heard()
+    host.process.kill()
+    host.process.wait()
+    host.path.unlink()
     running.tell()
     said = running.heard()
     assert said["lost"] and said["seconds"] < LOST_SECONDS_MAX
@@ -316,8 +286,7 @@ def test_joined_host_gone(tmp_path, program):
 def test_malformed_message_is_refused_and_serving_goes_on(bytes_sent, host, program):
     import socket
 
-    _, address = host
-    path = address.removeprefix("unix:")
+    path = str(host.path)
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         with socket.socket(socket.AF_UNIX, kind) as raw:
             raw.settimeout(10)
@@ -332,7 +301,7 @@ def test_malformed_message_is_refused_and_serving_goes_on(bytes_sent, host, prog
                         break
                 except ConnectionError:
                     break
-    said, _ = program(READY + "say(value=x.sum().item())", env={"GENIE_HOST": address}).finish()
+    said, _ = program(READY + "say(value=x.sum().item())", env=host.environment).finish()
     assert said["value"] == 4.0
 
 
@@ -341,7 +310,7 @@ def test_malformed_message_is_refused_and_serving_goes_on(bytes_sent, host, prog
 
 @pytest.mark.parametrize("missing", ["genie-node", "genie-host"])
 def test_missing_binary_is_named(missing, program, tmp_path):
-    variable = {"genie-node": "GENIE_NODE_BIN", "genie-host": "GENIE_HOST_BIN"}[missing]
+    variable = {"genie-node": "GENIE_NODE_BINARY", "genie-host": "GENIE_HOST_BINARY"}[missing]
     said, _ = program(
         """
         try:

@@ -1,10 +1,9 @@
 """The same weights move once: for the same program, and for another one on the same host."""
 
-import subprocess
+import copy
 
 import pytest
 import torch
-from conftest import wait_until
 
 pytestmark = pytest.mark.remote
 
@@ -31,20 +30,12 @@ def test_second_upload_by_the_same_program_moves_nothing(program):
     assert said["value"] == said["again"]
 
 
-def test_upload_by_another_program_moves_nothing(program, tmp_path):
-    path = tmp_path / "host.sock"
-    host = subprocess.Popen(["genie-host", "serve", "--socket", str(path)], start_new_session=True)
-    try:
-        wait_until(path.exists, 30, "genie-host does not listen")
-        environment = {"GENIE_HOST": f"unix:{path}"}
-        first, _ = program(UPLOAD, env=environment).finish()
-        other, _ = program(UPLOAD, env=environment).finish()
-        assert first["first"] > 0
-        assert other["first"] == other["second"] == 0
-        assert other["value"] == first["value"]
-    finally:
-        host.terminate()
-        host.wait(10)
+def test_upload_by_another_program_moves_nothing(host, program):
+    first, _ = program(UPLOAD, env=host.environment).finish()
+    other, _ = program(UPLOAD, env=host.environment).finish()
+    assert first["first"] > 0
+    assert other["first"] == other["second"] == 0
+    assert other["value"] == first["value"]
 
 
 def test_writing_to_a_shared_weight_copies_it(device):
@@ -60,8 +51,6 @@ def test_writing_to_a_shared_weight_copies_it(device):
 def test_training_does_not_change_stored_weights(device):
     torch.manual_seed(0)
     source = torch.nn.Linear(256, 256)
-    import copy
-
     trained = copy.deepcopy(source).to(device)
     optimizer = torch.optim.SGD(trained.parameters(), 0.5)
     trained(torch.ones(1, 256, device=device)).sum().backward()
