@@ -1,1 +1,36 @@
-//! (being written)
+//! The node: executes a session's tape on one device and answers its reads.
+//!
+//! [`Executor`] is a state machine: records in, frames out through an [`Outbox`]. It does no I/O
+//! and reads no clock, so the front end's `local` mode drives it directly ([`local`]), the binary
+//! drives it from sockets ([`serve`]), and its tests drive it on a backend in plain memory.
+//!
+//! An operator that fails poisons what it would have written; nothing else changes. Only a peer
+//! that breaks the protocol ends its session, and never another one.
+//!
+//! Start reading at [`Executor::execute`].
+
+#[cfg(feature = "libtorch")]
+pub mod aten;
+mod backend;
+mod credits;
+mod executor;
+mod failure;
+#[cfg(test)]
+mod fake;
+mod ledger;
+#[cfg(feature = "libtorch")]
+pub mod local;
+pub mod memory;
+mod modules;
+mod outbox;
+pub mod select;
+pub mod serve;
+mod session;
+mod storages;
+mod weights;
+
+pub use backend::Backend;
+pub use executor::{Executor, SessionSettings};
+pub use failure::{Failure, SessionError};
+pub use outbox::{Outbox, SentFrames};
+pub use session::Session;

@@ -1,0 +1,116 @@
+//! The backend of the product: libtorch on one device.
+
+use genie_aten::AtenError;
+use genie_aten::execute::{Device, Generator, Storage, Template, set_threads};
+use genie_wire::ErrorCode;
+
+use crate::{Backend, Failure};
+
+/// Runs templates on `device` through the C++ shim.
+pub struct Aten {
+    device: Device,
+}
+
+impl Aten {
+    /// `genie_aten::execute::init` must have succeeded before.
+    pub fn new(device: Device) -> Self {
+        Aten { device }
+    }
+}
+
+impl From<AtenError> for Failure {
+    fn from(error: AtenError) -> Self {
+        let code = ErrorCode::from_u8(error.code).unwrap_or(ErrorCode::Runtime);
+        Failure { code, message: error.message }
+    }
+}
+
+impl Backend for Aten {
+    type Template = Template;
+    type Storage = Storage;
+    type Generator = Generator;
+
+    fn template(&self, encoded: &[u8]) -> Result<Template, Failure> {
+        Ok(Template::new(encoded, self.device)?)
+    }
+
+    fn run(
+        &self,
+        template: &Template,
+        inputs: &[&Storage],
+        scalars: &[u64],
+        generator: &mut Generator,
+        new: usize,
+        outputs: &mut Vec<Storage>,
+    ) -> Result<(), Failure> {
+        Ok(template.run(inputs, scalars, generator, new, outputs)?)
+    }
+
+    fn run_dynamic(
+        &self,
+        template: &Template,
+        inputs: &[&Storage],
+        scalars: &[u64],
+        generator: &mut Generator,
+        reserve: usize,
+        outputs: &mut Vec<Storage>,
+    ) -> Result<Vec<u8>, Failure> {
+        Ok(template.run_dynamic(inputs, scalars, generator, reserve, outputs)?)
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<Storage, Failure> {
+        Ok(Storage::new(self.device, bytes)?)
+    }
+
+    fn bytes(&self, storage: &Storage) -> u64 {
+        storage.bytes()
+    }
+
+    fn duplicate(&self, storage: &Storage) -> Result<Storage, Failure> {
+        Ok(storage.duplicate()?)
+    }
+
+    fn resize(&self, storage: &mut Storage, bytes: u64) -> Result<(), Failure> {
+        Ok(storage.resize(bytes)?)
+    }
+
+    fn slice<'a>(&self, storage: &'a Storage) -> Option<&'a [u8]> {
+        storage.as_slice()
+    }
+
+    fn slice_mut<'a>(&self, storage: &'a mut Storage) -> Option<&'a mut [u8]> {
+        storage.as_mut_slice()
+    }
+
+    fn copy_in(&self, storage: &mut Storage, offset: u64, from: &[u8]) -> Result<(), Failure> {
+        Ok(storage.copy_in(offset, from)?)
+    }
+
+    fn copy_out(&self, storage: &Storage, offset: u64, to: &mut [u8]) -> Result<(), Failure> {
+        Ok(storage.copy_out(offset, to)?)
+    }
+
+    fn generator(&self) -> Result<Generator, Failure> {
+        Ok(Generator::new(self.device)?)
+    }
+
+    fn seed(&self, generator: &mut Generator, seed: u64) -> Result<(), Failure> {
+        Ok(generator.seed(seed)?)
+    }
+
+    fn generator_state(&self, generator: &mut Generator) -> Result<Vec<u8>, Failure> {
+        Ok(generator.state()?)
+    }
+
+    fn set_generator_state(&self, generator: &mut Generator, state: &[u8]) -> Result<(), Failure> {
+        Ok(generator.set_state(state)?)
+    }
+
+    fn synchronize(&self) -> Result<(), Failure> {
+        Ok(self.device.synchronize()?)
+    }
+
+    fn set_threads(&self, threads: u32) {
+        set_threads(threads);
+    }
+}

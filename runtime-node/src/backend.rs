@@ -1,0 +1,73 @@
+//! What the executor needs of a device.
+
+use crate::Failure;
+
+/// A device that runs templates over storages. libtorch in the product, plain memory in tests.
+///
+/// Sizes and ranges are in bytes. Every object belongs to the backend that made it.
+pub trait Backend {
+    type Template;
+    type Storage;
+    type Generator;
+
+    /// Binds an encoded template: resolves its operator and decodes its arguments.
+    fn template(&self, encoded: &[u8]) -> Result<Self::Template, Failure>;
+
+    /// Runs a template and pushes its `new` storages, all of them or none.
+    fn run(
+        &self,
+        template: &Self::Template,
+        inputs: &[&Self::Storage],
+        scalars: &[u64],
+        generator: &mut Self::Generator,
+        new: usize,
+        outputs: &mut Vec<Self::Storage>,
+    ) -> Result<(), Failure>;
+
+    /// Runs a template whose outputs are not known before; returns their description (the body of
+    /// `genie_wire::Reply::Outputs`) and pushes at most `reserve` storages.
+    fn run_dynamic(
+        &self,
+        template: &Self::Template,
+        inputs: &[&Self::Storage],
+        scalars: &[u64],
+        generator: &mut Self::Generator,
+        reserve: usize,
+        outputs: &mut Vec<Self::Storage>,
+    ) -> Result<Vec<u8>, Failure>;
+
+    /// Uninitialised bytes; does not fit is `OutOfMemory`.
+    fn allocate(&self, bytes: u64) -> Result<Self::Storage, Failure>;
+    fn bytes(&self, storage: &Self::Storage) -> u64;
+    fn duplicate(&self, storage: &Self::Storage) -> Result<Self::Storage, Failure>;
+    fn resize(&self, storage: &mut Self::Storage, bytes: u64) -> Result<(), Failure>;
+
+    /// The storage's bytes when the host can reach them directly.
+    fn slice<'a>(&self, storage: &'a Self::Storage) -> Option<&'a [u8]>;
+    fn slice_mut<'a>(&self, storage: &'a mut Self::Storage) -> Option<&'a mut [u8]>;
+    /// The range was checked to lie inside the storage.
+    fn copy_in(
+        &self,
+        storage: &mut Self::Storage,
+        offset: u64,
+        from: &[u8],
+    ) -> Result<(), Failure>;
+    /// The range was checked to lie inside the storage.
+    fn copy_out(&self, storage: &Self::Storage, offset: u64, to: &mut [u8])
+    -> Result<(), Failure>;
+
+    /// A generator in the state PyTorch's default one starts in.
+    fn generator(&self) -> Result<Self::Generator, Failure>;
+    fn seed(&self, generator: &mut Self::Generator, seed: u64) -> Result<(), Failure>;
+    fn generator_state(&self, generator: &mut Self::Generator) -> Result<Vec<u8>, Failure>;
+    fn set_generator_state(
+        &self,
+        generator: &mut Self::Generator,
+        state: &[u8],
+    ) -> Result<(), Failure>;
+
+    /// Waits for everything given to the device.
+    fn synchronize(&self) -> Result<(), Failure>;
+    /// CPU threads one operator may use from now on.
+    fn set_threads(&self, threads: u32);
+}

@@ -1,0 +1,322 @@
+//! One connection: its greeting, its frames, its turns.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use genie_shm::UnixLink;
+use genie_transport::{Frame, Link, LinkError};
+use genie_wire::control::{
+    Counter, Hello, Refusal, Region, Status, StatusRequest, Welcome,
+};
+use genie_wire::frame::FrameKind;
+use genie_wire::limits::STRING_BYTES_MAX;
+use genie_wire::{ErrorCode, PROTOCOL_VERSION};
+use prost::Message;
+use rustix::event::epoll;
+
+use super::{Host, is_refusable};
+use crate::{Backend, Executor, Outbox, Session, memory};
+
+/// How long one session may keep the others waiting, operators in progress aside.
+const TURN: Duration = Duration::from_millis(5);
+/// Records between two looks at the clock and at the peer's appetite.
+const RECORDS_AT_ONCE: usize = 32;
+/// Unread answers after which a session waits until its peer reads.
+const UNREAD_BYTES_MAX: usize = 1 << 20;
+
+pub(super) struct Connection<B: Backend> {
+    pub(super) link: UnixLink,
+    stage: Stage<B>,
+    /// Has something to do besides waiting for its descriptor.
+    pub(super) runnable: bool,
+    /// Its peer does not read answers, so it gets no more turns for now.
+    pub(super) paused: bool,
+    /// Its peer hung up.
+    pub(super) gone: bool,
+    /// What its descriptor is watched for.
+    pub(super) interest: epoll::EventFlags,
+}
+
+enum Stage<B: Backend> {
+    /// Connected; perhaps greeted elsewhere already.
+    Greeting(Option<Hello>),
+    Open(Box<Open<B>>),
+}
+
+struct Open<B: Backend> {
+    session: Session<B>,
+    number: u64,
+    /// A tape frame in progress and how far it was executed.
+    tape: Option<(Vec<u8>, usize)>,
+}
+
+/// How a turn ended.
+pub(super) enum Turn {
+    Continue,
+    End,
+    /// The connection is for another device.
+    Handover(Hello),
+}
+
+/// Why a connection ends.
+enum End {
+    /// The peer is gone.
+    Closed,
+    Refused(ErrorCode, String),
+    Handover(Hello),
+}
+
+impl From<LinkError> for End {
+    fn from(error: LinkError) -> Self {
+        match is_refusable(&error) {
+            true => End::Refused(ErrorCode::Protocol, error.to_string()),
+            false => End::Closed,
+        }
+    }
+}
+
+impl<B: Backend> Connection<B> {
+    pub(super) fn new(link: UnixLink, hello: Option<Hello>) -> Self {
+        Connection {
+            link,
+            stage: Stage::Greeting(hello),
+            runnable: true,
+            paused: false,
+            gone: false,
+            interest: epoll::EventFlags::IN,
+        }
+    }
+
+    pub(super) fn into_link(self) -> UnixLink {
+        self.link
+    }
+
+    /// Gives back what the session holds.
+    pub(super) fn end(self, executor: &mut Executor<B>) {
+        if let Stage::Open(open) = self.stage {
+            tracing::info!(session = open.number, "a session ended");
+            let closed = catch_unwind(AssertUnwindSafe(|| executor.close(open.session)));
+            if closed.is_err() {
+                tracing::error!("a session could not be closed cleanly");
+            }
+        }
+    }
+
+    /// Does what can be done now. A panic ends this session and no other.
+    pub(super) fn turn(&mut self, host: &mut Host<'_, B>) -> Turn {
+        // What a peer that hung up left behind is not worth executing.
+        if self.gone {
+            return Turn::End;
+        }
+        let ended = catch_unwind(AssertUnwindSafe(|| self.work(host)));
+        let end = match ended {
+            Ok(Ok(())) => return Turn::Continue,
+            Ok(Err(end)) => end,
+            Err(panic) => {
+                let what = panic_text(&*panic);
+                tracing::error!(what, "a session's turn panicked");
+                End::Refused(ErrorCode::Runtime, format!("the node failed inside: {what}"))
+            }
+        };
+        match end {
+            End::Closed => Turn::End,
+            End::Handover(hello) => Turn::Handover(hello),
+            End::Refused(code, message) => {
+                let (pid, _) = self.link.peer_credentials();
+                tracing::warn!(pid, message, "a session is refused");
+                refuse(&mut self.link, code, &message);
+                Turn::End
+            }
+        }
+    }
+
+    fn work(&mut self, host: &mut Host<'_, B>) -> Result<(), End> {
+        if self.link.wants_write() {
+            self.link.flush()?;
+        }
+        let deadline = Instant::now() + TURN;
+        loop {
+            self.paused = self.link.queued_bytes() > UNREAD_BYTES_MAX;
+            self.runnable = !self.paused;
+            if self.paused {
+                return Ok(());
+            }
+            if let Stage::Open(open) = &mut self.stage
+                && let Some((tape, position)) = &mut open.tape
+            {
+                let mut outbox = LinkOutbox { link: &mut self.link, failed: None };
+                let done = host.executor.execute(
+                    &mut open.session,
+                    tape,
+                    position,
+                    RECORDS_AT_ONCE,
+                    &mut outbox,
+                );
+                outbox.finish()?;
+                done.map_err(|error| End::Refused(ErrorCode::Protocol, error.to_string()))?;
+                if *position == tape.len() {
+                    open.tape = None;
+                }
+                if Instant::now() >= deadline {
+                    return Ok(());
+                }
+                continue;
+            }
+            if let Stage::Greeting(hello) = &mut self.stage
+                && let Some(hello) = hello.take()
+            {
+                self.greet(hello, host)?;
+            }
+            match self.link.poll()? {
+                Some(frame) => self.frame(frame, host)?,
+                None => {
+                    if let Stage::Open(open) = &mut self.stage {
+                        let mut outbox = LinkOutbox { link: &mut self.link, failed: None };
+                        host.executor.idle(&mut open.session, &mut outbox);
+                        outbox.finish()?;
+                    }
+                    self.runnable = false;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn frame(&mut self, frame: Frame, host: &mut Host<'_, B>) -> Result<(), End> {
+        let open = match (&mut self.stage, frame.kind) {
+            (Stage::Greeting(_), FrameKind::Hello) => {
+                let hello = Hello::decode(&frame.body[..]).map_err(malformed)?;
+                return self.greet(hello, host);
+            }
+            (Stage::Open(open), kind) if kind != FrameKind::Hello => open,
+            (_, kind) => {
+                let message = format!("a connection begins with one hello; {kind:?} came instead");
+                return Err(End::Refused(ErrorCode::Protocol, message));
+            }
+        };
+        match frame.kind {
+            FrameKind::Tape => open.tape = Some((frame.body, 0)),
+            FrameKind::Region => {
+                let region = Region::decode(&frame.body[..]).map_err(malformed)?;
+                let memory = frame.memory.expect("links give every region its memory");
+                host.executor
+                    .add_region(&mut open.session, region.id, memory)
+                    .map_err(|error| End::Refused(ErrorCode::Protocol, error.to_string()))?;
+            }
+            FrameKind::StatusRequest => {
+                let request = StatusRequest::decode(&frame.body[..]).map_err(malformed)?;
+                let mut counters = host.executor.counters();
+                let value = memory::resident_bytes();
+                counters.push(Counter { name: "node.resident_bytes".to_owned(), value });
+                let status = Status { token: request.token, counters };
+                self.link.post_send(FrameKind::Status, &[&status.encode_to_vec()], None)?;
+            }
+            kind => {
+                let message = format!("a node does not take {kind:?} frames");
+                return Err(End::Refused(ErrorCode::Protocol, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn greet(&mut self, hello: Hello, host: &mut Host<'_, B>) -> Result<(), End> {
+        let facts = host.facts;
+        let refuse = |code, message| Err(End::Refused(code, message));
+        if hello.protocol != PROTOCOL_VERSION {
+            let message = format!(
+                "this node ({}) speaks protocol {PROTOCOL_VERSION}, the client ({}) speaks {}; \
+                 install the same version of Genie on both sides",
+                facts.software, hello.software, hello.protocol
+            );
+            return refuse(ErrorCode::Protocol, message);
+        }
+        if hello.identity.len() > STRING_BYTES_MAX {
+            return refuse(ErrorCode::Protocol, "the client's identity is too long".to_owned());
+        }
+        let device = hello.device as usize;
+        if device >= facts.devices.len() {
+            let count = facts.devices.len();
+            let message = format!(
+                "device {device} does not exist, the node has {count} (0 to {})",
+                count.saturating_sub(1)
+            );
+            return refuse(ErrorCode::Value, message);
+        }
+        if device != host.device {
+            return Err(End::Handover(hello));
+        }
+        let settings = host.settings(&hello);
+        let session = match host.executor.open(settings) {
+            Ok(session) => session,
+            Err(failure) => return refuse(failure.code, failure.message),
+        };
+        let number = *host.next_session;
+        *host.next_session += 1;
+        tracing::info!(
+            session = number,
+            client = hello.software,
+            pid = hello.pid,
+            torch = hello.torch,
+            "a session began"
+        );
+        self.stage = Stage::Open(Box::new(Open { session, number, tape: None }));
+        let welcome = Welcome {
+            protocol: PROTOCOL_VERSION,
+            software: facts.software.clone(),
+            torch: facts.torch.clone(),
+            devices: facts.devices.clone(),
+            ops: host.ops.to_vec(),
+            session: number,
+            pid: std::process::id(),
+            node_pid: 0,
+        };
+        Ok(self.link.post_send(FrameKind::Welcome, &[&welcome.encode_to_vec()], None)?)
+    }
+}
+
+/// Sends a session's answers at once.
+struct LinkOutbox<'a> {
+    link: &'a mut UnixLink,
+    failed: Option<LinkError>,
+}
+
+impl Outbox for LinkOutbox<'_> {
+    fn send(&mut self, kind: FrameKind, body: &[u8]) {
+        if self.failed.is_none() {
+            self.failed = self.link.post_send(kind, &[body], None).err();
+        }
+    }
+}
+
+impl LinkOutbox<'_> {
+    fn finish(self) -> Result<(), End> {
+        match self.failed {
+            None => Ok(()),
+            Some(error @ LinkError::OutOfCredit { .. }) => {
+                Err(End::Refused(ErrorCode::Protocol, format!("answers are not read: {error}")))
+            }
+            Some(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Tells the peer why it is left, if it still listens.
+pub(super) fn refuse(link: &mut UnixLink, code: ErrorCode, message: &str) {
+    let refusal = Refusal { code: code as u32, message: message.to_owned() };
+    if let Err(error) = link.post_send(FrameKind::Refusal, &[&refusal.encode_to_vec()], None) {
+        tracing::debug!(%error, "the peer does not take its refusal");
+    }
+}
+
+fn malformed(error: prost::DecodeError) -> End {
+    let message = genie_wire::WireError::from(error).to_string();
+    End::Refused(ErrorCode::Protocol, message)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (None, Some(text)) => text,
+        (None, None) => "panic",
+    }
+}

@@ -1,0 +1,784 @@
+//! One session: what each record of its tape does.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use genie_transport::SharedMemory;
+use genie_wire::control::WeightStored;
+use genie_wire::frame::FrameKind;
+use genie_wire::limits::{FRAME_BYTES_MAX, REGIONS_MAX};
+use genie_wire::record::{RegionSpan, WeightHash};
+use genie_wire::varint::put;
+use genie_wire::{ErrorCode, Record, Reply, StorageId, TapeDecoder, Template, TemplateId};
+use prost::Message;
+
+use crate::credits::Credits;
+use crate::ledger::Ledger;
+use crate::modules::Modules;
+use crate::storages::{Slot, Storages};
+use crate::{Backend, Executor, Failure, Outbox, SessionError};
+
+/// Encoded bytes of all templates of a session.
+const TEMPLATE_BYTES_MAX: u64 = 256 << 20;
+/// Templates of `Run` records that are kept bound; when full, all are dropped.
+const RUN_TEMPLATES_MAX: usize = 256;
+/// Inputs whose references fit on the stack.
+const INPUTS_INLINE: usize = 12;
+/// Payloads of devices that the host cannot reach directly pass through a buffer of this size.
+const BOUNCE_BYTES: usize = 1 << 20;
+
+/// One client's program on one device.
+///
+/// Invariant: a storage that is poisoned keeps the first failure that led to it.
+pub struct Session<B: Backend> {
+    decoder: TapeDecoder,
+    state: State<B>,
+    pub(crate) threads: u32,
+}
+
+struct State<B: Backend> {
+    storages: Storages<B::Storage>,
+    templates: Vec<Result<B::Template, Failure>>,
+    template_bytes: u64,
+    run_templates: HashMap<Vec<u8>, B::Template>,
+    generator: B::Generator,
+    modules: Modules,
+    regions: HashMap<u32, SharedMemory>,
+    credits: Credits,
+    identity: Arc<str>,
+    /// Scratch space: the storages an operator made, and an encoded reply.
+    made: Vec<B::Storage>,
+    encoded: Vec<u8>,
+}
+
+/// Why a record did not do what it says.
+enum Stop {
+    /// The peer broke the protocol.
+    Session(SessionError),
+    /// An input failed before.
+    Inherited(Arc<Failure>),
+    /// It failed here.
+    Fresh(Failure),
+}
+
+impl From<SessionError> for Stop {
+    fn from(error: SessionError) -> Self {
+        Stop::Session(error)
+    }
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Stop::Fresh(failure)
+    }
+}
+
+impl<B: Backend> Session<B> {
+    pub(crate) fn new(generator: B::Generator, identity: Arc<str>, threads: u32) -> Self {
+        let state = State {
+            storages: Storages::new(),
+            templates: Vec::new(),
+            template_bytes: 0,
+            run_templates: HashMap::new(),
+            generator,
+            modules: Modules::default(),
+            regions: HashMap::new(),
+            credits: Credits::default(),
+            identity,
+            made: Vec::new(),
+            encoded: Vec::new(),
+        };
+        Session { decoder: TapeDecoder::new(), state, threads }
+    }
+
+    pub(crate) fn execute(
+        &mut self,
+        node: &mut Executor<B>,
+        tape: &[u8],
+        position: &mut usize,
+        records_max: usize,
+        outbox: &mut dyn Outbox,
+    ) -> Result<(), SessionError> {
+        for _ in 0..records_max {
+            match self.decoder.next(tape, position)? {
+                Some(record) => self.state.record(record, node, outbox)?,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn add_region(
+        &mut self,
+        region: u32,
+        memory: SharedMemory,
+    ) -> Result<(), SessionError> {
+        let regions = &mut self.state.regions;
+        if regions.contains_key(&region) {
+            return Err(SessionError::RegionTaken { region });
+        }
+        if regions.len() >= REGIONS_MAX {
+            return Err(SessionError::TooMany { what: "regions", max: REGIONS_MAX as u64 });
+        }
+        regions.insert(region, memory);
+        Ok(())
+    }
+
+    pub(crate) fn send_credits(&mut self, outbox: &mut dyn Outbox) {
+        self.state.credits.send(outbox);
+    }
+
+    pub(crate) fn templates_defined(&self) -> u64 {
+        self.state.templates.len() as u64
+    }
+
+    pub(crate) fn clear(&mut self, ledger: &mut Ledger) {
+        self.state.storages.clear(ledger);
+    }
+}
+
+impl<B: Backend> State<B> {
+    fn record(
+        &mut self,
+        record: Record<'_>,
+        node: &mut Executor<B>,
+        outbox: &mut dyn Outbox,
+    ) -> Result<(), SessionError> {
+        match record {
+            Record::Op { id, template, inputs, scalars, first_new } => {
+                self.op(id, template, inputs, scalars, first_new, node)
+            }
+            Record::Free { id } => match self.storages.remove(id, &mut node.ledger) {
+                true => Ok(()),
+                false => Err(SessionError::NotAlive { doing: "a free", id }),
+            },
+            Record::Define { template, bytes, .. } => self.define(template, bytes, node),
+            Record::Run { token, template, inputs, scalars, first_new, reserve } => {
+                let operands = Operands { template, inputs, scalars, first_new };
+                self.run(token, operands, reserve, node, outbox)
+            }
+            Record::Alloc { id, bytes } => {
+                self.storages.put(id, Slot::Unallocated { bytes }, &mut node.ledger)
+            }
+            Record::Resize { id, bytes } => self.write(id, "a resize", node, |state, node| {
+                Ok(state.storages.resize(id, bytes, &node.backend, &mut node.ledger)?)
+            }),
+            Record::Upload { id, offset, len, source } => {
+                self.upload(id, offset, len, source, node, outbox)
+            }
+            Record::UploadInline { id, offset, bytes } => {
+                node.counts.upload_bytes += bytes.len() as u64;
+                self.write(id, "an upload", node, |state, node| {
+                    let storage = state.upload_target(id, offset, bytes.len() as u64, node)?;
+                    Ok(node.backend.copy_in(storage, offset, bytes)?)
+                })
+            }
+            Record::BindWeight { id, hash } => {
+                self.write(id, "a weight's binding", node, |state, node| {
+                    state.bind_weight(id, &hash, node)
+                })
+            }
+            Record::StoreWeight { id, hash } => self.store_weight(id, hash, node, outbox),
+            Record::ForgetWeight { hash } => {
+                node.weights.forget(&self.identity, &hash, &mut node.ledger);
+                Ok(())
+            }
+            Record::Read { token, id, offset, len, dest } => {
+                let read = self.read(token, id, offset, len, dest, node);
+                self.answer(token, read, outbox)
+            }
+            Record::Fence { token } => {
+                let done = node.backend.synchronize().map(|()| self.encode(token, &Reply::Done));
+                self.answer(token, done.map_err(Stop::Fresh), outbox)
+            }
+            Record::Seed { seed } => {
+                let done = node.backend.seed(&mut self.generator, seed);
+                tolerate(done, node);
+                Ok(())
+            }
+            Record::SetGeneratorState { state } => {
+                let done = node.backend.set_generator_state(&mut self.generator, state);
+                tolerate(done, node);
+                Ok(())
+            }
+            Record::GetGeneratorState { token } => {
+                let state = node.backend.generator_state(&mut self.generator);
+                let read = state.map(|state| self.encode(token, &Reply::Bytes(&state)));
+                self.answer(token, read.map_err(Stop::Fresh), outbox)
+            }
+            Record::Symbol { text, .. } => self.modules.symbol(text),
+            Record::Mark { kind, symbol } => {
+                self.modules.mark(kind, symbol);
+                Ok(())
+            }
+            Record::Skip { .. } => Ok(()),
+        }
+    }
+
+    /// An operator this node does not know fails where it is used, not where it is defined.
+    fn define(
+        &mut self,
+        template: &Template,
+        bytes: &[u8],
+        node: &mut Executor<B>,
+    ) -> Result<(), SessionError> {
+        self.template_bytes += bytes.len() as u64;
+        if self.template_bytes > TEMPLATE_BYTES_MAX {
+            return Err(SessionError::TooMany { what: "template bytes", max: TEMPLATE_BYTES_MAX });
+        }
+        let bound = node.backend.template(bytes);
+        if let Err(failure) = &bound {
+            tracing::debug!(op = template.op, %failure, "an operator cannot be bound");
+        }
+        self.templates.push(bound);
+        node.counts.templates += 1;
+        Ok(())
+    }
+
+    fn op(
+        &mut self,
+        id: TemplateId,
+        template: &Template,
+        inputs: &[StorageId],
+        scalars: &[u64],
+        first_new: StorageId,
+        node: &mut Executor<B>,
+    ) -> Result<(), SessionError> {
+        node.counts.ops += 1;
+        let operands = Operands { template, inputs, scalars, first_new };
+        match self.try_op(id, &operands, node) {
+            Ok(()) => Ok(()),
+            Err(stop) => {
+                let failure = self.failure(&template.op, stop, node)?;
+                self.poison_results(&operands, template.new_storages.len(), &failure, node)
+            }
+        }
+    }
+
+    fn try_op(
+        &mut self,
+        id: TemplateId,
+        operands: &Operands<'_>,
+        node: &mut Executor<B>,
+    ) -> Result<(), Stop> {
+        let new_storages = &operands.template.new_storages;
+        self.prepare(operands, node)?;
+        if !new_storages.is_empty() {
+            let bytes = new_storages.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+            node.ledger.check(bytes)?;
+        }
+        let bound = match &self.templates[id.0 as usize] {
+            Ok(bound) => bound,
+            Err(failure) => return Err(failure.clone().into()),
+        };
+        let (generator, made) = (&mut self.generator, &mut self.made);
+        made.clear();
+        with_contents(&self.storages, operands.inputs, |contents| {
+            let new = new_storages.len();
+            node.backend.run(bound, contents, operands.scalars, generator, new, made)
+        })?;
+        self.keep_results(operands, node)?;
+        Ok(())
+    }
+
+    /// Checks that all inputs exist and are whole, and makes them real and writable as needed.
+    fn prepare(&mut self, operands: &Operands<'_>, node: &mut Executor<B>) -> Result<(), Stop> {
+        let mut promised = false;
+        let mut inherited = None;
+        for id in operands.inputs {
+            match self.storages.get(*id) {
+                Some(Slot::Live { .. } | Slot::Shared(_)) => {}
+                Some(Slot::Unallocated { .. }) => promised = true,
+                Some(Slot::Poisoned(failure)) => {
+                    inherited.get_or_insert_with(|| failure.clone());
+                }
+                None => {
+                    let doing = "an operator";
+                    return Err(SessionError::NotAlive { doing, id: *id }.into());
+                }
+            }
+        }
+        if let Some(failure) = inherited {
+            return Err(Stop::Inherited(failure));
+        }
+        if promised {
+            for id in operands.inputs {
+                self.storages.materialize(*id, &node.backend, &mut node.ledger)?;
+            }
+        }
+        for slot in &operands.template.mutated {
+            let id = operands.inputs[*slot as usize];
+            if let Some(Slot::Shared(_)) = self.storages.get(id) {
+                node.counts.weight_copies += 1;
+                self.storages.own(id, false, &node.backend, &mut node.ledger)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers what an operator made and recounts what it may have resized.
+    fn keep_results(
+        &mut self,
+        operands: &Operands<'_>,
+        node: &mut Executor<B>,
+    ) -> Result<(), SessionError> {
+        for (id, storage) in (operands.first_new.0..).zip(self.made.drain(..)) {
+            let slot = Slot::Live { bytes: node.backend.bytes(&storage), storage };
+            self.storages.put(StorageId(id), slot, &mut node.ledger)?;
+        }
+        for slot in &operands.template.mutated {
+            let id = operands.inputs[*slot as usize];
+            self.storages.recount(id, &node.backend, &mut node.ledger);
+        }
+        Ok(())
+    }
+
+    /// The first `new` new storages and every storage the operator writes.
+    fn poison_results(
+        &mut self,
+        operands: &Operands<'_>,
+        new: usize,
+        failure: &Arc<Failure>,
+        node: &mut Executor<B>,
+    ) -> Result<(), SessionError> {
+        for id in (operands.first_new.0..).take(new) {
+            let slot = Slot::Poisoned(failure.clone());
+            self.storages.put(StorageId(id), slot, &mut node.ledger)?;
+        }
+        for slot in &operands.template.mutated {
+            self.poison(operands.inputs[*slot as usize], failure, node)?;
+        }
+        Ok(())
+    }
+
+    fn poison(
+        &mut self,
+        id: StorageId,
+        failure: &Arc<Failure>,
+        node: &mut Executor<B>,
+    ) -> Result<(), SessionError> {
+        if matches!(self.storages.get(id), Some(Slot::Poisoned(_))) {
+            return Ok(());
+        }
+        self.storages.put(id, Slot::Poisoned(failure.clone()), &mut node.ledger)
+    }
+
+    /// What the program will be told, with operator and module; only a broken protocol goes on.
+    #[cold]
+    fn failure(
+        &mut self,
+        doing: &str,
+        stop: Stop,
+        node: &mut Executor<B>,
+    ) -> Result<Arc<Failure>, SessionError> {
+        match stop {
+            Stop::Session(error) => Err(error),
+            Stop::Inherited(failure) => Ok(failure),
+            Stop::Fresh(failure) => {
+                node.counts.op_errors += 1;
+                let mut message = format!("{doing}: {}", failure.message);
+                if let Some(place) = self.modules.describe() {
+                    message.push_str(&format!(" ({place})"));
+                }
+                tracing::debug!(code = ?failure.code, message, "an operation failed");
+                Ok(Arc::new(Failure { code: failure.code, message }))
+            }
+        }
+    }
+
+    fn run(
+        &mut self,
+        token: u64,
+        operands: Operands<'_>,
+        reserve: u64,
+        node: &mut Executor<B>,
+        outbox: &mut dyn Outbox,
+    ) -> Result<(), SessionError> {
+        node.counts.ops += 1;
+        match self.try_run(token, &operands, reserve as usize, node) {
+            Ok(()) => outbox.send(FrameKind::Reply, &self.encoded),
+            Err(stop) => {
+                let failure = self.failure(&operands.template.op, stop, node)?;
+                self.poison_results(&operands, 0, &failure, node)?;
+                self.send_failure(token, &failure, outbox);
+            }
+        }
+        Ok(())
+    }
+
+    fn try_run(
+        &mut self,
+        token: u64,
+        operands: &Operands<'_>,
+        reserve: usize,
+        node: &mut Executor<B>,
+    ) -> Result<(), Stop> {
+        self.prepare(operands, node)?;
+        self.encoded.clear();
+        operands.template.encode(&mut self.encoded);
+        if !self.run_templates.contains_key(&self.encoded) {
+            if self.run_templates.len() >= RUN_TEMPLATES_MAX {
+                self.run_templates.clear();
+            }
+            let bound = node.backend.template(&self.encoded)?;
+            self.run_templates.insert(self.encoded.clone(), bound);
+        }
+        let bound = self.run_templates.get(&self.encoded).expect("inserted above if absent");
+        let (generator, made) = (&mut self.generator, &mut self.made);
+        made.clear();
+        let described = with_contents(&self.storages, operands.inputs, |contents| {
+            let scalars = operands.scalars;
+            node.backend.run_dynamic(bound, contents, scalars, generator, reserve, made)
+        })?;
+        self.encoded.clear();
+        put(&mut self.encoded, token);
+        self.encoded.push(OUTPUTS_REPLY);
+        self.encoded.extend_from_slice(&described);
+        if self.encoded.len() > FRAME_BYTES_MAX {
+            let message = "the description of its outputs does not fit one frame";
+            return Err(Failure::new(ErrorCode::Runtime, message).into());
+        }
+        self.keep_results(operands, node)?;
+        Ok(())
+    }
+
+    /// Does something to an existing storage; a failure poisons it.
+    fn write(
+        &mut self,
+        id: StorageId,
+        doing: &'static str,
+        node: &mut Executor<B>,
+        change: impl FnOnce(&mut Self, &mut Executor<B>) -> Result<(), Stop>,
+    ) -> Result<(), SessionError> {
+        match self.storages.get(id) {
+            None => return Err(SessionError::NotAlive { doing, id }),
+            Some(Slot::Poisoned(_)) => return Ok(()),
+            Some(_) => {}
+        }
+        match change(self, node) {
+            Ok(()) => Ok(()),
+            Err(stop) => {
+                let failure = self.failure(doing, stop, node)?;
+                self.poison(id, &failure, node)
+            }
+        }
+    }
+
+    /// The storage an upload goes to, checked to hold the range and owned by the session.
+    fn upload_target<'a>(
+        &'a mut self,
+        id: StorageId,
+        offset: u64,
+        len: u64,
+        node: &mut Executor<B>,
+    ) -> Result<&'a mut B::Storage, Failure> {
+        let bytes = self.storages.bytes(id).unwrap_or(0);
+        check_range(offset, len, bytes)?;
+        self.storages.own(id, len == bytes, &node.backend, &mut node.ledger)
+    }
+
+    fn upload(
+        &mut self,
+        id: StorageId,
+        offset: u64,
+        len: u64,
+        source: RegionSpan,
+        node: &mut Executor<B>,
+        outbox: &mut dyn Outbox,
+    ) -> Result<(), SessionError> {
+        let RegionSpan { region, offset: from } = source;
+        let doing = "an upload";
+        // Taken out and put back, so that the rest of the state stays free to use.
+        let memory =
+            self.regions.remove(&region).ok_or(SessionError::NoRegion { doing, region })?;
+        memory
+            .span(from, len)
+            .map_err(|source| SessionError::OutsideRegion { doing, region, source })?;
+        let done = self.write(id, doing, node, |state, node| {
+            let storage = state.upload_target(id, offset, len, node)?;
+            Ok(from_region(&node.backend, storage, offset, len, &memory, from)?)
+        });
+        node.counts.upload_bytes += len;
+        self.credits.add(region, memory.bytes(), len, outbox);
+        self.regions.insert(region, memory);
+        done
+    }
+
+    fn bind_weight(
+        &mut self,
+        id: StorageId,
+        hash: &WeightHash,
+        node: &mut Executor<B>,
+    ) -> Result<(), Stop> {
+        let Some(weight) = node.weights.get(&self.identity, hash).cloned() else {
+            let message = "the weight is not, or no longer, in the node's store; upload it again";
+            return Err(Failure::new(ErrorCode::WeightMissing, message).into());
+        };
+        let bytes = self.storages.bytes(id).unwrap_or(0);
+        if weight.bytes != bytes {
+            let message =
+                format!("the weight has {} bytes, its storage {bytes}", weight.bytes);
+            crate::weights::release(weight, &mut node.ledger);
+            return Err(Failure::new(ErrorCode::Value, message).into());
+        }
+        node.counts.weight_hits += 1;
+        Ok(self.storages.put(id, Slot::Shared(weight), &mut node.ledger)?)
+    }
+
+    fn store_weight(
+        &mut self,
+        id: StorageId,
+        hash: WeightHash,
+        node: &mut Executor<B>,
+        outbox: &mut dyn Outbox,
+    ) -> Result<(), SessionError> {
+        let bytes = self.storages.bytes(id).unwrap_or(0);
+        let refused = match self.try_store_weight(id, hash, node) {
+            Ok(()) => String::new(),
+            Err(stop) => {
+                let failure = self.failure("storing a weight", stop, node)?;
+                self.poison(id, &failure, node)?;
+                failure.message.clone()
+            }
+        };
+        let stored = WeightStored { hash: hash.to_vec(), bytes, refused };
+        outbox.send(FrameKind::WeightStored, &stored.encode_to_vec());
+        Ok(())
+    }
+
+    fn try_store_weight(
+        &mut self,
+        id: StorageId,
+        hash: WeightHash,
+        node: &mut Executor<B>,
+    ) -> Result<(), Stop> {
+        match self.storages.get(id) {
+            None => {
+                return Err(SessionError::NotAlive { doing: "storing a weight", id }.into());
+            }
+            Some(Slot::Poisoned(failure)) => return Err(Stop::Inherited(failure.clone())),
+            // Bound or stored before, so its hash was checked then.
+            Some(Slot::Shared(weight)) if weight.hash == hash => return Ok(()),
+            Some(_) => {}
+        }
+        let storage = self.storages.own(id, false, &node.backend, &mut node.ledger)?;
+        if content_hash(&node.backend, storage)? != hash {
+            let message = "its content does not have the announced hash";
+            return Err(Failure::new(ErrorCode::Value, message).into());
+        }
+        if let Some(stored) = node.weights.get(&self.identity, &hash).cloned() {
+            self.storages.put(id, Slot::Shared(stored), &mut node.ledger)?;
+        } else if let Some(weight) = self.storages.share(id, hash) {
+            node.weights.insert(&self.identity, weight);
+        }
+        Ok(())
+    }
+
+    /// Leaves the encoded reply in `self.encoded`.
+    fn read(
+        &mut self,
+        token: u64,
+        id: StorageId,
+        offset: u64,
+        len: u64,
+        dest: Option<RegionSpan>,
+        node: &mut Executor<B>,
+    ) -> Result<(), Stop> {
+        let doing = "a read";
+        match self.storages.get(id) {
+            None => return Err(SessionError::NotAlive { doing, id }.into()),
+            Some(Slot::Poisoned(failure)) => return Err(Stop::Inherited(failure.clone())),
+            Some(_) => {}
+        }
+        let named = |failure: Failure| Failure {
+            message: format!("{doing}: {}", failure.message),
+            ..failure
+        };
+        check_range(offset, len, self.storages.bytes(id).unwrap_or(0)).map_err(named)?;
+        self.storages.materialize(id, &node.backend, &mut node.ledger).map_err(named)?;
+        let content = self.storages.content(id).expect("checked and materialized above");
+        node.counts.read_bytes += len;
+        match dest {
+            None => {
+                self.encoded.clear();
+                match node.backend.slice(content) {
+                    Some(bytes) => {
+                        let bytes = &bytes[offset as usize..(offset + len) as usize];
+                        Reply::Bytes(bytes).encode(token, &mut self.encoded);
+                    }
+                    None => {
+                        let mut bytes = vec![0; len as usize];
+                        node.backend.copy_out(content, offset, &mut bytes).map_err(named)?;
+                        Reply::Bytes(&bytes).encode(token, &mut self.encoded);
+                    }
+                }
+            }
+            Some(RegionSpan { region, offset: to }) => {
+                let memory =
+                    self.regions.get(&region).ok_or(SessionError::NoRegion { doing, region })?;
+                memory
+                    .span(to, len)
+                    .map_err(|source| SessionError::OutsideRegion { doing, region, source })?;
+                to_region(&node.backend, content, offset, len, memory, to).map_err(named)?;
+                self.encode(token, &Reply::Done);
+            }
+        }
+        Ok(())
+    }
+
+    fn encode(&mut self, token: u64, reply: &Reply<'_>) {
+        self.encoded.clear();
+        reply.encode(token, &mut self.encoded);
+    }
+
+    /// Sends the encoded reply, or why there is none.
+    fn answer(
+        &mut self,
+        token: u64,
+        done: Result<(), Stop>,
+        outbox: &mut dyn Outbox,
+    ) -> Result<(), SessionError> {
+        match done {
+            Ok(()) => outbox.send(FrameKind::Reply, &self.encoded),
+            Err(Stop::Session(error)) => return Err(error),
+            Err(Stop::Inherited(failure)) => self.send_failure(token, &failure, outbox),
+            Err(Stop::Fresh(failure)) => self.send_failure(token, &failure, outbox),
+        }
+        Ok(())
+    }
+
+    fn send_failure(&mut self, token: u64, failure: &Failure, outbox: &mut dyn Outbox) {
+        self.encode(token, &Reply::Error { code: failure.code, message: &failure.message });
+        outbox.send(FrameKind::Reply, &self.encoded);
+    }
+}
+
+/// The kind byte of `genie_wire::Reply::Outputs`, whose body the backend writes.
+const OUTPUTS_REPLY: u8 = 2;
+
+/// What an operator's record names.
+struct Operands<'a> {
+    template: &'a Template,
+    inputs: &'a [StorageId],
+    scalars: &'a [u64],
+    first_new: StorageId,
+}
+
+/// Hands over the inputs' contents, which [`State::prepare`] made sure of.
+fn with_contents<S, R>(
+    storages: &Storages<S>,
+    inputs: &[StorageId],
+    call: impl FnOnce(&[&S]) -> R,
+) -> R {
+    let content = |id: &StorageId| storages.content(*id).expect("prepared inputs are real");
+    match inputs {
+        [] => call(&[]),
+        [first, rest @ ..] if inputs.len() <= INPUTS_INLINE => {
+            let mut contents = [content(first); INPUTS_INLINE];
+            for (slot, id) in contents[1..].iter_mut().zip(rest) {
+                *slot = content(id);
+            }
+            call(&contents[..inputs.len()])
+        }
+        _ => call(&inputs.iter().map(content).collect::<Vec<_>>()),
+    }
+}
+
+/// Seeds and states have no storage to poison: that they were refused is only logged.
+fn tolerate<B: Backend>(done: Result<(), Failure>, node: &mut Executor<B>) {
+    if let Err(failure) = done {
+        node.counts.op_errors += 1;
+        tracing::warn!(%failure, "the random generator was not set");
+    }
+}
+
+fn check_range(offset: u64, len: u64, bytes: u64) -> Result<(), Failure> {
+    match offset.checked_add(len) {
+        Some(end) if end <= bytes => Ok(()),
+        _ => Err(Failure::new(
+            ErrorCode::Value,
+            format!("bytes {offset}..{offset}+{len} lie outside a storage of {bytes} bytes"),
+        )),
+    }
+}
+
+/// The spans were checked on both sides.
+fn from_region<B: Backend>(
+    backend: &B,
+    storage: &mut B::Storage,
+    offset: u64,
+    len: u64,
+    memory: &SharedMemory,
+    from: u64,
+) -> Result<(), Failure> {
+    if let Some(bytes) = backend.slice_mut(storage) {
+        return memory
+            .read(from, &mut bytes[offset as usize..(offset + len) as usize])
+            .map_err(|error| Failure::new(ErrorCode::Runtime, error.to_string()));
+    }
+    for_chunks(len, |at, chunk| {
+        memory
+            .read(from + at, chunk)
+            .map_err(|error| Failure::new(ErrorCode::Runtime, error.to_string()))?;
+        backend.copy_in(storage, offset + at, chunk)
+    })
+}
+
+/// The spans were checked on both sides.
+fn to_region<B: Backend>(
+    backend: &B,
+    storage: &B::Storage,
+    offset: u64,
+    len: u64,
+    memory: &SharedMemory,
+    to: u64,
+) -> Result<(), Failure> {
+    let write = |at: u64, bytes: &[u8]| {
+        memory
+            .write(to + at, bytes)
+            .map_err(|error| Failure::new(ErrorCode::Runtime, error.to_string()))
+    };
+    if let Some(bytes) = backend.slice(storage) {
+        return write(0, &bytes[offset as usize..(offset + len) as usize]);
+    }
+    for_chunks(len, |at, chunk| {
+        backend.copy_out(storage, offset + at, chunk)?;
+        write(at, chunk)
+    })
+}
+
+/// Calls `copy` with a buffer for each piece of `len` bytes.
+fn for_chunks(
+    len: u64,
+    mut copy: impl FnMut(u64, &mut [u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut buffer = vec![0; BOUNCE_BYTES.min(len as usize)];
+    let mut at = 0;
+    while at < len {
+        let piece = (len - at).min(BOUNCE_BYTES as u64);
+        copy(at, &mut buffer[..piece as usize])?;
+        at += piece;
+    }
+    Ok(())
+}
+
+/// BLAKE3 over the storage's bytes.
+fn content_hash<B: Backend>(
+    backend: &B,
+    storage: &B::Storage,
+) -> Result<WeightHash, Failure> {
+    if let Some(bytes) = backend.slice(storage) {
+        return Ok(*blake3::hash(bytes).as_bytes());
+    }
+    let mut hasher = blake3::Hasher::new();
+    for_chunks(backend.bytes(storage), |at, chunk| {
+        backend.copy_out(storage, at, chunk)?;
+        hasher.update(chunk);
+        Ok(())
+    })?;
+    Ok(*hasher.finalize().as_bytes())
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;
