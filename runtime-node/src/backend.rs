@@ -46,15 +46,10 @@ pub trait Backend {
     fn slice<'a>(&self, storage: &'a Self::Storage) -> Option<&'a [u8]>;
     fn slice_mut<'a>(&self, storage: &'a mut Self::Storage) -> Option<&'a mut [u8]>;
     /// The range was checked to lie inside the storage.
-    fn copy_in(
-        &self,
-        storage: &mut Self::Storage,
-        offset: u64,
-        from: &[u8],
-    ) -> Result<(), Failure>;
-    /// The range was checked to lie inside the storage.
-    fn copy_out(&self, storage: &Self::Storage, offset: u64, to: &mut [u8])
+    fn copy_in(&self, storage: &mut Self::Storage, offset: u64, from: &[u8])
     -> Result<(), Failure>;
+    /// The range was checked to lie inside the storage.
+    fn copy_out(&self, storage: &Self::Storage, offset: u64, to: &mut [u8]) -> Result<(), Failure>;
 
     /// A generator in the state PyTorch's default one starts in.
     fn generator(&self) -> Result<Self::Generator, Failure>;

@@ -13,7 +13,10 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Failure { code, message: message.into() }
+        Failure {
+            code,
+            message: message.into(),
+        }
     }
 }
 
@@ -29,7 +32,11 @@ pub enum SessionError {
     #[error("region {region} is registered already")]
     RegionTaken { region: u32 },
     #[error("{doing} in region {region}: {source}")]
-    OutsideRegion { doing: &'static str, region: u32, source: MemoryError },
+    OutsideRegion {
+        doing: &'static str,
+        region: u32,
+        source: MemoryError,
+    },
     #[error("the session's {what} exceed the limit of {max}")]
     TooMany { what: &'static str, max: u64 },
 }

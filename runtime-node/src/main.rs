@@ -6,7 +6,7 @@
 mod signals;
 mod supervise;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -78,20 +78,29 @@ fn socket_path(text: &str) -> Result<PathBuf, String> {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let filter = EnvFilter::try_new(&args.log).context("--log (GENIE_LOG)")?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 
     // Before any thread exists, so that all of them leave signals to the supervisor.
     let supervisor = Supervisor::new(args.parent_pid)?;
     execute::init().map_err(|error| anyhow!("libtorch cannot be used: {error}"))?;
     let devices = devices(args.device)?;
-    let budgets: Vec<u64> = devices.iter().map(|device| budget(&args, *device)).collect();
+    let budgets: Vec<u64> = devices
+        .iter()
+        .map(|device| budget(&args, *device))
+        .collect();
     let facts = Arc::new(facts(&args, &devices, &budgets));
 
     let listener = Listener::bind(&args.listen)?;
     let path = listener.path().to_owned();
     let mut listener = Some(listener);
-    let mailboxes: Arc<[Mailbox]> =
-        devices.iter().map(|_| Mailbox::new()).collect::<Result<_, _>>()?;
+    let mailboxes: Arc<[Mailbox]> = devices
+        .iter()
+        .map(|_| Mailbox::new())
+        .collect::<Result<_, _>>()?;
     let mut servers = Vec::new();
     for (index, device) in devices.iter().enumerate() {
         let server = ServerThread {
@@ -111,7 +120,9 @@ fn main() -> anyhow::Result<()> {
     }
 
     println!("ready unix:{}", path.display());
-    std::io::stdout().flush().context("say that the node is ready")?;
+    std::io::stdout()
+        .flush()
+        .context("say that the node is ready")?;
     let reason = supervisor.wait()?;
     tracing::info!(?reason, "the node ends");
     for mailbox in mailboxes.iter() {
@@ -125,7 +136,9 @@ fn main() -> anyhow::Result<()> {
         std::process::exit(reason.exit_code());
     }
     for server in servers {
-        server.join().map_err(|_| anyhow!("a device's thread panicked"))??;
+        server
+            .join()
+            .map_err(|_| anyhow!("a device's thread panicked"))??;
     }
     match reason {
         Ended::Server => Err(anyhow!("a device's server ended by itself")),
@@ -152,10 +165,11 @@ fn devices(wanted: DeviceArg) -> anyhow::Result<Vec<Device>> {
 }
 
 fn budget(args: &Args, device: Device) -> u64 {
-    args.memory_bytes.unwrap_or_else(|| match device.memory_bytes() {
-        0 => memory::default_budget_bytes(),
-        bytes => memory::share(bytes),
-    })
+    args.memory_bytes
+        .unwrap_or_else(|| match device.memory_bytes() {
+            0 => memory::default_budget_bytes(),
+            bytes => memory::share(bytes),
+        })
 }
 
 fn facts(args: &Args, devices: &[Device], budgets: &[u64]) -> NodeFacts {

@@ -58,7 +58,10 @@ const CONNECTION: u64 = 2;
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 64;
 
-const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 
 impl<B: Backend> Server<B> {
     /// `listener` belongs to the server of device 0, which passes connections on to the others.
@@ -94,10 +97,17 @@ impl<B: Backend> Server<B> {
     pub fn run(mut self) -> std::io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
-            let busy = self.connections.values().any(|connection| connection.runnable);
+            let busy = self
+                .connections
+                .values()
+                .any(|connection| connection.runnable);
             events.clear();
             let timeout = busy.then_some(&NOW);
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout,
+            ) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -131,7 +141,9 @@ impl<B: Backend> Server<B> {
     }
 
     fn accept(&mut self) -> std::io::Result<()> {
-        let Some(listener) = &self.listener else { return Ok(()) };
+        let Some(listener) = &self.listener else {
+            return Ok(());
+        };
         let mut accepted = Vec::new();
         loop {
             match listener.accept() {
@@ -146,7 +158,9 @@ impl<B: Backend> Server<B> {
                 }
             }
         }
-        accepted.into_iter().try_for_each(|link| self.adopt(link, None))
+        accepted
+            .into_iter()
+            .try_for_each(|link| self.adopt(link, None))
     }
 
     fn adopt(&mut self, mut link: UnixLink, hello: Option<Hello>) -> std::io::Result<()> {
@@ -175,7 +189,9 @@ impl<B: Backend> Server<B> {
             .map(|(id, _)| *id)
             .collect();
         for id in runnable {
-            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let Some(connection) = self.connections.get_mut(&id) else {
+                continue;
+            };
             let mut host = Host {
                 executor: &mut self.executor,
                 facts: &self.facts,
@@ -197,7 +213,9 @@ impl<B: Backend> Server<B> {
     }
 
     fn set_interest(&mut self, id: u64) -> std::io::Result<()> {
-        let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return Ok(());
+        };
         let mut flags = epoll::EventFlags::empty();
         flags.set(epoll::EventFlags::IN, !connection.paused);
         flags.set(epoll::EventFlags::OUT, connection.link.wants_write());
@@ -210,7 +228,9 @@ impl<B: Backend> Server<B> {
     }
 
     fn remove(&mut self, id: u64) -> std::io::Result<Option<Connection<B>>> {
-        let Some(connection) = self.connections.remove(&id) else { return Ok(None) };
+        let Some(connection) = self.connections.remove(&id) else {
+            return Ok(None);
+        };
         epoll::delete(&self.epoll, connection.link.event_fd())?;
         Ok(Some(connection))
     }
@@ -219,7 +239,9 @@ impl<B: Backend> Server<B> {
         if let Some(connection) = self.remove(id)? {
             connection.end(&mut self.executor);
         }
-        if !self.accepting && let Some(listener) = &self.listener {
+        if !self.accepting
+            && let Some(listener) = &self.listener
+        {
             watch(&self.epoll, listener.event_fd(), LISTENER)?;
             self.accepting = true;
         }
@@ -238,8 +260,15 @@ struct Host<'a, B: Backend> {
 
 impl<B: Backend> Host<'_, B> {
     fn settings(&self, hello: &Hello) -> SessionSettings {
-        let threads = if hello.threads == 0 { self.facts.threads } else { hello.threads };
-        SessionSettings { identity: hello.identity.clone(), threads }
+        let threads = if hello.threads == 0 {
+            self.facts.threads
+        } else {
+            hello.threads
+        };
+        SessionSettings {
+            identity: hello.identity.clone(),
+            threads,
+        }
     }
 }
 

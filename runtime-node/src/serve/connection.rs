@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 
 use genie_shm::UnixLink;
 use genie_transport::{Frame, Link, LinkError};
-use genie_wire::control::{
-    Counter, Hello, Refusal, Region, Status, StatusRequest, Welcome,
-};
+use genie_wire::control::{Counter, Hello, Refusal, Region, Status, StatusRequest, Welcome};
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::STRING_BYTES_MAX;
 use genie_wire::{ErrorCode, PROTOCOL_VERSION};
@@ -19,7 +17,7 @@ use crate::{Backend, Executor, Outbox, Session, memory};
 
 /// How long one session may keep the others waiting, operators in progress aside.
 const TURN: Duration = Duration::from_millis(5);
-/// Records between two looks at the clock and at the peer's appetite.
+/// Records between two looks at the clock and at the peer's appetite; fewer while they are slow.
 const RECORDS_AT_ONCE: usize = 32;
 /// Unread answers after which a session waits until its peer reads.
 const UNREAD_BYTES_MAX: usize = 1 << 20;
@@ -48,6 +46,8 @@ struct Open<B: Backend> {
     number: u64,
     /// A tape frame in progress and how far it was executed.
     tape: Option<(Vec<u8>, usize)>,
+    /// Records to execute before the next look at the clock.
+    records_at_once: usize,
 }
 
 /// How a turn ended.
@@ -115,7 +115,10 @@ impl<B: Backend> Connection<B> {
             Err(panic) => {
                 let what = panic_text(&*panic);
                 tracing::error!(what, "a session's turn panicked");
-                End::Refused(ErrorCode::Runtime, format!("the node failed inside: {what}"))
+                End::Refused(
+                    ErrorCode::Runtime,
+                    format!("the node failed inside: {what}"),
+                )
             }
         };
         match end {
@@ -134,7 +137,8 @@ impl<B: Backend> Connection<B> {
         if self.link.wants_write() {
             self.link.flush()?;
         }
-        let deadline = Instant::now() + TURN;
+        let mut now = Instant::now();
+        let deadline = now + TURN;
         loop {
             self.paused = self.link.queued_bytes() > UNREAD_BYTES_MAX;
             self.runnable = !self.paused;
@@ -144,12 +148,15 @@ impl<B: Backend> Connection<B> {
             if let Stage::Open(open) = &mut self.stage
                 && let Some((tape, position)) = &mut open.tape
             {
-                let mut outbox = LinkOutbox { link: &mut self.link, failed: None };
+                let mut outbox = LinkOutbox {
+                    link: &mut self.link,
+                    failed: None,
+                };
                 let done = host.executor.execute(
                     &mut open.session,
                     tape,
                     position,
-                    RECORDS_AT_ONCE,
+                    open.records_at_once,
                     &mut outbox,
                 );
                 outbox.finish()?;
@@ -157,7 +164,12 @@ impl<B: Backend> Connection<B> {
                 if *position == tape.len() {
                     open.tape = None;
                 }
-                if Instant::now() >= deadline {
+                let before = std::mem::replace(&mut now, Instant::now());
+                open.records_at_once = match now - before > TURN / 4 {
+                    true => (open.records_at_once / 4).max(1),
+                    false => (open.records_at_once * 2).min(RECORDS_AT_ONCE),
+                };
+                if now >= deadline {
                     return Ok(());
                 }
                 continue;
@@ -171,7 +183,10 @@ impl<B: Backend> Connection<B> {
                 Some(frame) => self.frame(frame, host)?,
                 None => {
                     if let Stage::Open(open) = &mut self.stage {
-                        let mut outbox = LinkOutbox { link: &mut self.link, failed: None };
+                        let mut outbox = LinkOutbox {
+                            link: &mut self.link,
+                            failed: None,
+                        };
                         host.executor.idle(&mut open.session, &mut outbox);
                         outbox.finish()?;
                     }
@@ -207,9 +222,16 @@ impl<B: Backend> Connection<B> {
                 let request = StatusRequest::decode(&frame.body[..]).map_err(malformed)?;
                 let mut counters = host.executor.counters();
                 let value = memory::resident_bytes();
-                counters.push(Counter { name: "node.resident_bytes".to_owned(), value });
-                let status = Status { token: request.token, counters };
-                self.link.post_send(FrameKind::Status, &[&status.encode_to_vec()], None)?;
+                counters.push(Counter {
+                    name: "node.resident_bytes".to_owned(),
+                    value,
+                });
+                let status = Status {
+                    token: request.token,
+                    counters,
+                };
+                self.link
+                    .post_send(FrameKind::Status, &[&status.encode_to_vec()], None)?;
             }
             kind => {
                 let message = format!("a node does not take {kind:?} frames");
@@ -231,7 +253,10 @@ impl<B: Backend> Connection<B> {
             return refuse(ErrorCode::Protocol, message);
         }
         if hello.identity.len() > STRING_BYTES_MAX {
-            return refuse(ErrorCode::Protocol, "the client's identity is too long".to_owned());
+            return refuse(
+                ErrorCode::Protocol,
+                "the client's identity is too long".to_owned(),
+            );
         }
         let device = hello.device as usize;
         if device >= facts.devices.len() {
@@ -259,7 +284,12 @@ impl<B: Backend> Connection<B> {
             torch = hello.torch,
             "a session began"
         );
-        self.stage = Stage::Open(Box::new(Open { session, number, tape: None }));
+        self.stage = Stage::Open(Box::new(Open {
+            session,
+            number,
+            tape: None,
+            records_at_once: RECORDS_AT_ONCE,
+        }));
         let welcome = Welcome {
             protocol: PROTOCOL_VERSION,
             software: facts.software.clone(),
@@ -270,7 +300,9 @@ impl<B: Backend> Connection<B> {
             pid: std::process::id(),
             node_pid: 0,
         };
-        Ok(self.link.post_send(FrameKind::Welcome, &[&welcome.encode_to_vec()], None)?)
+        Ok(self
+            .link
+            .post_send(FrameKind::Welcome, &[&welcome.encode_to_vec()], None)?)
     }
 }
 
@@ -292,9 +324,10 @@ impl LinkOutbox<'_> {
     fn finish(self) -> Result<(), End> {
         match self.failed {
             None => Ok(()),
-            Some(error @ LinkError::OutOfCredit { .. }) => {
-                Err(End::Refused(ErrorCode::Protocol, format!("answers are not read: {error}")))
-            }
+            Some(error @ LinkError::OutOfCredit { .. }) => Err(End::Refused(
+                ErrorCode::Protocol,
+                format!("answers are not read: {error}"),
+            )),
             Some(error) => Err(error.into()),
         }
     }
@@ -302,7 +335,10 @@ impl LinkOutbox<'_> {
 
 /// Tells the peer why it is left, if it still listens.
 pub(super) fn refuse(link: &mut UnixLink, code: ErrorCode, message: &str) {
-    let refusal = Refusal { code: code as u32, message: message.to_owned() };
+    let refusal = Refusal {
+        code: code as u32,
+        message: message.to_owned(),
+    };
     if let Err(error) = link.post_send(FrameKind::Refusal, &[&refusal.encode_to_vec()], None) {
         tracing::debug!(%error, "the peer does not take its refusal");
     }
