@@ -8,6 +8,8 @@
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_as_complex_native.h>
+#include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
 #include <torch/library.h>
 
@@ -62,6 +64,10 @@ at::Tensor reshape_alias(const at::Tensor& self, at::IntArrayRef size, at::IntAr
 at::Tensor unfold(const at::Tensor& self, int64_t dim, int64_t size, int64_t step) {
   return at::native::unfold(self, dim, size, step);
 }
+
+at::Tensor view_as_real(const at::Tensor& self) { return at::native::view_as_real(self); }
+
+at::Tensor view_as_complex(const at::Tensor& self) { return at::native::view_as_complex(self); }
 
 const at::Tensor& resize_(const at::Tensor& self, at::IntArrayRef size,
                           std::optional<at::MemoryFormat> format) {
@@ -171,20 +177,26 @@ void to_device(const at::Tensor& from, const at::Tensor& to) {
 
 void to_host(const at::Tensor& from, const at::Tensor& to) {
   if (from.numel() == 0) return;
+  if (from.is_conj() || from.is_neg()) return to_host(from.resolve_conj().resolve_neg(), to);
   if (!from.is_non_overlapping_and_dense()) return to_host(from.contiguous(), to);
   bool ready = from.scalar_type() == to.scalar_type() && from.sizes().equals(to.sizes()) &&
-               from.strides().equals(to.strides()) && !to.is_conj() && !to.is_neg() &&
-               !from.is_conj() && !from.is_neg();
+               from.strides().equals(to.strides());
   if (ready) return download(from, to);
   auto staged = cpu_like(from);
   download(from, staged);
-  if (from.is_conj()) staged = staged.conj();
-  if (from.is_neg()) staged = at::_neg_view(staged);
   to.copy_(staged);
 }
 
 at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
   at::AutoDispatchBelowADInplaceOrView below;
+  if (to.is_conj()) {
+    copy_from(from.conj(), at::_conj(to), false);
+    return to;
+  }
+  if (to.is_neg()) {
+    copy_from(at::_neg_view(from), at::_neg_view(to), false);
+    return to;
+  }
   if (!from.sizes().equals(to.sizes())) (void)from.expand(to.sizes());  // refuses in eager's words
   if (is_remote(from) && is_remote(to)) {
     if (to.numel() > 0) record_copy(to, from);
@@ -279,6 +291,8 @@ void register_kernels(torch::Library& m) {
   m.impl("as_strided", TORCH_FN(as_strided));
   m.impl("view", TORCH_FN(view));
   m.impl("_reshape_alias", TORCH_FN(reshape_alias));
+  m.impl("view_as_real", TORCH_FN(view_as_real));
+  m.impl("view_as_complex", TORCH_FN(view_as_complex));
   m.impl("unfold", TORCH_FN(unfold));
   m.impl("resize_", TORCH_FN(resize_));
   m.impl("set_.source_Storage", TORCH_FN(set_whole_storage));

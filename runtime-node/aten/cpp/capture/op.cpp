@@ -107,11 +107,29 @@ uint64_t word_of(double value) {
               "method ", name, ")");
 }
 
+// A tensor whose conjugation or negation is only a flag, with it carried out.
+at::Tensor settled(const at::Tensor& t) {
+  if (!t.defined() || !(t.is_conj() || t.is_neg())) return t;
+  at::Tensor plain = t;
+  if (t.is_neg()) plain = at::_neg_view(plain);
+  if (t.is_conj()) plain = at::_conj(plain);
+  if (t.is_conj()) plain = at::conj_physical(plain);
+  return t.is_neg() ? at::neg(plain) : plain;
+}
+
+c10::IValue settled(const c10::IValue& v) {
+  if (v.isTensor()) return settled(v.toTensor());
+  if (!v.isTensorList()) return v;
+  c10::List<at::Tensor> list;
+  for (const at::Tensor& t : v.toTensorVector()) list.push_back(settled(t));
+  return list;
+}
+
 }  // namespace
 
 // The encoded arguments of one call.
 struct Encoder {
-  enum Outcome { kOk, kUnsupported, kMixed };
+  enum Outcome { kOk, kUnsupported, kMixed, kLazyBits };
 
   Writer bytes;
   c10::SmallVector<uint64_t, 16> inputs;                 // storage ids by slot
@@ -165,6 +183,7 @@ struct Encoder {
         reason = "sparse and quantized tensors stay on the client";
         return kUnsupported;
       }
+      if (C10_UNLIKELY(t.is_conj() || t.is_neg())) return kLazyBits;
       uint32_t slot = slot_of(t);
       bytes.u8(kTensor);
       bytes.varint(slot);
@@ -453,6 +472,11 @@ void Operator::record(torch::jit::Stack* stack) {
     }
   }
   if (outcome == Encoder::kUnsupported) return fall_back(stack, encoder.reason);
+  if (outcome == Encoder::kLazyBits) {
+    size_t base = stack->size() - arguments_.size();
+    for (size_t i = base; i < stack->size(); ++i) (*stack)[i] = settled((*stack)[i]);
+    return record(stack);
+  }
   if (outcome == Encoder::kMixed) {
     if (takes_cpu_indices(name_) && move_indices(stack)) return record(stack);
     if (!starts(name_, "aten::"))
