@@ -3,6 +3,7 @@
 //! The main thread supervises: it waits for signals, the parent's death and the end of a server.
 //! One thread per device serves sessions (see `genie_node::serve`).
 
+mod cuda;
 mod signals;
 mod supervise;
 
@@ -153,7 +154,7 @@ fn devices(wanted: DeviceArg) -> anyhow::Result<Vec<Device>> {
         DeviceArg::Cuda => Wanted::Cuda,
         DeviceArg::Auto => Wanted::Auto,
     };
-    Ok(match select(wanted, execute::cuda_devices)? {
+    Ok(match select(wanted, cuda::devices)? {
         Selected::Cuda { count } => (0..count).map(Device::cuda).collect(),
         Selected::Cpu { reason } => {
             if let Some(reason) = reason {
