@@ -1,1 +1,206 @@
-fn main() {}
+//! `genie-host`: serves programs' sessions and keeps the node they use.
+//!
+//! The binary does the I/O that `genie-engine` decides on. Everything it is told comes by flags
+//! and environment variables, read here. Start reading at [`serve`], then [`session`].
+
+mod address;
+mod client;
+mod doctor;
+mod locate;
+mod node;
+mod plugins;
+mod runtime_dir;
+mod serve;
+mod session;
+mod signals;
+mod status;
+mod totals;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::address::Address;
+use crate::node::NodeSettings;
+use crate::serve::ServeSettings;
+
+/// Weights the node keeps by default, in bytes, before the least recently used are dropped.
+const WEIGHT_CACHE_BYTES: u64 = 8 << 30;
+/// Sessions served at a time by default.
+const SESSIONS_DEFAULT: usize = 64;
+/// The most sessions that may be asked for; each has a thread and two connections.
+const SESSIONS_MAX: usize = 4096;
+/// The longest spin that `GENIE_SPIN_US` may ask for.
+const SPIN_US_MAX: u64 = 1_000;
+
+#[derive(Parser)]
+#[command(
+    name = "genie-host",
+    version,
+    about = "Serves programs that use remote_accelerator"
+)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve sessions (the default).
+    Serve(Box<ServeArgs>),
+    /// Check the installation and say how to mend what is wrong.
+    Doctor {
+        /// Print the checks as JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Print the counters of a running host.
+    Status {
+        /// Where the host listens.
+        #[arg(long, env = "GENIE_HOST", value_name = "unix:PATH")]
+        host: Address,
+    },
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// Where to listen; a fresh private directory when not given.
+    #[arg(long, value_name = "unix:PATH")]
+    listen: Option<Address>,
+    /// A directory of plugins (*.wasm). It is checked; plugins are loaded by a later version.
+    #[arg(long, value_name = "DIR")]
+    plugins: Option<PathBuf>,
+    /// Exit when this process does.
+    #[arg(long, value_name = "PID")]
+    parent_pid: Option<u32>,
+    /// Bytes of weights that the node keeps for later sessions.
+    #[arg(long, value_name = "N", default_value_t = WEIGHT_CACHE_BYTES)]
+    weight_cache_bytes: u64,
+    /// Sessions served at a time.
+    #[arg(long, value_name = "N", default_value_t = SESSIONS_DEFAULT,
+          value_parser = sessions)]
+    max_sessions: usize,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+#[derive(Args)]
+struct NodeArgs {
+    /// The node's program; otherwise next to this one, then on PATH.
+    #[arg(long, env = "GENIE_NODE_BINARY", value_name = "PATH")]
+    node_binary: Option<PathBuf>,
+    /// CPU threads of the node for every session, instead of as many as each client uses.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// The node's device: `auto`, `cpu` or `cuda`.
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Bytes that sessions may allocate on the node.
+    #[arg(long, value_name = "N")]
+    memory_bytes: Option<u64>,
+}
+
+impl NodeArgs {
+    fn settings(&self) -> NodeSettings {
+        NodeSettings {
+            binary: self.node_binary.clone(),
+            threads: self.threads,
+            device: self.device.clone(),
+            memory_bytes: self.memory_bytes,
+            sessions_max: None,
+            torch_lib: std::env::var_os("GENIE_TORCH_LIB").filter(|path| !path.is_empty()),
+            library_path: std::env::var_os("LD_LIBRARY_PATH").filter(|path| !path.is_empty()),
+            path: std::env::var_os("PATH").unwrap_or_default(),
+        }
+    }
+}
+
+fn sessions(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(sessions @ 1..=SESSIONS_MAX) => Ok(sessions),
+        _ => Err(format!("give a number from 1 to {SESSIONS_MAX}")),
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let serve = match cli.command {
+        None => cli.serve,
+        Some(Command::Serve(serve)) => *serve,
+        Some(Command::Doctor { json, node }) => {
+            start_log("error");
+            return doctor::run(&node.settings(), runtime_base(), json);
+        }
+        Some(Command::Status { host }) => {
+            start_log("error");
+            return report(status::run(&host));
+        }
+    };
+    // A host started by a program stays quiet in that program's terminal.
+    start_log(if serve.parent_pid.is_some() {
+        "warn"
+    } else {
+        "info"
+    });
+    report(spin().and_then(|spin| {
+        serve::run(ServeSettings {
+            listen: serve.listen,
+            plugins: serve.plugins,
+            parent_pid: serve.parent_pid,
+            weight_cache_bytes: serve.weight_cache_bytes,
+            sessions_max: serve.max_sessions,
+            node: NodeSettings {
+                sessions_max: Some(serve.max_sessions),
+                ..serve.node.settings()
+            },
+            runtime_base: runtime_base(),
+            spin,
+        })
+    }))
+}
+
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("genie-host: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `GENIE_LOG` takes tracing's filters, for example `genie_host=debug`.
+fn start_log(default: &str) {
+    let filter = EnvFilter::try_from_env("GENIE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+fn runtime_base() -> Option<OsString> {
+    std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty())
+}
+
+/// `GENIE_SPIN_US`: how long a session looks for frames before it sleeps.
+fn spin() -> anyhow::Result<Duration> {
+    let Some(text) = std::env::var_os("GENIE_SPIN_US") else {
+        return Ok(Duration::ZERO);
+    };
+    let us = text.to_str().and_then(|text| text.parse::<u64>().ok());
+    match us.filter(|us| *us <= SPIN_US_MAX) {
+        Some(us) => Ok(Duration::from_micros(us)),
+        None => {
+            anyhow::bail!("GENIE_SPIN_US is {text:?}; give microseconds from 0 to {SPIN_US_MAX}")
+        }
+    }
+}

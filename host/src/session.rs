@@ -1,0 +1,367 @@
+//! The thread of one session: moves frames between client and node as the engine decides.
+//!
+//! It holds no lock while it moves frames. Before it sleeps it forwards everything that arrived,
+//! and it stops reading from one side while too much waits for the other, so that memory stays
+//! bounded; what it has to send it always tries to send, so that nothing deadlocks.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use genie_engine::{Action, Session};
+use genie_shm::UnixLink;
+use genie_transport::{Frame, Link, LinkError};
+use genie_wire::frame::FrameKind;
+use prost::Message;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::node::{Node, NodeSupervisor};
+use crate::totals::{SessionReport, SessionSlot};
+
+/// Bytes that may wait for one side before the other is no longer read.
+const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// Frames taken from one side before the other gets its turn.
+const FRAMES_PER_TURN: usize = 64;
+/// How long the last words may take to reach a client.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One session's links and state.
+pub struct SessionThread {
+    pub client: UnixLink,
+    pub session: Session,
+    pub supervisor: Arc<NodeSupervisor>,
+    pub slot: Arc<SessionSlot>,
+    /// How long to look for frames before sleeping, while the program waits for a reply.
+    pub spin: Duration,
+}
+
+struct Running {
+    client: UnixLink,
+    node: Option<NodeLink>,
+    session: Session,
+    supervisor: Arc<NodeSupervisor>,
+    actions: Vec<Action>,
+    ended: bool,
+    client_ready: bool,
+}
+
+struct NodeLink {
+    link: UnixLink,
+    process: Arc<Node>,
+    ready: bool,
+    /// It hung up: read what is left, whatever waits for the client.
+    hung_up: bool,
+}
+
+impl SessionThread {
+    /// Serves the client until it leaves or is refused.
+    pub fn run(self) {
+        let SessionThread {
+            client,
+            session,
+            supervisor,
+            slot,
+            spin,
+        } = self;
+        let mut running = Running {
+            client,
+            node: None,
+            session,
+            supervisor,
+            actions: Vec::with_capacity(8),
+            ended: false,
+            client_ready: true,
+        };
+        while !running.ended {
+            let moved = running.take_client_turn() | running.take_node_turn();
+            if moved {
+                continue;
+            }
+            running.session.settle();
+            slot.publish(running.report());
+            running.sleep(spin);
+        }
+        running.say_farewell();
+        slot.publish(running.report());
+    }
+}
+
+impl Running {
+    fn report(&self) -> SessionReport {
+        let (live_storages, live_bytes) = self.session.live();
+        let live = (live_storages, live_bytes);
+        let live = if self.ended { (0, 0) } else { live };
+        SessionReport {
+            counters: *self.session.counters(),
+            live_storages: live.0,
+            live_bytes: live.1,
+        }
+    }
+
+    fn may_read_client(&self) -> bool {
+        let to_node = self
+            .node
+            .as_ref()
+            .map_or(0, |node| node.link.queued_bytes());
+        to_node <= QUEUE_BYTES_MAX && self.client.queued_bytes() <= QUEUE_BYTES_MAX
+    }
+
+    fn may_read_node(&self) -> bool {
+        self.client.queued_bytes() <= QUEUE_BYTES_MAX
+            || self.node.as_ref().is_some_and(|node| node.hung_up)
+    }
+
+    /// Handles frames from the client; whether there were any.
+    fn take_client_turn(&mut self) -> bool {
+        let mut moved = false;
+        for _ in 0..FRAMES_PER_TURN {
+            if self.ended || !self.client_ready || !self.may_read_client() {
+                break;
+            }
+            match self.client.poll() {
+                Ok(Some(frame)) => {
+                    moved = true;
+                    self.session
+                        .client_frame(frame.kind, &frame.body, &mut self.actions);
+                    self.act(Some(&frame), None);
+                }
+                Ok(None) => self.client_ready = false,
+                Err(error) => self.client_failed(&error),
+            }
+        }
+        moved
+    }
+
+    fn take_node_turn(&mut self) -> bool {
+        let mut moved = false;
+        for _ in 0..FRAMES_PER_TURN {
+            if self.ended || !self.may_read_node() {
+                break;
+            }
+            let Some(node) = self.node.as_mut().filter(|node| node.ready) else {
+                break;
+            };
+            match node.link.poll() {
+                Ok(Some(frame)) => {
+                    moved = true;
+                    self.session
+                        .node_frame(frame.kind, &frame.body, &mut self.actions);
+                    self.act(None, Some(&frame));
+                }
+                Ok(None) => node.ready = false,
+                Err(error) => {
+                    moved = true;
+                    self.node_failed(&error);
+                }
+            }
+        }
+        moved
+    }
+
+    /// Does what the engine decided. `from_client` and `from_node` are the frame it was about.
+    fn act(&mut self, from_client: Option<&Frame>, from_node: Option<&Frame>) {
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::ForwardToNode => {
+                    if let Some(frame) = from_client {
+                        self.send_node(frame.kind, &frame.body, Some(frame));
+                    }
+                }
+                Action::ForwardToClient => {
+                    if let Some(frame) = from_node {
+                        self.send_client(frame.kind, &frame.body);
+                    }
+                }
+                Action::ToClient(kind, body) => self.send_client(kind, &body),
+                Action::ToNode(kind, body) => self.send_node(kind, &body, None),
+                Action::ConnectNode(hello) => self.connect_node(hello),
+                Action::End => self.ended = true,
+            }
+        }
+        if self.actions.is_empty() {
+            // Keep the buffer: nothing is allocated for a frame.
+            self.actions = actions;
+        } else {
+            self.act(None, None);
+        }
+    }
+
+    fn connect_node(&mut self, mut hello: genie_wire::control::Hello) {
+        match self.supervisor.connect() {
+            Ok((link, process)) => {
+                if let Some(threads) = self.supervisor.threads() {
+                    hello.threads = threads;
+                }
+                self.session.use_weights(process.weights().clone());
+                self.node = Some(NodeLink {
+                    link,
+                    process,
+                    ready: false,
+                    hung_up: false,
+                });
+                self.send_node(FrameKind::Hello, &hello.encode_to_vec(), None);
+            }
+            Err(message) => {
+                tracing::warn!("a session gets no node: {message}");
+                self.session.no_node(&message, &mut self.actions);
+            }
+        }
+    }
+
+    fn send_node(&mut self, kind: FrameKind, body: &[u8], origin: Option<&Frame>) {
+        let Some(node) = &mut self.node else { return };
+        let memory = origin.and_then(|frame| frame.memory.as_ref());
+        match node.link.post_send(kind, &[body], memory) {
+            // A closed link is reported by its receiving half, after the node's last words.
+            Ok(()) | Err(LinkError::Closed) => {}
+            Err(error) => self.node_failed(&error),
+        }
+    }
+
+    fn send_client(&mut self, kind: FrameKind, body: &[u8]) {
+        if let Err(error) = self.client.post_send(kind, &[body], None) {
+            self.client_failed(&error);
+        }
+    }
+
+    fn client_failed(&mut self, error: &LinkError) {
+        match error {
+            LinkError::Closed => tracing::debug!("the client left"),
+            LinkError::Wire(_) | LinkError::Memory(_) => {
+                let code = genie_wire::ErrorCode::Protocol;
+                self.session
+                    .refuse(code, &error.to_string(), &mut self.actions);
+            }
+            error => tracing::warn!("the link to a client failed: {error}"),
+        }
+        self.session.client_closed(&mut self.actions);
+        // Last words may fail in turn; the session has ended by then, so this ends as well.
+        if !self.ended {
+            self.act(None, None);
+            self.ended = true;
+        }
+    }
+
+    fn node_failed(&mut self, error: &LinkError) {
+        let Some(node) = self.node.take() else { return };
+        let why = match error {
+            LinkError::Closed => node.process.end(),
+            error => format!("process {}: {error}", node.process.pid()),
+        };
+        tracing::warn!("a session lost its node: {why}");
+        self.session.node_closed(&why, &mut self.actions);
+        self.act(None, None);
+    }
+
+    /// Waits until something can be read or sent, spinning first while a reply is waited for.
+    fn sleep(&mut self, spin: Duration) {
+        if !spin.is_zero() && self.session.waiting() > 0 {
+            let end = Instant::now() + spin;
+            while Instant::now() < end {
+                if self.poll_links(Some(&Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                })) {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        self.poll_links(None);
+    }
+
+    /// Whether something happened.
+    fn poll_links(&mut self, timeout: Option<&Timespec>) -> bool {
+        let wants = |read: bool, write: bool| {
+            let read = if read {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            };
+            read | if write {
+                PollFlags::OUT
+            } else {
+                PollFlags::empty()
+            }
+        };
+        let client = wants(self.may_read_client(), self.client.wants_write());
+        let read_node = self.may_read_node();
+        let (client_events, node_events) = {
+            let client_fd = PollFd::new(&self.client, client);
+            let mut fds = [client_fd.clone(), client_fd];
+            let count = match &self.node {
+                Some(node) => {
+                    let events = wants(read_node, node.link.wants_write());
+                    fds[1] = PollFd::from_borrowed_fd(node.link.as_fd(), events);
+                    2
+                }
+                None => 1,
+            };
+            match poll(&mut fds[..count], timeout) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => return false,
+                Err(errno) => {
+                    tracing::error!("cannot wait for a session's links: {errno}");
+                    self.ended = true;
+                    return true;
+                }
+            }
+            let node = if count == 2 {
+                fds[1].revents()
+            } else {
+                PollFlags::empty()
+            };
+            (fds[0].revents(), node)
+        };
+        self.client_events(client_events);
+        self.node_events(node_events);
+        true
+    }
+
+    fn client_events(&mut self, events: PollFlags) {
+        if events.contains(PollFlags::HUP) && !self.may_read_client() {
+            // Nobody is left to answer, whatever it still sent.
+            return self.client_failed(&LinkError::Closed);
+        }
+        if events.contains(PollFlags::OUT)
+            && let Err(error) = self.client.flush()
+        {
+            return self.client_failed(&error);
+        }
+        self.client_ready |= events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+    }
+
+    fn node_events(&mut self, events: PollFlags) {
+        let Some(node) = &mut self.node else { return };
+        if events.contains(PollFlags::OUT) {
+            match node.link.flush() {
+                Ok(()) | Err(LinkError::Closed) => {}
+                Err(error) => return self.node_failed(&error),
+            }
+        }
+        node.hung_up |= events.intersects(PollFlags::HUP | PollFlags::ERR);
+        node.ready |= node.hung_up || events.contains(PollFlags::IN);
+    }
+
+    /// Sends what is queued for the client, within bounds.
+    fn say_farewell(&mut self) {
+        // Closing the node's link first frees the session's storages there at once.
+        self.node = None;
+        let deadline = Instant::now() + FAREWELL_TIMEOUT;
+        while self.client.wants_write() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(timeout) = Timespec::try_from(left) else {
+                return;
+            };
+            let ready = poll(
+                &mut [PollFd::new(&self.client, PollFlags::OUT)],
+                Some(&timeout),
+            );
+            if !matches!(ready, Ok(1..)) || self.client.flush().is_err() {
+                return;
+            }
+        }
+    }
+}

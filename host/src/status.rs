@@ -1,0 +1,41 @@
+//! `genie-host status`: the counters of a running host, and of its node when one runs.
+
+use std::io::Write;
+
+use anyhow::Context;
+use genie_wire::control::Status;
+
+use crate::address::Address;
+use crate::client::Client;
+
+pub fn run(host: &Address) -> anyhow::Result<()> {
+    let mut status = ask(host, false)?;
+    let node_runs = status
+        .counters
+        .iter()
+        .any(|c| c.name == "host.node_pid" && c.value > 0);
+    if node_runs {
+        // Only a session reaches the node; it lasts as long as the question.
+        status = ask(host, true)?;
+    }
+    let mut out = std::io::stdout().lock();
+    for counter in status
+        .counters
+        .iter()
+        .filter(|c| !c.name.starts_with("host.session."))
+    {
+        writeln!(out, "{:<40} {:>16}", counter.name, counter.value).context("print the status")?;
+    }
+    Ok(())
+}
+
+fn ask(host: &Address, with_session: bool) -> anyhow::Result<Status> {
+    let link = genie_shm::connect(host.path()).with_context(|| {
+        format!("no host answers at {host}; start one with `genie-host serve --listen {host}`")
+    })?;
+    let mut client = Client::new(link);
+    if with_session {
+        client.hello()?;
+    }
+    client.status()
+}

@@ -1,0 +1,414 @@
+//! The host as a process, with a node that only keeps bytes.
+
+mod common;
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
+
+use common::{Host, ended, eventually, fake_node, host_binary, run, watch};
+use genie_transport::{Link, SharedMemory};
+use genie_wire::frame::FrameKind;
+use genie_wire::record::{RegionSpan, StorageId};
+use rustix::process::{Pid, Signal, kill_process};
+
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn bytes_go_to_the_node_and_back_inline_and_through_shared_memory() {
+    let host = Host::start();
+    let mut client = host.client();
+    assert!(
+        client.welcome.software.contains("genie-host"),
+        "{:?}",
+        client.welcome
+    );
+    let x = client.tape.alloc(4);
+    client.tape.upload_inline(x, 0, b"abcd");
+    client.tape.read(1, x, 1, 2, None);
+    client.flush();
+    assert_eq!(client.reply().unwrap(), b"bc");
+    let memory = SharedMemory::create(1 << 20).unwrap();
+    client.region(0, &memory);
+    memory.write(100, b"efgh").unwrap();
+    client.tape.upload(
+        x,
+        0,
+        4,
+        RegionSpan {
+            region: 0,
+            offset: 100,
+        },
+    );
+    client.tape.read(
+        2,
+        x,
+        0,
+        4,
+        Some(RegionSpan {
+            region: 0,
+            offset: 500,
+        }),
+    );
+    client.flush();
+    client.wait(FrameKind::Released).unwrap();
+    client.reply().unwrap();
+    let mut back = [0; 4];
+    memory.read(500, &mut back).unwrap();
+    assert_eq!(&back, b"efgh");
+}
+
+#[test]
+fn the_socket_is_private_and_goes_with_the_host() {
+    let mut host = Host::start();
+    let metadata = std::fs::metadata(&host.socket).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    let dir = host.socket.parent().unwrap().to_owned();
+    assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+    let node = watch(host.client().welcome.node_pid).unwrap();
+    host.signal(Signal::TERM);
+    assert!(host.wait().success());
+    assert!(ended(&node), "the node ends with its host");
+    assert!(!dir.exists(), "no socket is left behind");
+}
+
+#[test]
+fn sessions_are_isolated_and_a_malformed_one_ends_alone() {
+    let host = Host::start();
+    let (mut one, mut other, mut spoilt) = (host.client(), host.client(), host.client());
+    let secret = one.tape.alloc(4);
+    one.tape.upload_inline(secret, 0, b"mine");
+    one.flush();
+    other.tape.skip(10);
+    other.tape.read(1, secret, 0, 4, None);
+    other.flush();
+    assert!(other.reply().unwrap_err().contains("not alive"));
+    spoilt.send(FrameKind::Tape, &[0xff; 40]);
+    assert!(spoilt.reply().unwrap_err().contains("malformed"));
+    assert!(spoilt.next().is_err(), "its connection ends");
+    let mut raw = host.stranger();
+    raw.send(FrameKind::Tape, b"");
+    assert!(raw.reply().unwrap_err().contains("before the hello"));
+    let mut huge = std::os::unix::net::UnixStream::connect(&host.socket).unwrap();
+    std::io::Write::write_all(&mut huge, &[0xff; 16]).unwrap();
+    let mut end = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut huge, &mut end);
+    one.tape.read(1, secret, 0, 4, None);
+    one.flush();
+    assert_eq!(one.reply().unwrap(), b"mine");
+}
+
+#[test]
+fn a_killed_node_is_told_at_once_and_a_new_session_gets_a_new_one() {
+    let host = Host::start();
+    let (mut waiting, mut idle) = (host.client(), host.client());
+    let node = waiting.welcome.node_pid;
+    let x = waiting.tape.alloc(4);
+    waiting.tape.upload_inline(x, 0, b"abcd");
+    waiting.tape.fence(1);
+    waiting.flush();
+    waiting.reply().unwrap();
+    let start = std::time::Instant::now();
+    kill(node);
+    waiting.tape.read(2, x, 0, 4, None);
+    waiting.flush();
+    let error = waiting.reply().unwrap_err();
+    assert!(
+        error.contains("NodeLost") && error.contains("signal 9"),
+        "{error}"
+    );
+    idle.tape.fence(1);
+    idle.flush();
+    assert!(idle.reply().unwrap_err().contains("NodeLost"));
+    assert!(start.elapsed().as_secs() < 5);
+    let mut again = host.client();
+    assert_ne!(again.welcome.node_pid, node);
+    again.tape.fence(1);
+    again.flush();
+    again.reply().unwrap();
+    waiting.tape.fence(9);
+    waiting.flush();
+    assert!(
+        waiting.reply().unwrap_err().contains("NodeLost"),
+        "the old session stays lost"
+    );
+}
+
+#[test]
+fn a_session_is_freed_when_its_client_goes() {
+    let host = Host::start();
+    let mut watcher = host.client();
+    assert_eq!(watcher.counter("host.sessions"), 1);
+    let mut client = host.client();
+    client.tape.alloc(100);
+    client.tape.fence(1);
+    client.flush();
+    client.reply().unwrap();
+    assert_eq!(watcher.counter("host.sessions"), 2);
+    drop(client);
+    eventually("the session's end", || {
+        watcher.counter("host.sessions") == 1
+    });
+    assert_eq!(watcher.counter("host.sessions_total"), 2);
+}
+
+#[test]
+fn a_weight_is_uploaded_once_for_all_clients() {
+    let host = Host::start();
+    let mut one = host.client();
+    let hash = [7; 32];
+    assert!(!one.have(hash));
+    let x = one.tape.alloc(4);
+    one.tape.upload_inline(x, 0, b"wght");
+    one.tape.store_weight(x, &hash);
+    one.flush();
+    assert!(one.have(hash), "the answer waits for the node");
+    drop(one);
+    let mut other = host.client();
+    assert!(other.have(hash));
+    let y = other.tape.alloc(4);
+    other.tape.bind_weight(y, &hash);
+    other.tape.read(1, y, 0, 4, None);
+    other.flush();
+    assert_eq!(other.reply().unwrap(), b"wght");
+    assert_eq!(other.counter("host.session.upload_bytes"), 0);
+    let mut thief = host.client();
+    let z = thief.tape.alloc(4);
+    thief.tape.bind_weight(z, &[8; 32]);
+    thief.flush();
+    assert!(thief.reply().unwrap_err().contains("does not hold"));
+}
+
+#[test]
+fn the_store_keeps_its_budget() {
+    let host = Host::start_with(&fake_node(), &["--weight-cache-bytes", "10"], &[]);
+    for byte in 0..5u8 {
+        let mut client = host.client();
+        let x = client.tape.alloc(4);
+        client.tape.store_weight(x, &[byte; 32]);
+        client.tape.fence(1);
+        client.flush();
+        client.reply().unwrap();
+        assert!(client.have([byte; 32]));
+        assert!(client.counter("host.weight_bytes") <= 12);
+    }
+    let mut client = host.client();
+    assert!(!client.have([0; 32]));
+    assert!(client.have([4; 32]));
+}
+
+#[test]
+fn many_sessions_stream_at_once_without_reading_replies() {
+    let host = Host::start();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = host.client();
+                let x = client.tape.alloc(32 << 10);
+                client.flush();
+                let reads = 500;
+                for token in 0..reads {
+                    client.tape.upload_inline(x, 0, &[token as u8; 32 << 10]);
+                    client.tape.read(token, x, 0, 32 << 10, None);
+                    client.flush();
+                }
+                for token in 0..reads {
+                    assert_eq!(client.reply().unwrap()[0], token as u8);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn sessions_are_capped_with_a_clear_refusal() {
+    let host = Host::start_with(&fake_node(), &["--max-sessions", "2"], &[]);
+    let (_one, _other) = (host.client(), host.client());
+    let error = host.stranger().reply().unwrap_err();
+    assert!(error.contains("--max-sessions"), "{error}");
+}
+
+#[test]
+fn a_missing_node_is_refused_with_advice() {
+    let mut command = Command::new(host_binary());
+    let dir = tempfile::tempdir().unwrap();
+    let lonely = dir.path().join("genie-host");
+    std::fs::copy(host_binary(), &lonely).unwrap();
+    command = {
+        let mut lonely = Command::new(lonely);
+        lonely
+            .env("PATH", "/nowhere")
+            .env_remove("GENIE_NODE_BINARY");
+        drop(command);
+        lonely
+    };
+    let host = Host::spawn(command);
+    for _ in 0..2 {
+        let mut client = host.stranger();
+        let hello = genie_wire::control::Hello {
+            protocol: genie_wire::PROTOCOL_VERSION,
+            ..Default::default()
+        };
+        client.send(FrameKind::Hello, &prost::Message::encode_to_vec(&hello));
+        let error = client.wait(FrameKind::Welcome).unwrap_err();
+        assert!(
+            error.contains("/nowhere") && error.contains("GENIE_NODE_BINARY"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_node_that_cannot_start_is_refused_with_its_last_words() {
+    let host = Host::start_with(&fake_node(), &[], &[("FAKE_NODE", "broken")]);
+    let mut client = host.stranger();
+    let hello = genie_wire::control::Hello {
+        protocol: genie_wire::PROTOCOL_VERSION,
+        ..Default::default()
+    };
+    client.send(FrameKind::Hello, &prost::Message::encode_to_vec(&hello));
+    let error = client.wait(FrameKind::Welcome).unwrap_err();
+    assert!(
+        error.contains("libtorch_fake.so") && error.contains("127"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_host_ends_with_its_parent_and_takes_the_node_along() {
+    let mut parent = Command::new("sleep").arg("3600").spawn().unwrap();
+    let pid = parent.id().to_string();
+    let mut host = Host::start_with(&fake_node(), &["--parent-pid", &pid], &[]);
+    let dir = host.socket.parent().unwrap().to_owned();
+    let node = watch(host.client().welcome.node_pid).unwrap();
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert!(host.wait().success());
+    assert!(ended(&node));
+    assert!(!dir.exists());
+}
+
+#[test]
+fn the_node_ends_when_the_host_is_killed() {
+    let mut host = Host::start();
+    let node = watch(host.client().welcome.node_pid).unwrap();
+    host.signal(Signal::KILL);
+    host.wait();
+    assert!(ended(&node));
+    let _ = std::fs::remove_dir_all(host.socket.parent().unwrap());
+}
+
+#[test]
+fn a_stopping_host_ends_although_a_node_never_gets_ready() {
+    let mut host = Host::start_with(&fake_node(), &[], &[("FAKE_NODE", "mute")]);
+    host.signal(Signal::INT);
+    assert!(host.wait().success());
+}
+
+#[test]
+fn plugins_are_checked_and_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = run(Command::new(host_binary()).arg("--plugins").arg(dir.path()));
+    assert!(
+        !refused.0.success() && refused.2.contains("chmod go-w"),
+        "{refused:?}"
+    );
+    let missing = run(Command::new(host_binary()).args(["serve", "--plugins", "/none"]));
+    assert!(
+        !missing.0.success() && missing.2.contains("/none"),
+        "{missing:?}"
+    );
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(dir.path().join("llm.wasm"), b"").unwrap();
+    let host = Host::start_with(
+        &fake_node(),
+        &["--plugins", dir.path().to_str().unwrap()],
+        &[],
+    );
+    host.client();
+}
+
+#[test]
+fn status_prints_counters_of_host_and_node() {
+    let host = Host::start();
+    let mut client = host.client();
+    client.tape.fence(1);
+    client.flush();
+    client.reply().unwrap();
+    let address = format!("unix:{}", host.socket.display());
+    let (status, out, err) = run(Command::new(host_binary()).args(["status", "--host", &address]));
+    assert!(status.success(), "{err}");
+    for name in [
+        "host.sessions ",
+        "host.node_pid",
+        "host.round_trips",
+        "node.storages",
+    ] {
+        assert!(out.contains(name), "{name} is not in:\n{out}");
+    }
+    let (status, _, err) =
+        run(Command::new(host_binary()).args(["status", "--host", "unix:/none/genie.sock"]));
+    assert!(
+        !status.success() && err.contains("no host answers"),
+        "{err}"
+    );
+}
+
+#[test]
+fn the_doctor_finds_what_is_wrong() {
+    // The fake node adds wrongly; everything before that is fine.
+    let (status, out, _) = run(Command::new(host_binary())
+        .arg("doctor")
+        .arg("--node-binary")
+        .arg(fake_node()));
+    assert!(!status.success());
+    assert!(out.contains("ok       node starts"), "{out}");
+    assert!(
+        out.contains("PROBLEM  node computes") && out.contains("to mend it"),
+        "{out}"
+    );
+    let (status, out, _) =
+        run(Command::new(host_binary()).args(["doctor", "--json", "--node-binary", "/none"]));
+    assert!(!status.success());
+    assert!(
+        out.contains("\"ok\": false") && out.contains("GENIE_NODE_BINARY"),
+        "{out}"
+    );
+}
+
+/// Nothing in a session has a timer, so idling cannot end it; what could is looked at directly.
+#[test]
+fn an_idle_session_takes_no_time_and_goes_on() {
+    let host = Host::start();
+    let mut client = host.client();
+    let x = client.tape.alloc(4);
+    client.tape.fence(1);
+    client.flush();
+    client.reply().unwrap();
+    assert!(!client.link.wants_write());
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.child.id())).unwrap();
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = ticks();
+    let mut pause = Command::new("sleep")
+        .arg("1")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    pause.wait().unwrap();
+    assert!(ticks() - before <= 5, "an idle host sleeps");
+    client.tape.read(2, x, 0, 4, None);
+    client.flush();
+    assert_eq!(client.reply().unwrap(), [0; 4]);
+    client.tape.free(StorageId(x.0));
+    client.flush();
+}
