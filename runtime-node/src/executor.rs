@@ -97,6 +97,17 @@ impl<B: Backend> Executor<B> {
         done
     }
 
+    /// Reads the rest of the tape of a session whose peer is gone, without executing operators:
+    /// only weights that it forgets are forgotten.
+    pub fn wind_up(
+        &mut self,
+        session: &mut Session<B>,
+        tape: &[u8],
+        position: &mut usize,
+    ) -> Result<(), SessionError> {
+        session.wind_up(self, tape, position)
+    }
+
     /// Tells the peer what it may not know yet; call when a session has nothing more to do now.
     pub fn idle(&mut self, session: &mut Session<B>, outbox: &mut dyn Outbox) {
         session.send_credits(outbox);

@@ -19,7 +19,7 @@ use crate::storages::{Slot, Storages};
 use crate::{Backend, Executor, Failure, Outbox, SessionError};
 
 /// Encoded bytes of all templates of a session.
-const TEMPLATE_BYTES_MAX: u64 = 256 << 20;
+const TEMPLATE_BYTES_MAX: u64 = 64 << 20;
 /// Templates of `Run` records that are kept bound; when full, all are dropped.
 const RUN_TEMPLATES_MAX: usize = 256;
 /// Inputs whose references fit on the stack.
@@ -107,6 +107,22 @@ impl<B: Backend> Session<B> {
             match self.decoder.next(tape, position)? {
                 Some(record) => self.state.record(record, node, outbox)?,
                 None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Of the tape of a peer that is gone only what concerns others is done: weights it forgets.
+    pub(crate) fn wind_up(
+        &mut self,
+        node: &mut Executor<B>,
+        tape: &[u8],
+        position: &mut usize,
+    ) -> Result<(), SessionError> {
+        while let Some(record) = self.decoder.next(tape, position)? {
+            if let Record::ForgetWeight { hash } = record {
+                node.weights
+                    .forget(&self.state.identity, &hash, &mut node.ledger);
             }
         }
         Ok(())

@@ -104,8 +104,11 @@ impl<B: Backend> Connection<B> {
 
     /// Does what can be done now. A panic ends this session and no other.
     pub(super) fn turn(&mut self, host: &mut Host<'_, B>) -> Turn {
-        // What a peer that hung up left behind is not worth executing.
         if self.gone {
+            let wound_up = catch_unwind(AssertUnwindSafe(|| self.wind_up(host.executor)));
+            if wound_up.is_err() {
+                tracing::error!("a session's end panicked");
+            }
             return Turn::End;
         }
         let ended = catch_unwind(AssertUnwindSafe(|| self.work(host)));
@@ -193,6 +196,34 @@ impl<B: Backend> Connection<B> {
                     self.runnable = false;
                     return Ok(());
                 }
+            }
+        }
+    }
+
+    /// What a peer that hung up left behind is not worth executing, but for what concerns others.
+    fn wind_up(&mut self, executor: &mut Executor<B>) {
+        let Stage::Open(open) = &mut self.stage else {
+            return;
+        };
+        let (mut tape, mut position) = open.tape.take().unwrap_or_default();
+        loop {
+            if executor
+                .wind_up(&mut open.session, &tape, &mut position)
+                .is_err()
+            {
+                return;
+            }
+            // `None` may only mean that the link looks at its socket the next time.
+            let Ok(next) = self.link.poll().and_then(|frame| match frame {
+                None => self.link.poll(),
+                some => Ok(some),
+            }) else {
+                return;
+            };
+            match next {
+                Some(frame) if frame.kind == FrameKind::Tape => (tape, position) = (frame.body, 0),
+                Some(_) => {}
+                None => return,
             }
         }
     }
