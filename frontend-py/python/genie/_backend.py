@@ -23,6 +23,7 @@ def register() -> None:
         log_intercepts=env.flag(env.LOG_INTERCEPTS, False),
         meta_infer=env.flag(env.ENABLE_META_INFER, True),
         aten_impl=env.flag(env.ENABLE_ATEN_IMPL, True),
+        debug_lines=env.flag(env.DEBUG, False),
     )
     torch._register_device_module(NAME, device)
     # `x.remote_accelerator()`, `x.is_remote_accelerator`, the same of modules and storages.

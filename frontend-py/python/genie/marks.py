@@ -5,8 +5,11 @@ runs, so programs that do not use the device pay nothing.
 """
 
 import contextlib
+import os
+import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +117,17 @@ def _remember(module: torch.nn.Module, path: str) -> None:
     key = id(module)
     _by_id[key] = f"{path}\0{type(module).__qualname__}"[: TEXT_BYTES_MAX // 4]
     weakref.finalize(module, _by_id.pop, key, None).atexit = False
+
+
+_LIBRARIES = tuple(str(Path(module.__file__).parent) + os.sep for module in (torch, sys.modules["genie"]))
+
+
+def line_of_program() -> str | None:
+    """`FILE line N` of the innermost frame outside of torch and genie; None in threads of C++."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+    return None if frame is None else f"{frame.f_code.co_filename} line {frame.f_lineno}"
 
 
 def _enter_step(_optimizer: Any, _args: Any, _kwargs: Any) -> None:

@@ -33,15 +33,16 @@ impl ClientError {
         ClientError::new(ErrorCode::Protocol, message)
     }
 
-    /// The session is over. `why` says what happened to which process.
+    /// The session is over. `why` says what happened to which process, and perhaps what to do.
     pub fn lost(why: impl std::fmt::Display) -> Self {
-        ClientError::new(
-            ErrorCode::NodeLost,
-            format!(
-                "{why}. Tensors on remote_accelerator are gone with it; genie.init() starts a new \
-                 session in this process"
-            ),
-        )
+        let mut message = why.to_string();
+        if !message.contains("genie.init()") {
+            message.push_str(
+                ". Tensors on remote_accelerator are gone with it; genie.init() starts a new \
+                 session in this process",
+            );
+        }
+        ClientError::new(ErrorCode::NodeLost, message)
     }
 
     pub fn is_interrupt(&self) -> bool {

@@ -305,7 +305,7 @@ impl Session {
             (token, first_new)
         };
         let body = self.reply_body(token, Leftover::Run { first_new })?;
-        match check_reply(&body)? {
+        match check_reply(&body).map_err(|error| self.noting_loss(error))? {
             Reply::Outputs { .. } => {
                 use_outputs(first_new, after_token_and_kind(&body));
                 Ok(())
@@ -367,7 +367,7 @@ impl Session {
         pick: impl FnOnce(&Reply) -> Option<T>,
     ) -> Result<T, ClientError> {
         let body = self.reply_body(token, leftover)?;
-        let reply = check_reply(&body)?;
+        let reply = check_reply(&body).map_err(|error| self.noting_loss(error))?;
         pick(&reply).ok_or_else(|| unexpected(&reply))
     }
 
@@ -379,6 +379,16 @@ impl Session {
                 "the host answered a record with a control message",
             )),
         }
+    }
+
+    /// A reply that says that the node is gone ends the session, like a closed link.
+    pub(super) fn noting_loss(&self, error: ClientError) -> ClientError {
+        if error.code == ErrorCode::NodeLost as u8 {
+            self.lock().fail(error.clone());
+            self.live.store(false, Ordering::Release);
+            self.changed.notify_all();
+        }
+        error
     }
 
     pub(super) fn answer(

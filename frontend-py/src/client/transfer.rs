@@ -306,7 +306,7 @@ impl Session {
             }
             core.busy_slots &= !(1 << step.slot);
             drop(core);
-            done?;
+            done.map_err(|error| self.noting_loss(error))?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The extension module: the session behind the shim's `GenieTape`, and Python's view of it.
 
+mod debug;
 mod fallbacks;
 mod gil;
 mod local;

@@ -12,7 +12,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::client::{ClientError, Options, Session, Stage};
 use crate::python::local::LocalLink;
-use crate::python::{fallbacks, gil, state, tape};
+use crate::python::{debug, fallbacks, gil, state, tape};
 
 /// How long the host may take to tell its counters.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,8 +30,14 @@ mod _native {
 
 /// Registers the device with PyTorch, once, after `import torch`.
 #[pyfunction]
-#[pyo3(signature = (*, log_intercepts, meta_infer, aten_impl))]
-fn register(log_intercepts: bool, meta_infer: bool, aten_impl: bool) -> PyResult<()> {
+#[pyo3(signature = (*, log_intercepts, meta_infer, aten_impl, debug_lines))]
+fn register(
+    log_intercepts: bool,
+    meta_infer: bool,
+    aten_impl: bool,
+    debug_lines: bool,
+) -> PyResult<()> {
+    debug::switch(debug_lines);
     capture::configure(log_intercepts, meta_infer, aten_impl);
     capture::init(&tape::TAPE).map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
@@ -338,6 +344,9 @@ fn mark(kind: u8, text: &str) -> PyResult<()> {
         }
     };
     if let Some(session) = state::current() {
+        if debug::is_on() {
+            debug::note(kind, text);
+        }
         session.mark(kind, text);
     }
     Ok(())

@@ -9,7 +9,7 @@ use genie_wire::ErrorCode;
 use pyo3::prelude::*;
 
 use crate::client::{ClientError, INTERRUPTED};
-use crate::python::{fallbacks, gil, state};
+use crate::python::{debug, fallbacks, gil, state};
 
 /// Filled once, lives for ever.
 pub static TAPE: Tape = Tape {
@@ -107,7 +107,10 @@ unsafe extern "C" fn op(
     // SAFETY: C++ passes valid ranges.
     let (inputs, scalars) = unsafe { (slice(inputs, n_inputs), slice(scalars, n_scalars)) };
     match state::current() {
-        Some(session) => session.op(gil::stage(), template, inputs, scalars, n_new.into()),
+        Some(session) => {
+            let append = || session.op(gil::stage(), template, inputs, scalars, n_new.into());
+            if debug::is_on() { debug::with_line(session, append) } else { append() }
+        }
         None => NO_STORAGE,
     }
 }
@@ -199,7 +202,7 @@ unsafe extern "C" fn read(
         }
         // SAFETY: C++ passes a writable range that nothing else uses during the call.
         let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<u8>(), len as usize) };
-        session.read(id, offset, to)
+        session.read(id, offset, to).map_err(debug::explain)
     });
     // SAFETY: C++ passes a valid error.
     unsafe { outcome(result, error) }

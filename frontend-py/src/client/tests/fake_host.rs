@@ -19,6 +19,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// A storage of this size fails to be read.
 pub const POISONED_BYTES: u64 = 0xbad0;
+/// Reading a storage of this size says that the node is gone.
+pub const LOST_BYTES: u64 = 0xdead0;
 
 #[derive(Clone, Copy, Default)]
 pub struct Behaviour {
@@ -242,6 +244,11 @@ impl Host {
                 dest,
             } => {
                 let storage = self.storage(id).clone();
+                if storage.len() as u64 == LOST_BYTES {
+                    let code = ErrorCode::NodeLost;
+                    let message = "the node is gone";
+                    return self.reply(token, &Reply::Error { code, message });
+                }
                 if storage.len() as u64 == POISONED_BYTES {
                     let code = ErrorCode::OutOfMemory;
                     return self.reply(
