@@ -55,13 +55,21 @@ pub struct NodeSupervisor {
     current: Mutex<Current>,
     /// The running node, for those who must not wait while one is being started.
     shown: Mutex<Option<Arc<Node>>>,
+    /// The process that is being started, so that a host that stops does not leave it behind.
+    starting: Mutex<Starting>,
+}
+
+#[derive(Default)]
+struct Starting {
+    process: Option<OwnedFd>,
+    /// None is started any more.
+    stopped: bool,
 }
 
 #[derive(Default)]
 struct Current {
     node: Option<Arc<Node>>,
     starts: u64,
-    stopped: bool,
 }
 
 /// A node process that said it was ready.
@@ -92,6 +100,7 @@ impl NodeSupervisor {
             weight_cache_bytes,
             current: Mutex::new(Current::default()),
             shown: Mutex::new(None),
+            starting: Mutex::new(Starting::default()),
         }
     }
 
@@ -112,9 +121,6 @@ impl NodeSupervisor {
     /// A connection to the node, which is started if none runs. The error is for the user.
     pub fn connect(&self) -> Result<(UnixLink, Arc<Node>), String> {
         let mut current = lock(&self.current);
-        if current.stopped {
-            return Err("the host is stopping".to_owned());
-        }
         if let Some(node) = &current.node {
             if let Ok(link) = node.connect() {
                 return Ok((link, node.clone()));
@@ -137,7 +143,7 @@ impl NodeSupervisor {
         let binary = self.locate()?;
         let address = Address::unix(self.dir.join(format!("node-{start}.sock")));
         let mut command = self.command(&binary, &address);
-        let mut child = command.spawn().map_err(|error| {
+        let mut child = self.spawn(&mut command).map_err(|error| {
             format!(
                 "cannot start the node ({}): {error}; try `genie-host doctor`",
                 binary.display()
@@ -183,6 +189,17 @@ impl NodeSupervisor {
             address,
             weights,
         })
+    }
+
+    /// Spawns the process where [`NodeSupervisor::stop`] finds it.
+    fn spawn(&self, command: &mut Command) -> std::io::Result<Child> {
+        let mut starting = lock(&self.starting);
+        if starting.stopped {
+            return Err(std::io::Error::other("the host is stopping"));
+        }
+        let child = command.spawn()?;
+        starting.process = open_pidfd(child.id()).ok();
+        Ok(child)
     }
 
     fn command(&self, binary: &Path, address: &Address) -> Command {
@@ -231,14 +248,21 @@ impl NodeSupervisor {
         }
     }
 
-    /// Ends the node; none is started any more. A node that is being started now is left to find
-    /// out by itself that its parent is gone.
+    /// Ends the node, also one that is being started; none is started any more.
     pub fn stop(&self) {
-        if let Ok(mut current) = self.current.try_lock() {
-            current.stopped = true;
-        }
-        if let Some(node) = lock(&self.shown).take() {
-            node.stop();
+        let starting = {
+            let mut starting = lock(&self.starting);
+            starting.stopped = true;
+            starting.process.take()
+        };
+        match lock(&self.shown).take() {
+            Some(node) => node.stop(),
+            // Whoever started it waits for it and sees that it ended.
+            None => {
+                if let Some(process) = starting {
+                    let _ = pidfd_send_signal(&process, Signal::KILL);
+                }
+            }
         }
     }
 }

@@ -74,7 +74,7 @@ impl SessionThread {
         };
         while !running.ended {
             let moved = running.take_client_turn() | running.take_node_turn();
-            if moved {
+            if moved || running.ended {
                 continue;
             }
             running.session.settle();

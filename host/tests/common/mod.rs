@@ -1,6 +1,7 @@
 //! A host as a child process and a client of it, for tests.
 #![allow(dead_code)]
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,7 @@ impl Host {
             link,
             tape: TapeWriter::new(),
             welcome: Welcome::default(),
+            arrived: VecDeque::new(),
         }
     }
 
@@ -133,6 +135,8 @@ pub struct Client {
     pub link: UnixLink,
     pub tape: TapeWriter,
     pub welcome: Welcome,
+    /// Frames that came while something was sent.
+    arrived: VecDeque<Frame>,
 }
 
 impl Client {
@@ -147,12 +151,19 @@ impl Client {
         self.welcome = Welcome::decode(&frame.body[..]).unwrap();
     }
 
+    /// Sends a frame; takes in what arrives meanwhile, as a client must.
     pub fn send(&mut self, kind: FrameKind, body: &[u8]) {
         self.link
             .post_send(kind, &[body], None)
             .expect("the host takes it");
         while self.link.wants_write() {
-            poll(&mut [PollFd::new(&self.link, PollFlags::OUT)], None).unwrap();
+            let timeout = Timespec::try_from(TIMEOUT).unwrap();
+            let both = PollFlags::IN | PollFlags::OUT;
+            let ready = poll(&mut [PollFd::new(&self.link, both)], Some(&timeout)).unwrap();
+            assert!(ready > 0, "the host takes nothing and says nothing");
+            while let Some(frame) = self.link.poll().unwrap() {
+                self.arrived.push_back(frame);
+            }
             self.link.flush().unwrap();
         }
     }
@@ -176,6 +187,9 @@ impl Client {
     /// The next frame, or how the link ended.
     pub fn next(&mut self) -> Result<Frame, LinkError> {
         let end = Instant::now() + TIMEOUT;
+        if let Some(frame) = self.arrived.pop_front() {
+            return Ok(frame);
+        }
         loop {
             if let Some(frame) = self.link.poll()? {
                 return Ok(frame);
