@@ -54,13 +54,23 @@ def stats():
     return genie.stats
 
 
-def genie_processes():
-    """{pid: name} of every host and node on this machine."""
-    found = {}
-    for process in psutil.process_iter(["name", "status"]):
-        if process.info["name"] in PROCESS_NAMES and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found[process.pid] = process.info["name"]
+def hosts_of(pids):
+    """Pids of the hosts that were started by these programs, also when the programs are gone."""
+    found = set()
+    for process in psutil.process_iter(["name", "cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if process.info["name"] == "genie-host" and "--parent-pid" in words:
+            if int(words[words.index("--parent-pid") + 1]) in pids:
+                found.add(process.pid)
     return found
+
+
+def descendants(pid):
+    """Processes below this one, now."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def wait_until(condition, seconds, what):
@@ -68,7 +78,7 @@ def wait_until(condition, seconds, what):
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"after {seconds} s: {what}")
+            pytest.fail(f"after {seconds} s: {what() if callable(what) else what}")
         time.sleep(0.02)
 
 
@@ -108,6 +118,11 @@ class Program:
             env=environment,
             start_new_session=True,
         )
+        self.seen = set()
+
+    def note_processes(self):
+        """Remembers the host and the node behind this program, to look for them afterwards."""
+        self.seen.update(p for p in descendants(self.pid) if p.name() in PROCESS_NAMES)
 
     @property
     def pid(self):
@@ -117,6 +132,7 @@ class Program:
         """The fields of the next say(...)."""
         for line in self.process.stdout:
             if line.startswith("GENIE-TEST "):
+                self.note_processes()
                 return json.loads(line[len("GENIE-TEST ") :])
         raise AssertionError(f"the program ended early:\n{self.process.stderr.read()}")
 
@@ -137,15 +153,19 @@ class Program:
         return (json.loads(said[-1][len("GENIE-TEST ") :]) if said else {}), err
 
     def end(self):
+        self.note_processes()
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+
+    def left_behind(self):
+        still = [p for p in self.seen if alive(p.pid) and p.is_running()]
+        return [p.pid for p in still] + sorted(hosts_of({self.pid}))
 
 
 @pytest.fixture
 def program():
     """Starts programs; afterwards each of them, its host and its node must be gone."""
-    before = set(genie_processes())
     started = []
 
     def start(source, env=None, args=()):
@@ -155,11 +175,13 @@ def program():
     yield start
     for each in started:
         each.end()
-    wait_until(
-        lambda: not set(genie_processes()) - before,
-        GONE_SECONDS_MAX,
-        f"processes left behind: {genie_processes()}",
-    )
+    left = [0]
+
+    def nothing_left():
+        left[:] = [pid for each in started for pid in each.left_behind()]
+        return not left
+
+    wait_until(nothing_left, GONE_SECONDS_MAX, lambda: f"processes left behind: {left}")
 
 
 class Host:

@@ -217,7 +217,7 @@ def test_sessions_are_isolated(host, program):
     second = program(
         READY
         + """
-bad = torch.arange(3, device=DEVICE)[torch.tensor([99], device=DEVICE)]
+bad = torch.arange(3, device=DEVICE).index_select(0, torch.tensor([99], device=DEVICE))
 try:
     bad.cpu()
 except Exception as error:
@@ -357,7 +357,7 @@ def test_unknown_device_index(device):
 
 def test_op_that_fails_late_poisons_only_its_outputs(device):
     x = torch.arange(6.0, device=device)
-    bad = x[torch.tensor([17], device=device)]
+    bad = x.index_select(0, torch.tensor([17], device=device))
     worse = bad * 2
     good = x * 2
     with pytest.raises((IndexError, RuntimeError), match="index"):
@@ -379,7 +379,7 @@ def test_late_error_names_the_op_and_says_how_to_find_the_line(device):
 def test_late_error_carries_the_source_line_in_debug_mode(program):
     said, _ = program(
         """
-        bad = torch.ones(3, device=DEVICE)[torch.tensor([9], device=DEVICE)]  # HERE
+        bad = torch.ones(3, device=DEVICE).index_select(0, torch.tensor([9], device=DEVICE))
         try:
             bad.cpu()
         except Exception as error:
