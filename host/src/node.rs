@@ -24,6 +24,9 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to wait for the exit status of a node whose link closed.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long a failed start is told to further sessions before the next try, so that sessions that
+/// queued up do not wait for one timeout each.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Lines of a node's stderr that are kept for messages.
 const STDERR_LINES_MAX: usize = 20;
 /// Bytes of one such line.
@@ -70,6 +73,8 @@ struct Starting {
 struct Current {
     node: Option<Arc<Node>>,
     starts: u64,
+    /// When and why the last start failed.
+    failed: Option<(Instant, String)>,
 }
 
 /// A node process that said it was ready.
@@ -131,7 +136,19 @@ impl NodeSupervisor {
         current.node = None;
         *lock(&self.shown) = None;
         let start = current.starts + 1;
-        let node = Arc::new(self.start(start)?);
+        if let Some((when, message)) = &current.failed
+            && when.elapsed() < RETRY_AFTER
+        {
+            return Err(message.clone());
+        }
+        let node = match self.start(start) {
+            Ok(node) => Arc::new(node),
+            Err(message) => {
+                current.failed = Some((Instant::now(), message.clone()));
+                return Err(message);
+            }
+        };
+        current.failed = None;
         current.starts = start;
         let link = node.connect()?;
         current.node = Some(node.clone());

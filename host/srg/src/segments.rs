@@ -11,7 +11,7 @@ pub const EXACT_MAX: usize = 4096;
 /// Topologies, with their graphs, remembered by one session.
 pub const TOPOLOGIES_MAX: usize = 256;
 /// Nodes of all remembered graphs together.
-pub const NODES_MAX: usize = 1 << 17;
+pub const NODES_MAX: usize = 1 << 15;
 
 /// What is known of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
