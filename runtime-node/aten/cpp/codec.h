@@ -236,6 +236,19 @@ inline uint64_t schema_hash(const c10::FunctionSchema& schema) {
   return hash;
 }
 
+// Whether the operator writes its argument `index`. Some update their arguments although their
+// schemas do not say so.
+inline bool writes_argument(const c10::FunctionSchema& schema, size_t index) {
+  const auto* alias = schema.arguments()[index].alias_info();
+  if (alias && alias->isWrite()) return true;
+  const auto& name = schema.name();
+  if (name == "aten::native_batch_norm" || name == "aten::cudnn_batch_norm" ||
+      name == "aten::miopen_batch_norm" || name == "aten::_batch_norm_impl_index")
+    return index == 3 || index == 4;  // the running statistics
+  if (name.rfind("aten::rrelu_with_noise", 0) == 0) return index == 1;
+  return false;
+}
+
 inline std::string op_name(const c10::OperatorHandle& op) { return toString(op.operator_name()); }
 
 }  // namespace genie

@@ -8,15 +8,15 @@
 #include <ATen/core/enum_tag.h>
 #include <ATen/native/Resize.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/core/DeviceGuard.h>
 #include <dlfcn.h>
-#include <torch/version.h>
 
 #include <memory>
 #include <mutex>
 
 #include "codec.h"
 #include "errors.h"
+#include "torch_version.h"
 
 using namespace genie;
 
@@ -74,6 +74,8 @@ bool varies(const Argument& a) {
 }  // namespace
 
 struct GenieTemplate {
+  GenieTemplate(c10::OperatorHandle op, std::string name, at::Device device)
+      : op(op), name(std::move(name)), device(device) {}
   c10::OperatorHandle op;
   std::string name;
   at::Device device;
@@ -256,11 +258,18 @@ Argument decode_argument(Reader& in, at::Device device, const c10::TypePtr& type
   return a;
 }
 
+void require_mutated(const Argument& a, const std::vector<bool>& mutated) {
+  if (a.tag == kTensor && !mutated[a.slot])
+    throw CodecError("the operator writes a slot that is not declared as written");
+  for (const auto& item : a.items) require_mutated(item, mutated);
+}
+
 at::Tensor make_tensor(c10::StorageImpl* storage, const Meta& meta, at::Device device) {
   int64_t elements = 1;
   int64_t last = meta.offset;
   for (size_t i = 0; i < meta.sizes.size(); ++i) {
-    elements *= meta.sizes[i];
+    if (__builtin_mul_overflow(elements, meta.sizes[i], &elements))
+      throw CodecError("tensor larger than its storage");
     int64_t reach;
     if (__builtin_mul_overflow(std::max<int64_t>(meta.sizes[i] - 1, 0), meta.strides[i], &reach) ||
         __builtin_add_overflow(last, reach, &last))
@@ -475,7 +484,11 @@ uint32_t genie_execute_cuda_devices(GenieError* reason) {
     if (!at::hasCUDA()) throw std::runtime_error("libtorch_cuda registered no CUDA hooks");
     count = static_cast<uint32_t>(at::getNumGPUs());
     if (count == 0) throw std::runtime_error("the CUDA driver reports no device");
+#if GENIE_TORCH_AT_LEAST(2, 6)
     at::globalContext().lazyInitDevice(at::kCUDA);
+#else
+    at::globalContext().lazyInitCUDA();
+#endif
   });
   return code == 0 ? count : 0;
 }
@@ -512,7 +525,12 @@ void genie_execute_ops(GenieDevice device, void (*visit)(void*, uint64_t), void*
 int genie_execute_synchronize(GenieDevice device, GenieError* error) {
   if (device.kind == 0) return 0;
   return guarded(error, [&] {
-    c10::impl::getDeviceGuardImpl(at::kCUDA)->synchronizeDevice(device.index);
+    auto set = reinterpret_cast<int (*)(int)>(dlsym(RTLD_DEFAULT, "cudaSetDevice"));
+    auto wait = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "cudaDeviceSynchronize"));
+    if (!set || !wait) throw std::runtime_error("the CUDA runtime is not loaded");
+    int code = set(device.index);
+    if (code == 0) code = wait();
+    if (code != 0) throw std::runtime_error("CUDA error " + std::to_string(code));
   });
 }
 
@@ -531,17 +549,25 @@ int genie_template_new(const uint8_t* bytes, size_t len, GenieDevice device, Gen
     if (!op)
       throw c10::NotImplementedError({__func__, __FILE__, __LINE__},
                                      "this node has no operator " + name);
-    auto t = std::make_unique<GenieTemplate>(GenieTemplate{*op, name, torch_device(device)});
+    auto t = std::make_unique<GenieTemplate>(*op, name, torch_device(device));
     t->slots = static_cast<uint32_t>(in.bounded(kSlotsMax));
     t->scalars = static_cast<uint32_t>(in.bounded(kScalarsMax));
-    for (uint64_t i = in.bounded(t->slots); i > 0; --i) in.bounded(kSlotsMax);  // mutated
+    std::vector<bool> mutated(t->slots);
+    for (uint64_t i = in.bounded(t->slots); i > 0; --i) {
+      uint64_t slot = in.bounded(kSlotsMax);
+      if (slot >= t->slots) throw CodecError("mutated names a missing slot");
+      mutated[slot] = true;
+    }
     t->random = in.u8() != 0 || op->hasTag(at::Tag::nondeterministic_seeded);
     const auto& declared = op->schema().arguments();
     uint64_t args = in.bounded(kListMax);
     if (args != declared.size()) throw CodecError("wrong number of arguments");
-    for (uint64_t i = 0; i < args; ++i)
+    for (uint64_t i = 0; i < args; ++i) {
       t->args.push_back(
           decode_argument(in, t->device, declared[i].type(), t->slots, t->scalars, kNestingMax));
+      // What is written must be declared: the store copies a shared weight before that.
+      if (writes_argument(op->schema(), i)) require_mutated(t->args.back(), mutated);
+    }
     for (uint64_t i = in.bounded(kSlotsMax); i > 0; --i)
       t->new_storages.push_back(in.bounded(1ull << 40));
     for (uint64_t i = in.bounded(kSlotsMax); i > 0; --i) {
@@ -776,7 +802,7 @@ int genie_storage_resize(GenieStorage* storage, uint64_t bytes, GenieError* erro
     uint64_t keep = std::min<uint64_t>(bytes, s->nbytes());
     at::AutoDispatchBelowADInplaceOrView no_autograd;
     bytes_of(grown.get(), 0, keep).copy_(bytes_of(s, 0, keep));
-    s->set_data_ptr(std::move(grown->_mutable_data_ptr_no_checks()));
+    s->set_data_ptr(std::move(grown->mutable_data_ptr()));
     s->set_nbytes(bytes);
   });
 }

@@ -9,7 +9,7 @@
 
 #include "infer.h"
 #include "op.h"
-#include "torch_version.h"
+#include "../torch_version.h"
 
 namespace genie {
 

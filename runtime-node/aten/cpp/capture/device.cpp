@@ -1,4 +1,5 @@
 // The device: storages without bytes, allocator, guard, generator, hooks.
+#include <ATen/core/GeneratorForPrivateuseone.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/DeviceGuard.h>
@@ -9,7 +10,7 @@
 
 #include "../python_error.h"
 #include "state.h"
-#include "torch_version.h"
+#include "../torch_version.h"
 
 namespace genie {
 
@@ -180,8 +181,6 @@ struct RemoteGenerator final : c10::GeneratorImpl {
   }
 
   bool is_default() const { return is_default_; }
-  // Other generators and the device's type in messages.
-  static c10::DeviceType device_type() { return kRemote; }
 
  private:
   c10::GeneratorImpl* clone_impl() const override {
@@ -201,7 +200,11 @@ struct RemoteHooks final : at::PrivateUse1HooksInterface {
   bool isAvailable() const override { return true; }
   at::Generator getNewGenerator(c10::DeviceIndex) const override { return new_generator(); }
 #endif
-  const at::Generator& getDefaultGenerator(c10::DeviceIndex index) const GENIE_HOOK_OVERRIDE {
+#if GENIE_TORCH_AT_LEAST(2, 3)
+  const at::Generator& getDefaultGenerator(c10::DeviceIndex index) const override {
+#else
+  const at::Generator& getDefaultGenerator(c10::DeviceIndex index) override {
+#endif
     TORCH_CHECK(index < device_count(), "remote_accelerator: there is no device ", int(index));
     return default_generator();
   }
@@ -340,13 +343,9 @@ void set_current_device(int64_t index) {
 void register_device() {
   static c10::impl::DeviceGuardImplRegistrar guard(kRemote, new RemoteGuard);
   c10::SetAllocator(kRemote, allocator());
-#if GENIE_TORCH_AT_LEAST(2, 3)
   at::RegisterPrivateUse1HooksInterface(new RemoteHooks);
-#else
-  at::RegisterPrivateUse1HooksInterface(new RemoteHooks);
-#endif
 #if !GENIE_TORCH_AT_LEAST(2, 6)
-  REGISTER_GENERATOR_PRIVATEUSE1([](c10::DeviceIndex) { return new_generator(); });
+  static at::_GeneratorRegister generators([](c10::DeviceIndex) { return new_generator(); });
 #endif
 }
 

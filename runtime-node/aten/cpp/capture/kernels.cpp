@@ -14,7 +14,7 @@
 #include <torch/library.h>
 
 #include "op.h"
-#include "torch_version.h"
+#include "../torch_version.h"
 
 namespace genie {
 
@@ -125,12 +125,9 @@ bool is_set_to(const at::Tensor& self, const at::Tensor& other) {
          self.strides().equals(other.strides());
 }
 
-// Bytes that a dense tensor's elements take, from its first element on.
-uint64_t dense_bytes(const at::Tensor& t) { return static_cast<uint64_t>(t.nbytes()); }
-
 void upload(const at::Tensor& from, const at::Tensor& to) {
   auto& r = remote(to);
-  uint64_t len = dense_bytes(to);
+  uint64_t len = to.nbytes();
   bool whole = to.storage_offset() == 0 && len == r.bytes;
   GenieError error;
   Waiting waiting;
@@ -144,7 +141,7 @@ void download(const at::Tensor& from, const at::Tensor& to) {
   Waiting waiting;
   check(tape().read(remote(from).id,
                     static_cast<uint64_t>(from.storage_offset()) * from.dtype().itemsize(),
-                    to.mutable_data_ptr(), dense_bytes(from), &error),
+                    to.mutable_data_ptr(), from.nbytes(), &error),
         error);
 }
 

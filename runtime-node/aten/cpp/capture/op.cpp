@@ -20,7 +20,7 @@
 #include <unordered_set>
 
 #include "metas.h"
-#include "torch_version.h"
+#include "../torch_version.h"
 
 namespace genie {
 
@@ -376,12 +376,12 @@ Operator::Operator(c10::OperatorHandle handle)
   const auto& schema = handle.schema();
   bool scalar_results = false;
   size_t lists = 0;
-  for (const auto& a : schema.arguments()) {
+  for (size_t i = 0; i < schema.arguments().size(); ++i) {
     Argument argument;
-    auto type = a.type();
+    auto type = schema.arguments()[i].type();
     if (auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
     argument.number = type->kind() == c10::TypeKind::NumberType;
-    argument.writes = a.alias_info() && a.alias_info()->isWrite();
+    argument.writes = writes_argument(schema, i);
     random_ = random_ || type->kind() == c10::TypeKind::GeneratorType;
     arguments_.push_back(argument);
   }
@@ -411,12 +411,6 @@ Operator::Operator(c10::OperatorHandle handle)
   rule_ = rule_for(name_);
   auto found = structured_metas().find(name_);
   if (found != structured_metas().end()) structured_ = &found->second;
-  // These update running statistics although their schemas do not say so.
-  if (name_ == "aten::native_batch_norm" || name_ == "aten::cudnn_batch_norm" ||
-      name_ == "aten::miopen_batch_norm" || name_ == "aten::_batch_norm_impl_index") {
-    arguments_[3].writes = arguments_[4].writes = true;
-  }
-  if (starts(name_, "aten::rrelu_with_noise")) arguments_[1].writes = true;
 }
 
 Operator::~Operator() = default;

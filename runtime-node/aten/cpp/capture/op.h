@@ -54,7 +54,6 @@ class Operator {
   uint64_t hash_;
   std::vector<Argument> arguments_;
   std::vector<Return> returns_;
-  std::vector<uint32_t> silent_writes_;  // arguments written without a schema saying so
   bool random_ = false;
   bool dynamic_ = false;      // results' shapes depend on data, or are not all tensors
   bool values_shape_ = false; // floating scalars decide shapes: keep them in the key

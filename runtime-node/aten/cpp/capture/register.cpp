@@ -8,7 +8,7 @@
 #include "../errors.h"
 #include "op.h"
 #include "state.h"
-#include "torch_version.h"
+#include "../torch_version.h"
 
 namespace genie {
 

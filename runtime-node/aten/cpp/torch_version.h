@@ -12,5 +12,3 @@
 #else
 #define GENIE_STREAM_NOEXCEPT noexcept
 #endif
-
-#define GENIE_HOOK_OVERRIDE override
