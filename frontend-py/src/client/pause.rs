@@ -35,8 +35,9 @@ impl<'a> Pause<'a> {
         }
     }
 
-    /// A wait that gives up as soon as a signal might have come in, without running its handler:
-    /// for callers that cannot raise. Their return lets the interpreter do it.
+    /// A wait of at most one slice, for callers that can neither raise nor give the interpreter
+    /// up: they may hold locks of their own that a thread with the interpreter waits for. It ends
+    /// as soon as a signal might have come in; their return lets the interpreter handle it.
     pub fn brief(hooks: &'a Hooks) -> Self {
         Pause {
             brief: true,
@@ -45,7 +46,7 @@ impl<'a> Pause<'a> {
     }
 
     pub fn enter(&mut self) {
-        if self.released.is_none() {
+        if self.released.is_none() && !self.brief {
             self.released = Some((self.hooks.release)());
         }
     }

@@ -197,7 +197,9 @@ fn a_reply_that_the_node_is_gone_ends_the_session() {
     let id = session.alloc(fake_host::LOST_BYTES);
     let error = session.read(id, 0, &mut [0; 8]).unwrap_err();
     assert_eq!(error.code, ErrorCode::NodeLost as u8);
-    assert!(error.message.starts_with("the node is gone. ") && error.message.contains("genie.init()"));
+    assert!(
+        error.message.starts_with("the node is gone. ") && error.message.contains("genie.init()")
+    );
     assert!(!session.is_live(), "so that genie.init() starts anew");
     assert_eq!(session.synchronize().unwrap_err(), error);
 }

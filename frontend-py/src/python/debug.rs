@@ -18,6 +18,8 @@ static ON: AtomicBool = AtomicBool::new(false);
 thread_local! {
     /// Modules entered by this thread, as their marks name them.
     static MODULES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// The line that called the operator at hand.
+    static LINE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 pub fn switch(on: bool) {
@@ -42,11 +44,22 @@ pub fn note(kind: MarkKind, text: &str) {
     });
 }
 
+/// Looks at the program's stack. Called before the shim takes its locks, because it needs the
+/// interpreter.
+#[cold]
+pub fn look() {
+    LINE.set(gil::with(line_of_program));
+}
+
 /// Appends records with the program's line around them, where there is one.
 #[cold]
 pub fn with_line<T>(session: &Session, append: impl FnOnce() -> T) -> T {
-    let Some(line) = gil::with(line_of_program) else { return append() };
-    let module = MODULES.with_borrow(|modules| modules.last().cloned()).unwrap_or_default();
+    let Some(line) = LINE.take() else {
+        return append();
+    };
+    let module = MODULES
+        .with_borrow(|modules| modules.last().cloned())
+        .unwrap_or_default();
     let (path, class) = module.split_once('\0').unwrap_or(("", ""));
     let path = if class.is_empty() { "(none)" } else { path };
     let text = format!("{path}, called by {line}\0{class}");
@@ -57,7 +70,11 @@ pub fn with_line<T>(session: &Session, append: impl FnOnce() -> T) -> T {
 }
 
 fn line_of_program(py: Python<'_>) -> Option<String> {
-    let line = py.import("genie.marks").ok()?.call_method0("line_of_program").ok()?;
+    let line = py
+        .import("genie.marks")
+        .ok()?
+        .call_method0("line_of_program")
+        .ok()?;
     line.extract().ok()
 }
 

@@ -66,6 +66,9 @@ unsafe fn slice<'a, T>(pointer: *const T, len: usize) -> &'a [T] {
 }
 
 unsafe extern "C" fn ensure(error: *mut GenieError) -> i32 {
+    if debug::is_on() {
+        debug::look();
+    }
     // SAFETY: C++ passes a valid error.
     unsafe { outcome(state::ensure().map(drop), error) }
 }
@@ -109,7 +112,11 @@ unsafe extern "C" fn op(
     match state::current() {
         Some(session) => {
             let append = || session.op(gil::stage(), template, inputs, scalars, n_new.into());
-            if debug::is_on() { debug::with_line(session, append) } else { append() }
+            if debug::is_on() {
+                debug::with_line(session, append)
+            } else {
+                append()
+            }
         }
         None => NO_STORAGE,
     }
