@@ -21,9 +21,7 @@ fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let mut peers = Vec::new();
     for name in ["through the host", "directly"] {
-        let path = args
-            .next()
-            .context("give the sockets of a host and of its node")?;
+        let path = args.next().context("give the sockets of a host and of its node")?;
         peers.push((name, greet(genie_shm::connect(path)?)?, Vec::new()));
     }
     let mut token = 0;
@@ -54,11 +52,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn greet(mut link: UnixLink) -> anyhow::Result<UnixLink> {
-    let hello = Hello {
-        protocol: PROTOCOL_VERSION,
-        threads: 1,
-        ..Hello::default()
-    };
+    let hello = Hello { protocol: PROTOCOL_VERSION, threads: 1, ..Hello::default() };
     link.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None)?;
     wait(&mut link, FrameKind::Welcome)?;
     Ok(link)

@@ -42,10 +42,7 @@ mod tests {
 
     #[test]
     fn addresses_are_read_and_printed_alike() {
-        assert_eq!(
-            "unix:/a/b".parse::<Address>().unwrap().to_string(),
-            "unix:/a/b"
-        );
+        assert_eq!("unix:/a/b".parse::<Address>().unwrap().to_string(), "unix:/a/b");
         for wrong in ["", "unix:", "/a/b", "tcp:1.2.3.4:5"] {
             assert!(wrong.parse::<Address>().is_err(), "{wrong}");
         }

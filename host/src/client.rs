@@ -47,14 +47,8 @@ impl Client {
     }
 
     pub fn region(&mut self, id: u32, memory: &SharedMemory) -> anyhow::Result<()> {
-        let region = Region {
-            id,
-            bytes: memory.bytes(),
-        }
-        .encode_to_vec();
-        Ok(self
-            .link
-            .post_send(FrameKind::Region, &[&region], Some(memory))?)
+        let region = Region { id, bytes: memory.bytes() }.encode_to_vec();
+        Ok(self.link.post_send(FrameKind::Region, &[&region], Some(memory))?)
     }
 
     pub fn send(&mut self, kind: FrameKind, body: &[u8]) -> anyhow::Result<()> {
@@ -77,16 +71,9 @@ impl Client {
             if left.is_zero() {
                 bail!("no answer within {} s", ANSWER_TIMEOUT.as_secs());
             }
-            let write = if self.link.wants_write() {
-                PollFlags::OUT
-            } else {
-                PollFlags::empty()
-            };
+            let write = if self.link.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
             let timeout = Timespec::try_from(left).context("wait for an answer")?;
-            match poll(
-                &mut [PollFd::new(&self.link, PollFlags::IN | write)],
-                Some(&timeout),
-            ) {
+            match poll(&mut [PollFd::new(&self.link, PollFlags::IN | write)], Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno).context("wait for an answer"),
             }

@@ -47,21 +47,13 @@ pub fn run(settings: &NodeSettings, runtime_base: Option<OsString>, json: bool) 
     } else {
         for check in &checks {
             let state = if check.ok { "ok     " } else { "PROBLEM" };
-            println!(
-                "{state}  {:<14} {}",
-                check.name,
-                check.found.replace('\n', "\n         ")
-            );
+            println!("{state}  {:<14} {}", check.name, check.found.replace('\n', "\n         "));
             if !check.ok {
                 println!("         to mend it:  {}", check.mend);
             }
         }
     }
-    if healthy {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn all(settings: &NodeSettings, runtime_base: Option<OsString>) -> Vec<Check> {
@@ -91,11 +83,7 @@ fn all(settings: &NodeSettings, runtime_base: Option<OsString>) -> Vec<Check> {
         "close other programs, or lower --memory-bytes and --weight-cache-bytes",
         memory_is_enough,
     ));
-    checks.push(check(
-        "limits",
-        "raise it: `ulimit -n 4096`",
-        limits_are_enough,
-    ));
+    checks.push(check("limits", "raise it: `ulimit -n 4096`", limits_are_enough));
     checks.push(check("gpu", "", gpu_libraries));
     if let Ok(dir) = &dir {
         node_checks(settings, dir.path(), &mut checks);
@@ -109,18 +97,8 @@ fn check(
     test: impl FnOnce() -> anyhow::Result<String>,
 ) -> Check {
     match test() {
-        Ok(found) => Check {
-            name,
-            ok: true,
-            found,
-            mend: "",
-        },
-        Err(error) => Check {
-            name,
-            ok: false,
-            found: format!("{error:#}"),
-            mend,
-        },
+        Ok(found) => Check { name, ok: true, found, mend: "" },
+        Err(error) => Check { name, ok: false, found: format!("{error:#}"), mend },
     }
 }
 
@@ -144,11 +122,7 @@ fn memory_is_enough() -> anyhow::Result<String> {
     let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     let kib = text
         .lines()
-        .find_map(|line| {
-            line.strip_prefix("MemAvailable:")?
-                .split_whitespace()
-                .next()
-        })
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next())
         .and_then(|kib| kib.parse::<u64>().ok())
         .context("/proc/meminfo does not say MemAvailable")?;
     let bytes = kib * 1024;
@@ -168,25 +142,17 @@ fn limits_are_enough() -> anyhow::Result<String> {
         None => "address space unlimited".to_owned(),
         Some(bytes) => format!("address space limited to {} MiB", bytes >> 20),
     };
-    let shown = if files == u64::MAX {
-        "any number of".to_owned()
-    } else {
-        files.to_string()
-    };
+    let shown = if files == u64::MAX { "any number of".to_owned() } else { files.to_string() };
     Ok(format!("{shown} open files, {address_space}"))
 }
 
 fn gpu_libraries() -> anyhow::Result<String> {
     let driver = Path::new("/dev/nvidiactl").exists();
-    let library = [
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib64",
-        "/usr/lib",
-        "/usr/local/nvidia/lib64",
-    ]
-    .iter()
-    .map(|dir| Path::new(dir).join("libcuda.so.1"))
-    .find(|path| path.exists());
+    let library =
+        ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/nvidia/lib64"]
+            .iter()
+            .map(|dir| Path::new(dir).join("libcuda.so.1"))
+            .find(|path| path.exists());
     Ok(match (driver, library) {
         (true, Some(library)) => format!("NVIDIA driver and {} found", library.display()),
         (true, None) => "NVIDIA driver found, libcuda.so.1 not in the usual places; add its \
@@ -260,40 +226,17 @@ fn one_addition(client: &mut Client) -> anyhow::Result<String> {
     let template = tape.define(&template);
     let (x, y) = (tape.alloc(8), tape.alloc(8));
     tape.upload_inline(x, 0, &floats([1.0, 2.0]));
-    tape.upload(
-        y,
-        0,
-        8,
-        RegionSpan {
-            region: 0,
-            offset: 0,
-        },
-    );
+    tape.upload(y, 0, 8, RegionSpan { region: 0, offset: 0 });
     let z = tape.op(template, &[x.0, y.0], &[], 1);
     tape.read(1, z, 0, 8, None);
-    tape.read(
-        2,
-        z,
-        0,
-        8,
-        Some(RegionSpan {
-            region: 0,
-            offset: 1024,
-        }),
-    );
+    tape.read(2, z, 0, 8, Some(RegionSpan { region: 0, offset: 1024 }));
     client.send(FrameKind::Tape, tape.bytes())?;
     let inline = reply(client)?;
-    ensure!(
-        inline == floats([4.0, 6.0]),
-        "[1, 2] + [3, 4] gave {inline:?}"
-    );
+    ensure!(inline == floats([4.0, 6.0]), "[1, 2] + [3, 4] gave {inline:?}");
     reply(client)?;
     let mut shared = [0; 8];
     memory.read(1024, &mut shared)?;
-    ensure!(
-        shared == floats([4.0, 6.0]),
-        "the result did not arrive in shared memory"
-    );
+    ensure!(shared == floats([4.0, 6.0]), "the result did not arrive in shared memory");
     Ok("an addition on the node gives the right answer, inline and in shared memory".to_owned())
 }
 
@@ -324,14 +267,8 @@ fn addition() -> Template {
         random: false,
         new_storages: vec![8],
         args: vec![
-            Value::Tensor {
-                slot: 0,
-                meta: meta.clone(),
-            },
-            Value::Tensor {
-                slot: 1,
-                meta: meta.clone(),
-            },
+            Value::Tensor { slot: 0, meta: meta.clone() },
+            Value::Tensor { slot: 1, meta: meta.clone() },
             Value::Int(1),
         ],
         outputs: vec![OutputSpec::New { index: 0, meta }],

@@ -64,18 +64,10 @@ mod tests {
         for place in [&on_path, &beside] {
             std::fs::create_dir(place).unwrap();
             std::fs::write(place.join(NAME), b"").unwrap();
-            assert_ne!(
-                find(None).ok(),
-                Some(place.join(NAME)),
-                "it cannot be run yet"
-            );
+            assert_ne!(find(None).ok(), Some(place.join(NAME)), "it cannot be run yet");
             std::fs::set_permissions(place.join(NAME), Permissions::from_mode(0o755)).unwrap();
             assert_eq!(find(None).unwrap(), place.join(NAME));
         }
-        assert!(
-            find(Some(Path::new("/none")))
-                .unwrap_err()
-                .contains("--node-binary")
-        );
+        assert!(find(Some(Path::new("/none"))).unwrap_err().contains("--node-binary"));
     }
 }

@@ -38,11 +38,7 @@ const SESSIONS_MAX: usize = 4096;
 const SPIN_US_MAX: u64 = 1_000;
 
 #[derive(Parser)]
-#[command(
-    name = "genie-host",
-    version,
-    about = "Serves programs that use remote_accelerator"
-)]
+#[command(name = "genie-host", version, about = "Serves programs that use remote_accelerator")]
 #[command(args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
@@ -146,11 +142,7 @@ fn main() -> ExitCode {
         }
     };
     // A host started by a program stays quiet in that program's terminal.
-    start_log(if serve.parent_pid.is_some() {
-        "warn"
-    } else {
-        "info"
-    });
+    start_log(if serve.parent_pid.is_some() { "warn" } else { "info" });
     report(spin().and_then(|spin| {
         serve::run(ServeSettings {
             listen: serve.listen,
@@ -158,10 +150,7 @@ fn main() -> ExitCode {
             parent_pid: serve.parent_pid,
             weight_cache_bytes: serve.weight_cache_bytes,
             sessions_max: serve.max_sessions,
-            node: NodeSettings {
-                sessions_max: Some(serve.max_sessions),
-                ..serve.node.settings()
-            },
+            node: NodeSettings { sessions_max: Some(serve.max_sessions), ..serve.node.settings() },
             runtime_base: runtime_base(),
             spin,
         })
@@ -181,10 +170,7 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
 /// `GENIE_LOG` takes tracing's filters, for example `genie_host=debug`.
 fn start_log(default: &str) {
     let filter = EnvFilter::try_from_env("GENIE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 fn runtime_base() -> Option<OsString> {

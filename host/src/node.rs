@@ -116,11 +116,7 @@ impl NodeSupervisor {
     /// The node's program, or where was looked for it.
     pub fn locate(&self) -> Result<PathBuf, String> {
         let own = std::env::current_exe().ok();
-        locate::node_binary(
-            self.settings.binary.as_deref(),
-            own.as_deref(),
-            &self.settings.path,
-        )
+        locate::node_binary(self.settings.binary.as_deref(), own.as_deref(), &self.settings.path)
     }
 
     /// A connection to the node, which is started if none runs. The error is for the user.
@@ -197,15 +193,7 @@ impl NodeSupervisor {
             Err(error) => return fail(child, &format!("cannot be watched: {error}")),
         };
         let weights = SharedWeights::new(self.weight_cache_bytes);
-        Ok(Node {
-            pid,
-            start,
-            pidfd,
-            child: Mutex::new(child),
-            stderr,
-            address,
-            weights,
-        })
+        Ok(Node { pid, start, pidfd, child: Mutex::new(child), stderr, address, weights })
     }
 
     /// Spawns the process where [`NodeSupervisor::stop`] finds it.
@@ -222,9 +210,7 @@ impl NodeSupervisor {
     fn command(&self, binary: &Path, address: &Address) -> Command {
         let mut command = Command::new(binary);
         command.arg("--listen").arg(address.to_string());
-        command
-            .arg("--parent-pid")
-            .arg(std::process::id().to_string());
+        command.arg("--parent-pid").arg(std::process::id().to_string());
         if let Some(device) = &self.settings.device {
             command.arg("--device").arg(device);
         }
@@ -242,10 +228,7 @@ impl NodeSupervisor {
             }
             command.env("LD_LIBRARY_PATH", path);
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: Ctrl-C in the terminal reaches the program first.
         command.process_group(0);
         // SAFETY: the closure only calls a function that is safe between fork and exec.
@@ -257,12 +240,7 @@ impl NodeSupervisor {
         let node = lock(&self.shown).clone().filter(|node| node.is_running());
         let (weights, weight_bytes) = node.as_ref().map_or((0, 0), |node| node.weights.size());
         let (pid, starts) = node.map_or((0, 0), |node| (node.pid, node.start));
-        NodeFacts {
-            pid,
-            starts,
-            weights,
-            weight_bytes,
-        }
+        NodeFacts { pid, starts, weights, weight_bytes }
     }
 
     /// Ends the node, also one that is being started; none is started any more.
@@ -274,10 +252,11 @@ impl NodeSupervisor {
         };
         match lock(&self.shown).take() {
             Some(node) => node.stop(),
-            // Whoever started it waits for it and sees that it ended.
             None => {
                 if let Some(process) = starting {
                     let _ = pidfd_send_signal(&process, Signal::KILL);
+                    // Whoever starts it sees that it ended, and reaps it before unlocking.
+                    drop(lock(&self.current));
                 }
             }
         }
@@ -311,12 +290,7 @@ impl Node {
         let status = lock(&self.child).try_wait();
         match status {
             Ok(Some(status)) => {
-                format!(
-                    "process {} {}{}",
-                    self.pid,
-                    describe(status),
-                    self.stderr.describe()
-                )
+                format!("process {} {}{}", self.pid, describe(status), self.stderr.describe())
             }
             _ => format!("process {} closed the connection", self.pid),
         }
@@ -440,10 +414,7 @@ fn for_each_line(from: impl Read, mut visit: impl FnMut(String)) {
     let mut line = Vec::new();
     loop {
         line.clear();
-        match (&mut from)
-            .take(STDERR_LINE_BYTES_MAX)
-            .read_until(b'\n', &mut line)
-        {
+        match (&mut from).take(STDERR_LINE_BYTES_MAX).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return,
             Ok(_) => visit(String::from_utf8_lossy(&line).trim_end().to_owned()),
         }

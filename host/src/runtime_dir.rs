@@ -48,10 +48,7 @@ mod tests {
     fn the_directory_is_private_and_goes_with_its_value() {
         let dir = create(Some("/does/not/exist".into())).unwrap();
         let path = dir.path().to_owned();
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         drop(dir);
         assert!(!path.exists());
     }

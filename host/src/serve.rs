@@ -53,18 +53,12 @@ pub fn run(settings: ServeSettings) -> anyhow::Result<()> {
         tracing::info!(
             "plugins in {}: {}; this version does not load them yet, a later one will",
             dir.display(),
-            if names.is_empty() {
-                "none".to_owned()
-            } else {
-                names.join(", ")
-            }
+            if names.is_empty() { "none".to_owned() } else { names.join(", ") }
         );
     }
     raise_descriptor_limit();
     let dir = runtime_dir::create(settings.runtime_base)?;
-    let address = settings
-        .listen
-        .unwrap_or_else(|| Address::unix(dir.path().join("host.sock")));
+    let address = settings.listen.unwrap_or_else(|| Address::unix(dir.path().join("host.sock")));
     let listener = Listener::bind(address.path()).context("cannot listen for programs")?;
     let supervisor = Arc::new(NodeSupervisor::new(
         settings.node,
@@ -98,9 +92,7 @@ fn watch_parent(pid: u32) -> anyhow::Result<OwnedFd> {
 /// Programs that start a host wait for this line.
 fn announce(address: &Address) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "ready {address}")
-        .and_then(|()| stdout.flush())
-        .context("say `ready`")?;
+    writeln!(stdout, "ready {address}").and_then(|()| stdout.flush()).context("say `ready`")?;
     tracing::info!("serving at {address}; programs join with GENIE_HOST={address}");
     Ok(())
 }
@@ -241,10 +233,7 @@ impl Drop for EndOnDrop {
 
 fn refuse(link: &mut UnixLink, message: &str) {
     tracing::warn!("a program is refused: {message}");
-    let refusal = Refusal {
-        code: ErrorCode::Runtime as u32,
-        message: message.to_owned(),
-    };
+    let refusal = Refusal { code: ErrorCode::Runtime as u32, message: message.to_owned() };
     // It fits the socket's buffer; a peer that is gone needs no answer.
     let _ = link.post_send(FrameKind::Refusal, &[&refusal.encode_to_vec()], None);
 }

@@ -56,13 +56,7 @@ struct NodeLink {
 impl SessionThread {
     /// Serves the client until it leaves or is refused.
     pub fn run(self) {
-        let SessionThread {
-            client,
-            session,
-            supervisor,
-            slot,
-            spin,
-        } = self;
+        let SessionThread { client, session, supervisor, slot, spin } = self;
         let mut running = Running {
             client,
             node: None,
@@ -99,10 +93,7 @@ impl Running {
     }
 
     fn may_read_client(&self) -> bool {
-        let to_node = self
-            .node
-            .as_ref()
-            .map_or(0, |node| node.link.queued_bytes());
+        let to_node = self.node.as_ref().map_or(0, |node| node.link.queued_bytes());
         to_node <= QUEUE_BYTES_MAX && self.client.queued_bytes() <= QUEUE_BYTES_MAX
     }
 
@@ -121,8 +112,7 @@ impl Running {
             match self.client.poll() {
                 Ok(Some(frame)) => {
                     moved = true;
-                    self.session
-                        .client_frame(frame.kind, &frame.body, &mut self.actions);
+                    self.session.client_frame(frame.kind, &frame.body, &mut self.actions);
                     self.act(Some(&frame), None);
                 }
                 Ok(None) => self.client_ready = false,
@@ -144,8 +134,7 @@ impl Running {
             match node.link.poll() {
                 Ok(Some(frame)) => {
                     moved = true;
-                    self.session
-                        .node_frame(frame.kind, &frame.body, &mut self.actions);
+                    self.session.node_frame(frame.kind, &frame.body, &mut self.actions);
                     self.act(None, Some(&frame));
                 }
                 Ok(None) => node.ready = false,
@@ -194,12 +183,7 @@ impl Running {
                     hello.threads = threads;
                 }
                 self.session.use_weights(process.weights().clone());
-                self.node = Some(NodeLink {
-                    link,
-                    process,
-                    ready: false,
-                    hung_up: false,
-                });
+                self.node = Some(NodeLink { link, process, ready: false, hung_up: false });
                 self.send_node(FrameKind::Hello, &hello.encode_to_vec(), None);
             }
             Err(message) => {
@@ -230,8 +214,7 @@ impl Running {
             LinkError::Closed => tracing::debug!("the client left"),
             LinkError::Wire(_) | LinkError::Memory(_) => {
                 let code = genie_wire::ErrorCode::Protocol;
-                self.session
-                    .refuse(code, &error.to_string(), &mut self.actions);
+                self.session.refuse(code, &error.to_string(), &mut self.actions);
             }
             error => tracing::warn!("the link to a client failed: {error}"),
         }
@@ -259,10 +242,7 @@ impl Running {
         if !spin.is_zero() && self.session.waiting() > 0 {
             let end = Instant::now() + spin;
             while Instant::now() < end {
-                if self.poll_links(Some(&Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                })) {
+                if self.poll_links(Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
                     return;
                 }
                 std::hint::spin_loop();
@@ -274,16 +254,8 @@ impl Running {
     /// Whether something happened.
     fn poll_links(&mut self, timeout: Option<&Timespec>) -> bool {
         let wants = |read: bool, write: bool| {
-            let read = if read {
-                PollFlags::IN
-            } else {
-                PollFlags::empty()
-            };
-            read | if write {
-                PollFlags::OUT
-            } else {
-                PollFlags::empty()
-            }
+            let read = if read { PollFlags::IN } else { PollFlags::empty() };
+            read | if write { PollFlags::OUT } else { PollFlags::empty() }
         };
         let client = wants(self.may_read_client(), self.client.wants_write());
         let read_node = self.may_read_node();
@@ -308,11 +280,7 @@ impl Running {
                     return true;
                 }
             }
-            let node = if count == 2 {
-                fds[1].revents()
-            } else {
-                PollFlags::empty()
-            };
+            let node = if count == 2 { fds[1].revents() } else { PollFlags::empty() };
             (fds[0].revents(), node)
         };
         self.client_events(client_events);
@@ -355,10 +323,7 @@ impl Running {
             let Ok(timeout) = Timespec::try_from(left) else {
                 return;
             };
-            let ready = poll(
-                &mut [PollFd::new(&self.client, PollFlags::OUT)],
-                Some(&timeout),
-            );
+            let ready = poll(&mut [PollFd::new(&self.client, PollFlags::OUT)], Some(&timeout));
             if !matches!(ready, Ok(1..)) || self.client.flush().is_err() {
                 return;
             }

@@ -10,20 +10,13 @@ use crate::client::Client;
 
 pub fn run(host: &Address) -> anyhow::Result<()> {
     let mut status = ask(host, false)?;
-    let node_runs = status
-        .counters
-        .iter()
-        .any(|c| c.name == "host.node_pid" && c.value > 0);
+    let node_runs = status.counters.iter().any(|c| c.name == "host.node_pid" && c.value > 0);
     if node_runs {
         // Only a session reaches the node; it lasts as long as the question.
         status = ask(host, true)?;
     }
     let mut out = std::io::stdout().lock();
-    for counter in status
-        .counters
-        .iter()
-        .filter(|c| !c.name.starts_with("host.session."))
-    {
+    for counter in status.counters.iter().filter(|c| !c.name.starts_with("host.session.")) {
         writeln!(out, "{:<40} {:>16}", counter.name, counter.value).context("print the status")?;
     }
     Ok(())

@@ -22,10 +22,7 @@ type Weights = Arc<Mutex<HashMap<WeightHash, Vec<u8>>>>;
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let value = |name: &str| {
-        let at = args
-            .iter()
-            .position(|arg| arg == name)
-            .expect("the host passes it");
+        let at = args.iter().position(|arg| arg == name).expect("the host passes it");
         args[at + 1].clone()
     };
     let parent = value("--parent-pid").parse().expect("a process id");
@@ -98,31 +95,20 @@ impl Session {
                 }
                 FrameKind::Region => {
                     let region = Region::decode(&frame.body[..]).expect("a region");
-                    self.regions
-                        .insert(region.id, frame.memory.expect("memory beside it"));
+                    self.regions.insert(region.id, frame.memory.expect("memory beside it"));
                 }
                 FrameKind::StatusRequest => {
                     let request = StatusRequest::decode(&frame.body[..]).expect("a request");
                     let value = self.storages.len() as u64;
-                    let counter = Counter {
-                        name: "node.storages".to_owned(),
-                        value,
-                    };
-                    let status = Status {
-                        token: request.token,
-                        counters: vec![counter],
-                    };
+                    let counter = Counter { name: "node.storages".to_owned(), value };
+                    let status = Status { token: request.token, counters: vec![counter] };
                     self.send(FrameKind::Status, &status.encode_to_vec())?;
                 }
                 FrameKind::Tape => self.tape(&frame.body)?,
                 _ => return Err(LinkError::Closed),
             }
         }
-        let write = if self.link.wants_write() {
-            PollFlags::OUT
-        } else {
-            PollFlags::empty()
-        };
+        let write = if self.link.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
         poll(&mut [PollFd::new(&self.link, PollFlags::IN | write)], None).expect("wait");
         self.link.flush()
     }
@@ -152,11 +138,7 @@ impl Session {
             Record::Alloc { id, bytes } => {
                 self.storages.insert(id, vec![0; bytes as usize]);
             }
-            Record::Op {
-                template,
-                first_new,
-                ..
-            } => {
+            Record::Op { template, first_new, .. } => {
                 for (index, bytes) in template.new_storages.iter().enumerate() {
                     let id = StorageId(first_new.0 + index as u64);
                     self.storages.insert(id, vec![0; *bytes as usize]);
@@ -169,19 +151,11 @@ impl Session {
                 let storage = self.storages.get_mut(&id).expect("the host checked");
                 storage[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
             }
-            Record::Upload {
-                id,
-                offset,
-                len,
-                source,
-            } => {
+            Record::Upload { id, offset, len, source } => {
                 let storage = self.storages.get_mut(&id).expect("the host checked");
                 let to = &mut storage[offset as usize..(offset + len) as usize];
                 self.regions[&source.region].read(source.offset, to)?;
-                let released = Released {
-                    region: source.region,
-                    bytes: len,
-                };
+                let released = Released { region: source.region, bytes: len };
                 self.send(FrameKind::Released, &released.encode_to_vec())?;
             }
             Record::StoreWeight { id, hash } => {
@@ -201,13 +175,7 @@ impl Session {
             Record::ForgetWeight { hash } => {
                 self.weights.lock().unwrap().remove(&hash);
             }
-            Record::Read {
-                token,
-                id,
-                offset,
-                len,
-                dest,
-            } => {
+            Record::Read { token, id, offset, len, dest } => {
                 let bytes = self.storages[&id][offset as usize..(offset + len) as usize].to_vec();
                 match dest {
                     None => self.reply(token, &Reply::Bytes(&bytes))?,
@@ -219,10 +187,7 @@ impl Session {
             }
             Record::Fence { token } => self.reply(token, &Reply::Done)?,
             Record::Run { token, .. } => {
-                let error = Reply::Error {
-                    code: ErrorCode::NotImplemented,
-                    message: "fake",
-                };
+                let error = Reply::Error { code: ErrorCode::NotImplemented, message: "fake" };
                 self.reply(token, &error)?;
             }
             _ => {}

@@ -22,10 +22,7 @@ fn real_node() -> Option<PathBuf> {
         .status()
         .is_ok_and(|status| status.success());
     if !runs {
-        eprintln!(
-            "skipped: {} is not built or lacks its libtorch",
-            node.display()
-        );
+        eprintln!("skipped: {} is not built or lacks its libtorch", node.display());
     }
     runs.then_some(node)
 }
@@ -41,14 +38,8 @@ fn addition(sizes: &[u64]) -> Vec<u8> {
         random: false,
         new_storages: vec![meta.bytes()],
         args: vec![
-            Value::Tensor {
-                slot: 0,
-                meta: meta.clone(),
-            },
-            Value::Tensor {
-                slot: 1,
-                meta: meta.clone(),
-            },
+            Value::Tensor { slot: 0, meta: meta.clone() },
+            Value::Tensor { slot: 1, meta: meta.clone() },
             Value::Int(1),
         ],
         outputs: vec![OutputSpec::New { index: 0, meta }],
@@ -58,10 +49,7 @@ fn addition(sizes: &[u64]) -> Vec<u8> {
 }
 
 fn upload(client: &mut Client, values: &[f32]) -> StorageId {
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let id = client.tape.alloc(bytes.len() as u64);
     client.tape.upload_inline(id, 0, &bytes);
     id
@@ -132,10 +120,8 @@ fn stopping_the_host_stops_the_node_and_removes_the_sockets() {
 #[test]
 fn the_doctor_finds_a_good_installation_good() {
     let Some(node) = real_node() else { return };
-    let (status, out, err) = run(Command::new(host_binary())
-        .arg("doctor")
-        .arg("--node-binary")
-        .arg(node));
+    let (status, out, err) =
+        run(Command::new(host_binary()).arg("doctor").arg("--node-binary").arg(node));
     assert!(status.success(), "{out}{err}");
     assert!(out.contains("ok       node computes"), "{out}");
 }

@@ -19,11 +19,7 @@ fn kill(pid: u32) {
 fn bytes_go_to_the_node_and_back_inline_and_through_shared_memory() {
     let host = Host::start();
     let mut client = host.client();
-    assert!(
-        client.welcome.software.contains("genie-host"),
-        "{:?}",
-        client.welcome
-    );
+    assert!(client.welcome.software.contains("genie-host"), "{:?}", client.welcome);
     let x = client.tape.alloc(4);
     client.tape.upload_inline(x, 0, b"abcd");
     client.tape.read(1, x, 1, 2, None);
@@ -32,25 +28,8 @@ fn bytes_go_to_the_node_and_back_inline_and_through_shared_memory() {
     let memory = SharedMemory::create(1 << 20).unwrap();
     client.region(0, &memory);
     memory.write(100, b"efgh").unwrap();
-    client.tape.upload(
-        x,
-        0,
-        4,
-        RegionSpan {
-            region: 0,
-            offset: 100,
-        },
-    );
-    client.tape.read(
-        2,
-        x,
-        0,
-        4,
-        Some(RegionSpan {
-            region: 0,
-            offset: 500,
-        }),
-    );
+    client.tape.upload(x, 0, 4, RegionSpan { region: 0, offset: 100 });
+    client.tape.read(2, x, 0, 4, Some(RegionSpan { region: 0, offset: 500 }));
     client.flush();
     client.wait(FrameKind::Released).unwrap();
     client.reply().unwrap();
@@ -114,10 +93,7 @@ fn a_killed_node_is_told_at_once_and_a_new_session_gets_a_new_one() {
     waiting.tape.read(2, x, 0, 4, None);
     waiting.flush();
     let error = waiting.reply().unwrap_err();
-    assert!(
-        error.contains("NodeLost") && error.contains("signal 9"),
-        "{error}"
-    );
+    assert!(error.contains("NodeLost") && error.contains("signal 9"), "{error}");
     idle.tape.fence(1);
     idle.flush();
     assert!(idle.reply().unwrap_err().contains("NodeLost"));
@@ -129,10 +105,7 @@ fn a_killed_node_is_told_at_once_and_a_new_session_gets_a_new_one() {
     again.reply().unwrap();
     waiting.tape.fence(9);
     waiting.flush();
-    assert!(
-        waiting.reply().unwrap_err().contains("NodeLost"),
-        "the old session stays lost"
-    );
+    assert!(waiting.reply().unwrap_err().contains("NodeLost"), "the old session stays lost");
 }
 
 #[test]
@@ -147,9 +120,7 @@ fn a_session_is_freed_when_its_client_goes() {
     client.reply().unwrap();
     assert_eq!(watcher.counter("host.sessions"), 2);
     drop(client);
-    eventually("the session's end", || {
-        watcher.counter("host.sessions") == 1
-    });
+    eventually("the session's end", || watcher.counter("host.sessions") == 1);
     assert_eq!(watcher.counter("host.sessions_total"), 2);
 }
 
@@ -235,9 +206,7 @@ fn a_missing_node_is_refused_with_advice() {
     let lonely = dir.path().join("genie-host");
     std::fs::copy(host_binary(), &lonely).unwrap();
     let mut command = Command::new(lonely);
-    command
-        .env("PATH", "/nowhere")
-        .env_remove("GENIE_NODE_BINARY");
+    command.env("PATH", "/nowhere").env_remove("GENIE_NODE_BINARY");
     let host = Host::spawn(command);
     for _ in 0..2 {
         let mut client = host.stranger();
@@ -247,10 +216,7 @@ fn a_missing_node_is_refused_with_advice() {
         };
         client.send(FrameKind::Hello, &prost::Message::encode_to_vec(&hello));
         let error = client.wait(FrameKind::Welcome).unwrap_err();
-        assert!(
-            error.contains("/nowhere") && error.contains("GENIE_NODE_BINARY"),
-            "{error}"
-        );
+        assert!(error.contains("/nowhere") && error.contains("GENIE_NODE_BINARY"), "{error}");
     }
 }
 
@@ -258,16 +224,11 @@ fn a_missing_node_is_refused_with_advice() {
 fn a_node_that_cannot_start_is_refused_with_its_last_words() {
     let host = Host::start_with(&fake_node(), &[], &[("FAKE_NODE", "broken")]);
     let mut client = host.stranger();
-    let hello = genie_wire::control::Hello {
-        protocol: genie_wire::PROTOCOL_VERSION,
-        ..Default::default()
-    };
+    let hello =
+        genie_wire::control::Hello { protocol: genie_wire::PROTOCOL_VERSION, ..Default::default() };
     client.send(FrameKind::Hello, &prost::Message::encode_to_vec(&hello));
     let error = client.wait(FrameKind::Welcome).unwrap_err();
-    assert!(
-        error.contains("libtorch_fake.so") && error.contains("127"),
-        "{error}"
-    );
+    assert!(error.contains("libtorch_fake.so") && error.contains("127"), "{error}");
 }
 
 #[test]
@@ -306,22 +267,12 @@ fn plugins_are_checked_and_listed() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let refused = run(Command::new(host_binary()).arg("--plugins").arg(dir.path()));
-    assert!(
-        !refused.0.success() && refused.2.contains("chmod go-w"),
-        "{refused:?}"
-    );
+    assert!(!refused.0.success() && refused.2.contains("chmod go-w"), "{refused:?}");
     let missing = run(Command::new(host_binary()).args(["serve", "--plugins", "/none"]));
-    assert!(
-        !missing.0.success() && missing.2.contains("/none"),
-        "{missing:?}"
-    );
+    assert!(!missing.0.success() && missing.2.contains("/none"), "{missing:?}");
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::write(dir.path().join("llm.wasm"), b"").unwrap();
-    let host = Host::start_with(
-        &fake_node(),
-        &["--plugins", dir.path().to_str().unwrap()],
-        &[],
-    );
+    let host = Host::start_with(&fake_node(), &["--plugins", dir.path().to_str().unwrap()], &[]);
     host.client();
 }
 
@@ -335,42 +286,26 @@ fn status_prints_counters_of_host_and_node() {
     let address = format!("unix:{}", host.socket.display());
     let (status, out, err) = run(Command::new(host_binary()).args(["status", "--host", &address]));
     assert!(status.success(), "{err}");
-    for name in [
-        "host.sessions ",
-        "host.node_pid",
-        "host.round_trips",
-        "node.storages",
-    ] {
+    for name in ["host.sessions ", "host.node_pid", "host.round_trips", "node.storages"] {
         assert!(out.contains(name), "{name} is not in:\n{out}");
     }
     let (status, _, err) =
         run(Command::new(host_binary()).args(["status", "--host", "unix:/none/genie.sock"]));
-    assert!(
-        !status.success() && err.contains("no host answers"),
-        "{err}"
-    );
+    assert!(!status.success() && err.contains("no host answers"), "{err}");
 }
 
 #[test]
 fn the_doctor_finds_what_is_wrong() {
     // The fake node adds wrongly; everything before that is fine.
-    let (status, out, _) = run(Command::new(host_binary())
-        .arg("doctor")
-        .arg("--node-binary")
-        .arg(fake_node()));
+    let (status, out, _) =
+        run(Command::new(host_binary()).arg("doctor").arg("--node-binary").arg(fake_node()));
     assert!(!status.success());
     assert!(out.contains("ok       node starts"), "{out}");
-    assert!(
-        out.contains("PROBLEM  node computes") && out.contains("to mend it"),
-        "{out}"
-    );
+    assert!(out.contains("PROBLEM  node computes") && out.contains("to mend it"), "{out}");
     let (status, out, _) =
         run(Command::new(host_binary()).args(["doctor", "--json", "--node-binary", "/none"]));
     assert!(!status.success());
-    assert!(
-        out.contains("\"ok\": false") && out.contains("GENIE_NODE_BINARY"),
-        "{out}"
-    );
+    assert!(out.contains("\"ok\": false") && out.contains("GENIE_NODE_BINARY"), "{out}");
 }
 
 /// Nothing in a session has a timer, so idling cannot end it; what could is looked at directly.
@@ -385,20 +320,11 @@ fn an_idle_session_takes_no_time_and_goes_on() {
     assert!(!client.link.wants_write());
     let ticks = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.child.id())).unwrap();
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .collect();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
     let before = ticks();
-    let mut pause = Command::new("sleep")
-        .arg("1")
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut pause = Command::new("sleep").arg("1").stdin(Stdio::null()).spawn().unwrap();
     pause.wait().unwrap();
     assert!(ticks() - before <= 5, "an idle host sleeps");
     client.tape.read(2, x, 0, 4, None);

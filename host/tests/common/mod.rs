@@ -29,10 +29,7 @@ pub fn host_binary() -> &'static Path {
 /// The node of `fake_node.rs`.
 pub fn fake_node() -> PathBuf {
     let path = host_binary().with_file_name("examples").join("fake_node");
-    assert!(
-        path.exists(),
-        "build it: cargo build -p genie-host --examples"
-    );
+    assert!(path.exists(), "build it: cargo build -p genie-host --examples");
     path
 }
 
@@ -48,32 +45,17 @@ impl Host {
 
     pub fn start_with(node: &Path, args: &[&str], env: &[(&str, &str)]) -> Host {
         let mut command = Command::new(host_binary());
-        command
-            .arg("serve")
-            .arg("--node-binary")
-            .arg(node)
-            .args(args);
-        command
-            .envs(env.iter().copied())
-            .env_remove("GENIE_SPIN_US");
+        command.arg("serve").arg("--node-binary").arg(node).args(args);
+        command.envs(env.iter().copied()).env_remove("GENIE_SPIN_US");
         Host::spawn(command)
     }
 
     pub fn spawn(mut command: Command) -> Host {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the host starts");
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the host starts");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("it is piped");
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .expect("the host says `ready`");
-        let socket = line
-            .trim()
-            .strip_prefix("ready unix:")
-            .expect("ready unix:PATH")
-            .into();
+        BufReader::new(stdout).read_line(&mut line).expect("the host says `ready`");
+        let socket = line.trim().strip_prefix("ready unix:").expect("ready unix:PATH").into();
         Host { child, socket }
     }
 
@@ -106,8 +88,14 @@ impl Host {
 }
 
 impl Drop for Host {
+    /// Gently, so that neither nodes nor sockets are left behind.
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        if let Ok(None) = self.child.try_wait() {
+            self.signal(Signal::TERM);
+            if !watch(self.child.id()).is_some_and(|pidfd| ended(&pidfd)) {
+                let _ = self.child.kill();
+            }
+        }
         let _ = self.child.wait();
     }
 }
@@ -141,11 +129,7 @@ pub struct Client {
 
 impl Client {
     pub fn hello(&mut self) {
-        let hello = Hello {
-            protocol: PROTOCOL_VERSION,
-            threads: 1,
-            ..Hello::default()
-        };
+        let hello = Hello { protocol: PROTOCOL_VERSION, threads: 1, ..Hello::default() };
         self.send(FrameKind::Hello, &hello.encode_to_vec());
         let frame = self.wait(FrameKind::Welcome).expect("a welcome");
         self.welcome = Welcome::decode(&frame.body[..]).unwrap();
@@ -153,9 +137,7 @@ impl Client {
 
     /// Sends a frame; takes in what arrives meanwhile, as a client must.
     pub fn send(&mut self, kind: FrameKind, body: &[u8]) {
-        self.link
-            .post_send(kind, &[body], None)
-            .expect("the host takes it");
+        self.link.post_send(kind, &[body], None).expect("the host takes it");
         while self.link.wants_write() {
             let timeout = Timespec::try_from(TIMEOUT).unwrap();
             let both = PollFlags::IN | PollFlags::OUT;
@@ -174,14 +156,8 @@ impl Client {
     }
 
     pub fn region(&mut self, id: u32, memory: &SharedMemory) {
-        let region = Region {
-            id,
-            bytes: memory.bytes(),
-        }
-        .encode_to_vec();
-        self.link
-            .post_send(FrameKind::Region, &[&region], Some(memory))
-            .unwrap();
+        let region = Region { id, bytes: memory.bytes() }.encode_to_vec();
+        self.link.post_send(FrameKind::Region, &[&region], Some(memory)).unwrap();
     }
 
     /// The next frame, or how the link ended.
@@ -197,11 +173,7 @@ impl Client {
             let left = end.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no frame came in time");
             let timeout = Timespec::try_from(left).unwrap();
-            poll(
-                &mut [PollFd::new(&self.link, PollFlags::IN)],
-                Some(&timeout),
-            )
-            .unwrap();
+            poll(&mut [PollFd::new(&self.link, PollFlags::IN)], Some(&timeout)).unwrap();
         }
     }
 
@@ -229,21 +201,14 @@ impl Client {
     }
 
     pub fn have(&mut self, hash: [u8; 32]) -> bool {
-        let have = Have {
-            token: 1,
-            hash: hash.to_vec(),
-        }
-        .encode_to_vec();
+        let have = Have { token: 1, hash: hash.to_vec() }.encode_to_vec();
         self.send(FrameKind::Have, &have);
         let frame = self.wait(FrameKind::HaveAnswer).unwrap();
         HaveAnswer::decode(&frame.body[..]).unwrap().present
     }
 
     pub fn status(&mut self) -> Status {
-        self.send(
-            FrameKind::StatusRequest,
-            &StatusRequest { token: 5 }.encode_to_vec(),
-        );
+        self.send(FrameKind::StatusRequest, &StatusRequest { token: 5 }.encode_to_vec());
         Status::decode(&self.wait(FrameKind::Status).unwrap().body[..]).unwrap()
     }
 
@@ -255,26 +220,13 @@ impl Client {
 }
 
 pub fn run(command: &mut Command) -> (ExitStatus, String, String) {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it starts");
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let pidfd = watch(child.id()).unwrap();
     // Its output is short enough to wait in the pipes.
     assert!(ended(&pidfd), "it does not end");
     let (mut out, mut err) = (String::new(), String::new());
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut out)
-        .unwrap();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut err)
-        .unwrap();
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     (child.wait().unwrap(), out, err)
 }
