@@ -38,9 +38,15 @@ def from_code(code: int, message: str) -> Exception:
 
 
 def warn_of_fallback(op: str, reason: str) -> None:
-    warnings.warn(
+    """Warns at the line of the program that is being run."""
+    message = (
         f"{op} runs on the client's CPU, not on remote_accelerator: {reason}. Its inputs are "
-        "fetched and its results sent back (genie.stats()['fallbacks_by_op'] counts)",
-        FallbackWarning,
-        stacklevel=2,
+        "fetched and its results sent back (genie.stats()['fallbacks_by_op'] counts)"
     )
+    from genie.marks import frame_of_program
+
+    frame = frame_of_program()
+    if frame is None:
+        warnings.warn(message, FallbackWarning, stacklevel=2)
+        return
+    warnings.warn_explicit(message, FallbackWarning, frame.f_code.co_filename, frame.f_lineno)

@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -122,11 +123,17 @@ def _remember(module: torch.nn.Module, path: str) -> None:
 _LIBRARIES = tuple(str(Path(module.__file__).parent) + os.sep for module in (torch, sys.modules["genie"]))
 
 
-def line_of_program() -> str | None:
-    """`FILE line N` of the innermost frame outside of torch and genie; None in threads of C++."""
-    frame = sys._getframe()
+def frame_of_program() -> FrameType | None:
+    """The innermost frame outside of torch and genie; None in threads of C++."""
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame = frame.f_back
+    return frame
+
+
+def line_of_program() -> str | None:
+    """`FILE line N` of the line being run."""
+    frame = frame_of_program()
     return None if frame is None else f"{frame.f_code.co_filename} line {frame.f_lineno}"
 
 

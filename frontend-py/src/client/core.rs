@@ -65,6 +65,9 @@ pub(super) struct Core {
     symbols: HashMap<Box<str>, u32>,
     held: HashSet<WeightHash>,
     stage: Stage,
+    /// Marks of entering, not written yet: what is left before an operator comes leaves no trace,
+    /// so modules that compute elsewhere cost nothing.
+    entering: Vec<(MarkKind, u32)>,
     /// Whether a thread polls the link for everyone.
     pub polling: bool,
     pub end: Option<ClientError>,
@@ -88,6 +91,7 @@ impl Core {
             symbols: HashMap::new(),
             held: HashSet::new(),
             stage: Stage::Forward,
+            entering: Vec::new(),
             polling: false,
             end: None,
             counters: Counters::default(),
@@ -115,10 +119,9 @@ impl Core {
                 "the host ({}) closed the connection or ended",
                 self.peer
             )),
-            error => ClientError::lost(format!(
-                "the link to the host ({}) failed: {error}",
-                self.peer
-            )),
+            error => {
+                ClientError::lost(format!("the link to the host ({}) failed: {error}", self.peer))
+            }
         };
         self.fail(why);
     }
@@ -133,35 +136,56 @@ impl Core {
         scalars: &[u64],
         new: u64,
     ) -> u64 {
-        if stage != self.stage {
-            self.enter_stage(stage);
+        if stage != self.stage || !self.entering.is_empty() {
+            self.write_context(stage);
         }
         self.counters.ops += 1;
         self.pending_ops += 1;
-        self.tape
-            .op(genie_wire::TemplateId(template), inputs, scalars, new)
-            .0
+        self.tape.op(genie_wire::TemplateId(template), inputs, scalars, new).0
     }
 
-    #[cold]
-    fn enter_stage(&mut self, stage: Stage) {
-        self.stage = stage;
-        self.mark(MarkKind::Stage, stage.name());
-    }
-
-    /// Appends a mark; a session that used up its symbols goes on without new ones.
-    pub fn mark(&mut self, kind: MarkKind, text: &str) {
-        let symbol = match self.symbols.get(text) {
-            Some(symbol) => *symbol,
-            None if self.symbols.len() >= SYMBOLS_MAX => return,
-            None => {
-                let symbol = self.tape.symbol(text);
-                self.symbols.insert(text.into(), symbol);
-                symbol
+    /// Writes what changed around the program since the last operator.
+    pub fn write_context(&mut self, stage: Stage) {
+        for (kind, symbol) in std::mem::take(&mut self.entering) {
+            self.tape.mark(kind, symbol);
+            self.counters.marks += 1;
+        }
+        if stage != self.stage {
+            self.stage = stage;
+            if let Some(symbol) = self.symbol(stage.name()) {
+                self.tape.mark(MarkKind::Stage, symbol);
+                self.counters.marks += 1;
             }
+        }
+    }
+
+    /// Notes a mark; a session that used up its symbols goes on without new ones.
+    pub fn mark(&mut self, kind: MarkKind, text: &str) {
+        let Some(symbol) = self.symbol(text) else { return };
+        let entered_by = match kind {
+            MarkKind::ModuleExit => MarkKind::ModuleEnter,
+            MarkKind::PhaseExit => MarkKind::PhaseEnter,
+            _ => return self.entering.push((kind, symbol)),
         };
+        if self.entering.last() == Some(&(entered_by, symbol)) {
+            self.entering.pop();
+            return;
+        }
+        self.write_context(self.stage);
         self.tape.mark(kind, symbol);
         self.counters.marks += 1;
+    }
+
+    fn symbol(&mut self, text: &str) -> Option<u32> {
+        if let Some(symbol) = self.symbols.get(text) {
+            return Some(*symbol);
+        }
+        if self.symbols.len() >= SYMBOLS_MAX {
+            return None;
+        }
+        let symbol = self.tape.symbol(text);
+        self.symbols.insert(text.into(), symbol);
+        Some(symbol)
     }
 
     /// Whether enough is pending for a frame.
@@ -173,10 +197,7 @@ impl Core {
     pub fn is_congested(&self) -> bool {
         self.end.is_none()
             && (!self.backlog.is_empty()
-                || self
-                    .link
-                    .as_ref()
-                    .is_some_and(|link| link.queued_bytes() > QUEUE_BYTES_MAX))
+                || self.link.as_ref().is_some_and(|link| link.queued_bytes() > QUEUE_BYTES_MAX))
     }
 
     // The link.
@@ -201,8 +222,7 @@ impl Core {
                 Err(error) => return self.fail_link(&error),
             }
         }
-        self.backlog
-            .push_back((FrameKind::Tape, self.tape.take(Vec::new())));
+        self.backlog.push_back((FrameKind::Tape, self.tape.take(Vec::new())));
     }
 
     /// Sends a control message behind the records before it.
@@ -297,17 +317,12 @@ impl Core {
                 let refusal = Refusal::decode(&*frame.body).map_err(decode)?;
                 Err(self.refused(&refusal))
             }
-            kind => Err(ClientError::protocol(format!(
-                "the host sent a {kind:?} frame"
-            ))),
+            kind => Err(ClientError::protocol(format!("the host sent a {kind:?} frame"))),
         }
     }
 
     fn refused(&self, refusal: &Refusal) -> ClientError {
-        let why = format!(
-            "the host ({}) ended the session: {}",
-            self.peer, refusal.message
-        );
+        let why = format!("the host ({}) ended the session: {}", self.peer, refusal.message);
         match ErrorCode::from_u8(refusal.code as u8) {
             Some(code) if code != ErrorCode::NodeLost => ClientError::new(code, why),
             _ => ClientError::lost(why),
@@ -315,9 +330,7 @@ impl Core {
     }
 
     pub fn link_fd(&self) -> RawFd {
-        self.link
-            .as_ref()
-            .map_or(-1, |link| link.event_fd().as_raw_fd())
+        self.link.as_ref().map_or(-1, |link| link.event_fd().as_raw_fd())
     }
 
     /// Closes the link; the session is over.

@@ -77,8 +77,7 @@ impl Memory {
     }
 
     pub fn reset_peak(&self) {
-        self.peak_bytes
-            .store(self.live_bytes.load(Relaxed), Relaxed);
+        self.peak_bytes.store(self.live_bytes.load(Relaxed), Relaxed);
     }
 }
 
@@ -95,14 +94,7 @@ mod tests {
         memory.remove(100);
         memory.remove(10);
         let seen = memory.read();
-        assert_eq!(
-            seen,
-            MemoryUse {
-                peak_bytes: 150,
-                allocations: 2,
-                ..MemoryUse::default()
-            }
-        );
+        assert_eq!(seen, MemoryUse { peak_bytes: 150, allocations: 2, ..MemoryUse::default() });
         memory.reset_peak();
         assert_eq!(memory.read().peak_bytes, 0);
     }

@@ -16,17 +16,11 @@ pub struct ClientError {
 
 impl ClientError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        ClientError {
-            code: code as u8,
-            message: message.into(),
-        }
+        ClientError { code: code as u8, message: message.into() }
     }
 
     pub fn interrupted() -> Self {
-        ClientError {
-            code: INTERRUPTED,
-            message: "interrupted by a signal".into(),
-        }
+        ClientError { code: INTERRUPTED, message: "interrupted by a signal".into() }
     }
 
     pub fn protocol(message: impl Into<String>) -> Self {

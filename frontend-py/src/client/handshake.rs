@@ -78,16 +78,12 @@ impl Session {
             device: options.device,
             identity: String::new(),
         };
-        link.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None)
-            .map_err(failed)?;
+        link.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None).map_err(failed)?;
         let welcome = await_welcome(&mut *link, &peer, options.welcome_timeout, hooks)?;
         let upload = region(&mut *link, UPLOAD_REGION, options.upload_bytes, &peer)?;
         let download = region(&mut *link, DOWNLOAD_REGION, options.download_bytes, &peer)?;
         let event = link.event_fd().try_clone_to_owned().map_err(|source| {
-            failed(LinkError::Io {
-                doing: "duplicate the link's descriptor",
-                source,
-            })
+            failed(LinkError::Io { doing: "duplicate the link's descriptor", source })
         })?;
         let core = Core::new(link, event, peer);
         Ok(Session::assemble(
@@ -122,20 +118,10 @@ fn await_welcome(
             );
             return Err(ClientError::new(ErrorCode::NodeLost, text));
         }
-        let write = if link.wants_write() {
-            PollFlags::OUT
-        } else {
-            PollFlags::empty()
-        };
+        let write = if link.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
         let slice = left.min(WAIT_SLICE);
-        let slice = Timespec {
-            tv_sec: 0,
-            tv_nsec: slice.as_nanos() as i64,
-        };
-        let ready = poll(
-            &mut [PollFd::new(&link.event_fd(), PollFlags::IN | write)],
-            Some(&slice),
-        );
+        let slice = Timespec { tv_sec: 0, tv_nsec: slice.as_nanos() as i64 };
+        let ready = poll(&mut [PollFd::new(&link.event_fd(), PollFlags::IN | write)], Some(&slice));
         if !matches!(ready, Ok(1..)) {
             pause.check()?;
         }
@@ -145,9 +131,7 @@ fn await_welcome(
 
 fn welcome_of(frame: &Frame, peer: &str) -> Result<Welcome, ClientError> {
     let malformed = |error: prost::DecodeError| {
-        ClientError::protocol(format!(
-            "the host at {peer} sent a malformed answer: {error}"
-        ))
+        ClientError::protocol(format!("the host at {peer} sent a malformed answer: {error}"))
     };
     match frame.kind {
         FrameKind::Welcome => {
@@ -164,10 +148,7 @@ fn welcome_of(frame: &Frame, peer: &str) -> Result<Welcome, ClientError> {
         FrameKind::Refusal => {
             let refusal = Refusal::decode(&*frame.body).map_err(malformed)?;
             let code = ErrorCode::from_u8(refusal.code as u8).unwrap_or(ErrorCode::Runtime);
-            let text = format!(
-                "the host at {peer} refused the session: {}",
-                refusal.message
-            );
+            let text = format!("the host at {peer} refused the session: {}", refusal.message);
             Err(ClientError::new(code, text))
         }
         kind => Err(ClientError::protocol(format!(
@@ -182,9 +163,7 @@ fn region(
     bytes: u64,
     peer: &str,
 ) -> Result<SharedMemory, ClientError> {
-    let bytes = bytes
-        .clamp(REGION_BYTES_MIN, REGION_BYTES_MAX)
-        .next_multiple_of(4096);
+    let bytes = bytes.clamp(REGION_BYTES_MIN, REGION_BYTES_MAX).next_multiple_of(4096);
     let memory = SharedMemory::create(bytes).map_err(|error| {
         let text = format!("no shared memory of {bytes} bytes for tensors: {error}");
         ClientError::new(ErrorCode::OutOfMemory, text)

@@ -13,11 +13,7 @@ pub struct Hooks {
 }
 
 /// For programs without an interpreter.
-pub static NO_INTERPRETER: Hooks = Hooks {
-    release: || 0,
-    restore: |_| (),
-    interrupted: || false,
-};
+pub static NO_INTERPRETER: Hooks = Hooks { release: || 0, restore: |_| (), interrupted: || false };
 
 /// Holds the interpreter released from [`Pause::enter`] until it is dropped.
 pub struct Pause<'a> {
@@ -28,21 +24,14 @@ pub struct Pause<'a> {
 
 impl<'a> Pause<'a> {
     pub fn new(hooks: &'a Hooks) -> Self {
-        Pause {
-            hooks,
-            released: None,
-            brief: false,
-        }
+        Pause { hooks, released: None, brief: false }
     }
 
     /// A wait of at most one slice, for callers that can neither raise nor give the interpreter
     /// up: they may hold locks of their own that a thread with the interpreter waits for. It ends
     /// as soon as a signal might have come in; their return lets the interpreter handle it.
     pub fn brief(hooks: &'a Hooks) -> Self {
-        Pause {
-            brief: true,
-            ..Pause::new(hooks)
-        }
+        Pause { brief: true, ..Pause::new(hooks) }
     }
 
     pub fn enter(&mut self) {

@@ -101,10 +101,7 @@ impl Session {
     /// Descriptors of the link, for a forked child to close; -1 for none.
     pub fn descriptors(&self) -> [RawFd; 2] {
         let core = self.lock();
-        [
-            core.link_fd(),
-            core.event.as_ref().map_or(-1, |event| event.as_raw_fd()),
-        ]
+        [core.link_fd(), core.event.as_ref().map_or(-1, |event| event.as_raw_fd())]
     }
 
     pub fn counters(&self) -> Counters {
@@ -227,9 +224,7 @@ impl Session {
         drop(core);
         let mut pause = Pause::brief(self.hooks);
         // Giving up early lets the queue grow by one flush; a lost session is for reads to report.
-        let _ = self.wait(&mut pause, None, |core| {
-            (!core.is_congested()).then_some(())
-        });
+        let _ = self.wait(&mut pause, None, |core| (!core.is_congested()).then_some(()));
     }
 
     // Questions.
@@ -289,6 +284,7 @@ impl Session {
     /// id of its storages and the body of [`Reply::Outputs`] without token and kind.
     pub fn run(
         &self,
+        stage: Stage,
         encoded: &[u8],
         inputs: &[u64],
         scalars: &[u64],
@@ -298,6 +294,7 @@ impl Session {
         let (token, first_new) = {
             let mut core = self.lock();
             core.live()?;
+            core.write_context(stage);
             let token = core.open_token();
             let first_new = core.tape.run(token, encoded, inputs, scalars, reserve).0;
             core.counters.runs += 1;
@@ -325,14 +322,10 @@ impl Session {
         };
         let deadline = Some(Instant::now() + timeout);
         match self.answer(token, Leftover::Nothing, deadline)? {
-            Answer::Status(status) => Ok(status
-                .counters
-                .into_iter()
-                .map(|each| (each.name, each.value))
-                .collect()),
-            _ => Err(ClientError::protocol(
-                "the host answered a status request with a reply",
-            )),
+            Answer::Status(status) => {
+                Ok(status.counters.into_iter().map(|each| (each.name, each.value)).collect())
+            }
+            _ => Err(ClientError::protocol("the host answered a status request with a reply")),
         }
     }
 
@@ -375,9 +368,7 @@ impl Session {
         self.lock().counters.round_trips += 1;
         match self.answer(token, leftover, None)? {
             Answer::Reply(body) => Ok(body),
-            _ => Err(ClientError::protocol(
-                "the host answered a record with a control message",
-            )),
+            _ => Err(ClientError::protocol("the host answered a record with a control message")),
         }
     }
 
@@ -471,10 +462,8 @@ impl Session {
     ) -> (MutexGuard<'a, Core>, bool) {
         // The poller may look for input only: what this thread queued must leave all the same.
         core.push();
-        let (core, timeout) = self
-            .changed
-            .wait_timeout(core, slice)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (core, timeout) =
+            self.changed.wait_timeout(core, slice).unwrap_or_else(PoisonError::into_inner);
         (core, timeout.timed_out())
     }
 
@@ -486,21 +475,11 @@ impl Session {
         let Some(event) = core.event.clone() else {
             return (core, true);
         };
-        let write = if core.wants_write() {
-            PollFlags::OUT
-        } else {
-            PollFlags::empty()
-        };
+        let write = if core.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
         core.polling = true;
         drop(core);
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: slice.as_nanos() as i64,
-        };
-        let polled = poll(
-            &mut [PollFd::new(&*event, PollFlags::IN | write)],
-            Some(&timeout),
-        );
+        let timeout = Timespec { tv_sec: 0, tv_nsec: slice.as_nanos() as i64 };
+        let polled = poll(&mut [PollFd::new(&*event, PollFlags::IN | write)], Some(&timeout));
         let mut core = self.lock();
         core.polling = false;
         core.pump();
@@ -517,18 +496,14 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Decodes a reply; an error reply becomes the error it carries.
 fn check_reply(body: &[u8]) -> Result<Reply<'_>, ClientError> {
     match Reply::decode(body) {
-        Ok((
-            _,
-            Reply::Error {
-                code: ErrorCode::NodeLost,
-                message,
-            },
-        )) => Err(ClientError::lost(message.trim_end_matches('.'))),
+        Ok((_, Reply::Error { code: ErrorCode::NodeLost, message })) => {
+            Err(ClientError::lost(message.trim_end_matches('.')))
+        }
         Ok((_, Reply::Error { code, message })) => Err(ClientError::new(code, message)),
         Ok((_, reply)) => Ok(reply),
-        Err(error) => Err(ClientError::protocol(format!(
-            "the host sent a malformed reply: {error}"
-        ))),
+        Err(error) => {
+            Err(ClientError::protocol(format!("the host sent a malformed reply: {error}")))
+        }
     }
 }
 
@@ -539,9 +514,7 @@ fn unexpected(reply: &Reply) -> ClientError {
         Reply::Outputs { .. } => "outputs",
         Reply::Error { .. } => "an error",
     };
-    ClientError::protocol(format!(
-        "the host answered with {kind}, which does not fit the question"
-    ))
+    ClientError::protocol(format!("the host answered with {kind}, which does not fit the question"))
 }
 
 /// The rest of a decoded `Outputs` reply.

@@ -17,11 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn options() -> Options {
     let bytes = 256 << 10;
-    Options {
-        upload_bytes: bytes,
-        download_bytes: bytes,
-        ..Options::default()
-    }
+    Options { upload_bytes: bytes, download_bytes: bytes, ..Options::default() }
 }
 
 fn start(behaviour: Behaviour) -> (Session, FakeHost) {
@@ -36,9 +32,7 @@ fn start_with(behaviour: Behaviour, hooks: &'static Hooks) -> (Session, FakeHost
 }
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len)
-        .map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8) ^ seed)
-        .collect()
+    (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8) ^ seed).collect()
 }
 
 fn template() -> Vec<u8> {
@@ -70,10 +64,7 @@ fn bytes_of_every_size_come_back() {
             assert!(back == sent, "{len} bytes, whole {whole}");
             let mut tail = vec![0; len / 2];
             session.read(id, (len - len / 2) as u64, &mut tail).unwrap();
-            assert!(
-                tail == sent[len - len / 2..],
-                "the second half of {len} bytes"
-            );
+            assert!(tail == sent[len - len / 2..], "the second half of {len} bytes");
             session.free(id, len as u64);
         }
     }
@@ -95,11 +86,7 @@ fn the_same_weights_move_once() {
             session.read(id, 0, &mut back).unwrap();
             assert!(back == weight);
         }
-        assert_eq!(
-            session.counters().payload_bytes_up,
-            moved,
-            "later uploads are bound by hash"
-        );
+        assert_eq!(session.counters().payload_bytes_up, moved, "later uploads are bound by hash");
     }
     // Asked once when it was new, once when it was there; then the answer holds.
     assert_eq!(session.counters().weight_queries, 4);
@@ -130,6 +117,34 @@ fn records_arrive_in_program_order_and_whole() {
 }
 
 #[test]
+fn marks_without_operators_leave_no_trace() {
+    let (session, host) = start(Behaviour::default());
+    let template = session.define(&template());
+    let id = session.alloc(16);
+    let enter = |text| session.mark(MarkKind::ModuleEnter, text);
+    let leave = |text| session.mark(MarkKind::ModuleExit, text);
+    enter("\0Elsewhere");
+    enter("part\0Linear");
+    leave("part\0Linear");
+    leave("\0Elsewhere");
+    assert_eq!(session.counters().marks, 0);
+    enter("\0Net");
+    enter("a\0Linear");
+    leave("a\0Linear");
+    enter("b\0Linear");
+    session.op(Stage::Forward, template, &[id], &[0], 1);
+    leave("b\0Linear");
+    leave("\0Net");
+    session.synchronize().unwrap();
+    drop(session);
+    use MarkKind::{ModuleEnter, ModuleExit};
+    let texts = ["\0Elsewhere", "part\0Linear", "\0Net", "a\0Linear", "b\0Linear"];
+    let seen = host.join();
+    assert_eq!(seen.symbols, texts);
+    assert_eq!(seen.marks, [(ModuleEnter, 2), (ModuleEnter, 4), (ModuleExit, 4), (ModuleExit, 2)]);
+}
+
+#[test]
 fn many_threads_wait_at_once() {
     let (session, _host) = start(Behaviour::default());
     std::thread::scope(|scope| {
@@ -151,10 +166,7 @@ fn many_threads_wait_at_once() {
 
 #[test]
 fn a_host_that_is_gone_ends_reads_soon() {
-    let (session, host) = start(Behaviour {
-        vanish_at_fence: true,
-        ..Behaviour::default()
-    });
+    let (session, host) = start(Behaviour { vanish_at_fence: true, ..Behaviour::default() });
     let id = session.alloc(4);
     let begun = Instant::now();
     let error = session.synchronize().unwrap_err();
@@ -162,10 +174,7 @@ fn a_host_that_is_gone_ends_reads_soon() {
     assert!(error.message.contains("the test's host"), "{error}");
     assert!(begun.elapsed() < PATIENCE);
     assert!(!session.is_live());
-    assert_eq!(
-        session.read(id, 0, &mut [0; 4]).unwrap_err().code,
-        ErrorCode::NodeLost as u8
-    );
+    assert_eq!(session.read(id, 0, &mut [0; 4]).unwrap_err().code, ErrorCode::NodeLost as u8);
     // Capturing goes on without waiting or growing.
     for _ in 0..1000 {
         session.alloc(4);
@@ -179,15 +188,9 @@ fn errors_of_the_node_keep_their_class_and_the_session() {
     let (session, _host) = start(Behaviour::default());
     let id = session.alloc(fake_host::POISONED_BYTES);
     let error = session.read(id, 0, &mut [0; 8]).unwrap_err();
-    assert_eq!(
-        (error.code, &*error.message),
-        (ErrorCode::OutOfMemory as u8, "no room")
-    );
+    assert_eq!((error.code, &*error.message), (ErrorCode::OutOfMemory as u8, "no room"));
     let mut large = vec![0; 200 << 10];
-    assert_eq!(
-        session.read(id, 0, &mut large).unwrap_err().code,
-        ErrorCode::OutOfMemory as u8
-    );
+    assert_eq!(session.read(id, 0, &mut large).unwrap_err().code, ErrorCode::OutOfMemory as u8);
     session.synchronize().unwrap();
 }
 
@@ -213,10 +216,7 @@ static INTERRUPTING: Hooks = Hooks {
 
 #[test]
 fn an_interrupted_read_leaves_the_session_usable() {
-    let held = Behaviour {
-        hold_reads: true,
-        ..Behaviour::default()
-    };
+    let held = Behaviour { hold_reads: true, ..Behaviour::default() };
     let (session, host) = start_with(held, &INTERRUPTING);
     let sent = pattern(1 << 20, 3);
     let id = session.alloc(sent.len() as u64);
@@ -238,27 +238,20 @@ fn outputs_of_a_run_are_handed_over() {
     let input = session.alloc(16);
     let mut seen = None;
     session
-        .run(&template(), &[input], &[7], 4, |first, body| {
+        .run(Stage::Forward, &template(), &[input], &[7], 4, |first, body| {
             seen = Some((first, body.to_vec()))
         })
         .unwrap();
     // One storage of 16 bytes, no outputs, no scalars.
     assert_eq!(seen, Some((input + 1, vec![1, 16, 0, 0])));
-    assert_eq!(
-        session.alloc(1),
-        input + 5,
-        "the reserved ids are passed over"
-    );
+    assert_eq!(session.alloc(1), input + 5, "the reserved ids are passed over");
     drop(session);
     host.join();
 }
 
 #[test]
 fn a_slow_host_bounds_the_queue() {
-    let (session, host) = start(Behaviour {
-        stall: true,
-        ..Behaviour::default()
-    });
+    let (session, host) = start(Behaviour { stall: true, ..Behaviour::default() });
     let template = session.define(&template());
     let id = session.alloc(16);
     let scalars = [0u64; 1];
@@ -272,10 +265,7 @@ fn a_slow_host_bounds_the_queue() {
             released = true;
         }
     }
-    assert!(
-        released,
-        "capturing stalled before 200,000 operators were queued"
-    );
+    assert!(released, "capturing stalled before 200,000 operators were queued");
     session.synchronize().unwrap();
     drop(session);
     assert_eq!(host.join().ops, 200_000);
@@ -283,30 +273,17 @@ fn a_slow_host_bounds_the_queue() {
 
 #[test]
 fn a_refusal_says_why() {
-    let (link, _host) = FakeHost::start(Behaviour {
-        refuse: true,
-        ..Behaviour::default()
-    });
-    let error = Session::open(
-        Box::new(link),
-        "the test's host".into(),
-        &options(),
-        &NO_INTERPRETER,
-    )
-    .err()
-    .expect("refused");
-    assert_eq!(
-        error.message,
-        "the host at the test's host refused the session: too many sessions"
-    );
+    let (link, _host) = FakeHost::start(Behaviour { refuse: true, ..Behaviour::default() });
+    let error =
+        Session::open(Box::new(link), "the test's host".into(), &options(), &NO_INTERPRETER)
+            .err()
+            .expect("refused");
+    assert_eq!(error.message, "the host at the test's host refused the session: too many sessions");
 }
 
 #[test]
 fn shutting_down_wakes_who_waits() {
-    let (session, _host) = start(Behaviour {
-        hold_reads: true,
-        ..Behaviour::default()
-    });
+    let (session, _host) = start(Behaviour { hold_reads: true, ..Behaviour::default() });
     let id = session.alloc(8);
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| session.read(id, 0, &mut [0; 8]));

@@ -31,11 +31,7 @@ pub(super) struct UploadRing {
 impl UploadRing {
     pub fn new(memory: SharedMemory) -> Self {
         let bytes = memory.bytes();
-        UploadRing {
-            memory: Some(memory),
-            bytes,
-            head: 0,
-        }
+        UploadRing { memory: Some(memory), bytes, head: 0 }
     }
 
     pub fn close(&mut self) {
@@ -46,10 +42,7 @@ impl UploadRing {
     /// that filling, sending and consuming overlap.
     fn next_span(&self, len: u64) -> (u64, u64) {
         let offset = self.head % self.bytes;
-        let step = len
-            .min(CHUNK_BYTES)
-            .min(self.bytes / 4)
-            .min(self.bytes - offset);
+        let step = len.min(CHUNK_BYTES).min(self.bytes / 4).min(self.bytes - offset);
         (offset, step)
     }
 }
@@ -63,10 +56,7 @@ pub(super) struct Download {
 impl Download {
     pub fn new(memory: SharedMemory) -> Self {
         let slot_bytes = CHUNK_BYTES.min(memory.bytes() / DOWNLOAD_SLOTS);
-        Download {
-            memory: Some(memory),
-            slot_bytes,
-        }
+        Download { memory: Some(memory), slot_bytes }
     }
 
     pub fn close(&mut self) {
@@ -125,13 +115,7 @@ impl Session {
                 return Ok(true);
             }
             let token = core.open_token();
-            core.send_control(
-                FrameKind::Have,
-                &Have {
-                    token,
-                    hash: hash.to_vec(),
-                },
-            );
+            core.send_control(FrameKind::Have, &Have { token, hash: hash.to_vec() });
             core.counters.weight_queries += 1;
             core.counters.round_trips += 1;
             token
@@ -142,9 +126,9 @@ impl Session {
                 Ok(true)
             }
             Answer::Have(false) => Ok(false),
-            _ => Err(ClientError::protocol(
-                "the host answered a question for a weight with a reply",
-            )),
+            _ => {
+                Err(ClientError::protocol("the host answered a question for a weight with a reply"))
+            }
         }
     }
 
@@ -186,20 +170,13 @@ impl Session {
         while !rest.is_empty() {
             let (span, step) = ring.next_span(rest.len() as u64);
             let (head, bytes) = (ring.head, ring.bytes);
-            self.wait(pause, None, |core| {
-                (head + step <= core.released + bytes).then_some(())
-            })?;
+            self.wait(pause, None, |core| (head + step <= core.released + bytes).then_some(()))?;
             let (now, later) = rest.split_at(step as usize);
             let Some(memory) = &ring.memory else {
                 return self.lock().live();
             };
-            memory
-                .write(span, now)
-                .map_err(|error| ClientError::protocol(error.to_string()))?;
-            let source = RegionSpan {
-                region: UPLOAD_REGION,
-                offset: span,
-            };
+            memory.write(span, now).map_err(|error| ClientError::protocol(error.to_string()))?;
+            let source = RegionSpan { region: UPLOAD_REGION, offset: span };
             let mut core = self.lock();
             core.live()?;
             core.tape.upload(StorageId(id), at, step, source);
@@ -225,8 +202,7 @@ impl Session {
             let mut core = self.lock();
             core.live()?;
             let token = core.open_token();
-            core.tape
-                .read(token, StorageId(id), offset, to.len() as u64, None);
+            core.tape.read(token, StorageId(id), offset, to.len() as u64, None);
             core.send_tape();
             token
         };
@@ -327,23 +303,10 @@ impl Session {
         }
         core.busy_slots |= 1 << slot;
         let token = core.open_token();
-        let dest = RegionSpan {
-            region: DOWNLOAD_REGION,
-            offset: u64::from(slot) * download.slot_bytes,
-        };
-        core.tape.read(
-            token,
-            StorageId(id),
-            offset + at as u64,
-            len as u64,
-            Some(dest),
-        );
+        let dest =
+            RegionSpan { region: DOWNLOAD_REGION, offset: u64::from(slot) * download.slot_bytes };
+        core.tape.read(token, StorageId(id), offset + at as u64, len as u64, Some(dest));
         core.send_tape();
-        Some(Step {
-            token,
-            slot,
-            at,
-            len,
-        })
+        Some(Step { token, slot, at, len })
     }
 }

@@ -57,9 +57,7 @@ pub fn with_line<T>(session: &Session, append: impl FnOnce() -> T) -> T {
     let Some(line) = LINE.take() else {
         return append();
     };
-    let module = MODULES
-        .with_borrow(|modules| modules.last().cloned())
-        .unwrap_or_default();
+    let module = MODULES.with_borrow(|modules| modules.last().cloned()).unwrap_or_default();
     let (path, class) = module.split_once('\0').unwrap_or(("", ""));
     let path = if class.is_empty() { "(none)" } else { path };
     let text = format!("{path}, called by {line}\0{class}");
@@ -70,11 +68,7 @@ pub fn with_line<T>(session: &Session, append: impl FnOnce() -> T) -> T {
 }
 
 fn line_of_program(py: Python<'_>) -> Option<String> {
-    let line = py
-        .import("genie.marks")
-        .ok()?
-        .call_method0("line_of_program")
-        .ok()?;
+    let line = py.import("genie.marks").ok()?.call_method0("line_of_program").ok()?;
     line.extract().ok()
 }
 

@@ -31,14 +31,7 @@ pub fn count(op: &str, reason: &str) {
         known.count += 1;
         return;
     }
-    table.insert(
-        op.into(),
-        Fallback {
-            count: 1,
-            reason: reason.into(),
-            told: false,
-        },
-    );
+    table.insert(op.into(), Fallback { count: 1, reason: reason.into(), told: false });
     drop(table);
     // SAFETY: may be called without the interpreter lock; the function lives for ever. When the
     // queue is full, the next new fallback tells this one too.

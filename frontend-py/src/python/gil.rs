@@ -10,11 +10,7 @@ use pyo3::{PyErr, ffi};
 use crate::client::{Hooks, Stage};
 
 /// Waits of the client in this process.
-pub static HOOKS: Hooks = Hooks {
-    release,
-    restore,
-    interrupted,
-};
+pub static HOOKS: Hooks = Hooks { release, restore, interrupted };
 
 thread_local! {
     /// What a signal handler raised during the last wait of this thread.
@@ -66,9 +62,7 @@ pub fn with<T>(work: impl FnOnce(Python<'_>) -> T) -> T {
 pub fn raised_text() -> Option<String> {
     RAISED.with(|slot| {
         let raised = slot.borrow();
-        raised
-            .as_ref()
-            .map(|raised| with(|py| raised.value(py).to_string()))
+        raised.as_ref().map(|raised| with(|py| raised.value(py).to_string()))
     })
 }
 
@@ -121,11 +115,7 @@ fn find_stage() -> Stage {
     let mut name = [0u8; 16];
     // SAFETY: the kernel writes at most 16 bytes, terminated.
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    let stage = if name.starts_with(b"pt_autograd") {
-        Stage::Backward
-    } else {
-        Stage::Forward
-    };
+    let stage = if name.starts_with(b"pt_autograd") { Stage::Backward } else { Stage::Forward };
     STAGE.set(Some(stage));
     stage
 }

@@ -58,11 +58,7 @@ impl LocalLink {
     }
 
     fn answer(&mut self, kind: FrameKind, message: &impl Message) {
-        self.inbox.push_back(Frame {
-            kind,
-            body: message.encode_to_vec(),
-            memory: None,
-        });
+        self.inbox.push_back(Frame { kind, body: message.encode_to_vec(), memory: None });
     }
 
     fn welcome(&mut self) {
@@ -93,11 +89,7 @@ impl LocalLink {
             if kind == FrameKind::WeightStored {
                 self.keep(&body);
             } else {
-                self.inbox.push_back(Frame {
-                    kind,
-                    body,
-                    memory: None,
-                });
+                self.inbox.push_back(Frame { kind, body, memory: None });
             }
         }
         if let Err(error) = result {
@@ -107,10 +99,7 @@ impl LocalLink {
 
     fn end(&mut self, why: &str) {
         self.ended = true;
-        let refusal = Refusal {
-            code: ErrorCode::Protocol as u32,
-            message: why.into(),
-        };
+        let refusal = Refusal { code: ErrorCode::Protocol as u32, message: why.into() };
         self.answer(FrameKind::Refusal, &refusal);
     }
 
@@ -159,13 +148,7 @@ impl LocalLink {
         let hash = hash.filter(|hash| self.weights.bytes.contains_key(hash));
         self.weights.held.extend(hash);
         let present = hash.is_some();
-        self.answer(
-            FrameKind::HaveAnswer,
-            &HaveAnswer {
-                token: have.token,
-                present,
-            },
-        );
+        self.answer(FrameKind::HaveAnswer, &HaveAnswer { token: have.token, present });
         Ok(())
     }
 }
@@ -203,13 +186,10 @@ impl Link for LocalLink {
             FrameKind::Region => {
                 let region = Region::decode(body).map_err(WireError::from)?;
                 let memory = memory.ok_or(LinkError::Closed)?;
-                let fd = memory
-                    .fd()
-                    .try_clone_to_owned()
-                    .map_err(|source| LinkError::Io {
-                        doing: "duplicate a region's descriptor",
-                        source,
-                    })?;
+                let fd = memory.fd().try_clone_to_owned().map_err(|source| LinkError::Io {
+                    doing: "duplicate a region's descriptor",
+                    source,
+                })?;
                 let memory = SharedMemory::adopt(fd, region.bytes)?;
                 if let Err(error) = self.node.add_region(region.id, memory) {
                     self.end(&error.to_string());

@@ -71,9 +71,8 @@ fn connect(
         download_bytes,
         welcome_timeout: Duration::from_secs_f64(timeout_s.clamp(0.1, 3600.0)),
     };
-    let session = py
-        .detach(|| Session::connect(&path, &options, &gil::HOOKS))
-        .map_err(state::raise)?;
+    let session =
+        py.detach(|| Session::connect(&path, &options, &gil::HOOKS)).map_err(state::raise)?;
     begin(session)
 }
 
@@ -107,9 +106,7 @@ fn connect_local(
 
 fn begin(session: Session) -> PyResult<()> {
     if state::current().is_some_and(Session::is_live) {
-        return Err(PyRuntimeError::new_err(
-            "a session is running; genie.shutdown() ends it",
-        ));
+        return Err(PyRuntimeError::new_err("a session is running; genie.shutdown() ends it"));
     }
     state::shut_down();
     state::install(session);
@@ -142,9 +139,7 @@ fn session_number() -> u64 {
 /// Why the current session is over: `(code, message)`, or None.
 #[pyfunction]
 fn lost() -> Option<(u8, String)> {
-    state::current()
-        .and_then(Session::end)
-        .map(|end| (end.code, end.message))
+    state::current().and_then(Session::end).map(|end| (end.code, end.message))
 }
 
 #[pyfunction]
@@ -231,9 +226,7 @@ fn fallbacks_by_op(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 fn status(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
     if let Some(session) = state::current() {
-        let counters = py
-            .detach(|| session.status(STATUS_TIMEOUT))
-            .map_err(state::raise)?;
+        let counters = py.detach(|| session.status(STATUS_TIMEOUT)).map_err(state::raise)?;
         for (name, value) in counters {
             dict.set_item(name, value)?;
         }
@@ -275,8 +268,7 @@ fn wait_fence(py: Python<'_>, token: u64) -> PyResult<()> {
     let Some(session) = state::current() else {
         return Ok(());
     };
-    py.detach(|| session.wait_fence(token))
-        .map_err(state::raise)
+    py.detach(|| session.wait_fence(token)).map_err(state::raise)
 }
 
 #[pyfunction]
@@ -355,9 +347,5 @@ fn mark(kind: u8, text: &str) -> PyResult<()> {
 /// Whether this thread is inside an optimizer's step from here on.
 #[pyfunction]
 fn set_stage(optimizer: bool) {
-    gil::set_stage(if optimizer {
-        Stage::Optimizer
-    } else {
-        Stage::Forward
-    });
+    gil::set_stage(if optimizer { Stage::Optimizer } else { Stage::Forward });
 }

@@ -64,8 +64,7 @@ fn begin() -> Result<&'static Session, ClientError> {
     }
     // Python chooses the mode and starts processes; it comes back through `install`.
     gil::with(|py| {
-        py.import("genie._session")?
-            .call_method0("start_at_first_use")?;
+        py.import("genie._session")?.call_method0("start_at_first_use")?;
         Ok(())
     })
     .map_err(|error: PyErr| error_of(&error))?;

@@ -84,9 +84,7 @@ extern "C" fn device_kind() -> u8 {
 }
 
 extern "C" fn node_has_op(schema_hash: u64) -> u8 {
-    state::current()
-        .is_some_and(|session| session.node_has_op(schema_hash))
-        .into()
+    state::current().is_some_and(|session| session.node_has_op(schema_hash)).into()
 }
 
 extern "C" fn session() -> u64 {
@@ -112,11 +110,7 @@ unsafe extern "C" fn op(
     match state::current() {
         Some(session) => {
             let append = || session.op(gil::stage(), template, inputs, scalars, n_new.into());
-            if debug::is_on() {
-                debug::with_line(session, append)
-            } else {
-                append()
-            }
+            if debug::is_on() { debug::with_line(session, append) } else { append() }
         }
         None => NO_STORAGE,
     }
@@ -136,15 +130,10 @@ unsafe extern "C" fn run(
     error: *mut GenieError,
 ) -> i32 {
     // SAFETY: C++ passes valid ranges.
-    let (encoded, inputs, scalars) = unsafe {
-        (
-            slice(encoded, len),
-            slice(inputs, n_inputs),
-            slice(scalars, n_scalars),
-        )
-    };
+    let (encoded, inputs, scalars) =
+        unsafe { (slice(encoded, len), slice(inputs, n_inputs), slice(scalars, n_scalars)) };
     let result = state::ensure().and_then(|session| {
-        session.run(encoded, inputs, scalars, reserve, |first, body| {
+        session.run(gil::stage(), encoded, inputs, scalars, reserve, |first, body| {
             // SAFETY: `first_new` is an out pointer of C++; `reply` takes the body and the
             // context that C++ passed with it.
             unsafe {
@@ -229,20 +218,18 @@ extern "C" fn seed(seed: u64) {
 }
 
 unsafe extern "C" fn generator_state(out: *mut u8, len: *mut usize, error: *mut GenieError) -> i32 {
-    let result = state::ensure()
-        .and_then(|session| session.generator_state())
-        .and_then(|state| {
-            // SAFETY: `len` holds the capacity of `out`, both of C++.
-            unsafe {
-                if state.len() > *len {
-                    let text = format!("a generator state of {} bytes does not fit", state.len());
-                    return Err(ClientError::new(ErrorCode::Runtime, text));
-                }
-                std::ptr::copy_nonoverlapping(state.as_ptr(), out, state.len());
-                *len = state.len();
+    let result = state::ensure().and_then(|session| session.generator_state()).and_then(|state| {
+        // SAFETY: `len` holds the capacity of `out`, both of C++.
+        unsafe {
+            if state.len() > *len {
+                let text = format!("a generator state of {} bytes does not fit", state.len());
+                return Err(ClientError::new(ErrorCode::Runtime, text));
             }
-            Ok(())
-        });
+            std::ptr::copy_nonoverlapping(state.as_ptr(), out, state.len());
+            *len = state.len();
+        }
+        Ok(())
+    });
     // SAFETY: C++ passes a valid error.
     unsafe { outcome(result, error) }
 }

@@ -12,7 +12,7 @@ use genie_wire::control::{
     Counter, Have, HaveAnswer, Refusal, Region, Released, Status, StatusRequest, Welcome,
 };
 use genie_wire::frame::FrameKind;
-use genie_wire::record::WeightHash;
+use genie_wire::record::{MarkKind, WeightHash};
 use genie_wire::{ErrorCode, PROTOCOL_VERSION, Record, Reply, StorageId, TapeDecoder};
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -42,6 +42,7 @@ pub struct FakeHost {
 pub struct Seen {
     pub ops: u64,
     pub symbols: Vec<String>,
+    pub marks: Vec<(MarkKind, u32)>,
     pub live_storages: usize,
 }
 
@@ -98,20 +99,10 @@ impl Host {
     }
 
     fn turn(&mut self) -> Result<(), Over> {
-        let write = if self.link.wants_write() {
-            PollFlags::OUT
-        } else {
-            PollFlags::empty()
-        };
-        let slice = Timespec {
-            tv_sec: 0,
-            tv_nsec: Duration::from_millis(5).as_nanos() as i64,
-        };
+        let write = if self.link.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
+        let slice = Timespec { tv_sec: 0, tv_nsec: Duration::from_millis(5).as_nanos() as i64 };
         let event = self.link.event_fd();
-        let _ = poll(
-            &mut [PollFd::new(&event, PollFlags::IN | write)],
-            Some(&slice),
-        );
+        let _ = poll(&mut [PollFd::new(&event, PollFlags::IN | write)], Some(&slice));
         self.link.flush().map_err(|_| Over)?;
         if self.released.load(Ordering::SeqCst) {
             for body in std::mem::take(&mut self.held) {
@@ -124,39 +115,26 @@ impl Host {
             let body = &*frame.body;
             match frame.kind {
                 FrameKind::Hello if self.behaviour.refuse => {
-                    let refusal = Refusal {
-                        code: 1,
-                        message: "too many sessions".into(),
-                    };
+                    let refusal = Refusal { code: 1, message: "too many sessions".into() };
                     self.send(FrameKind::Refusal, &refusal.encode_to_vec())?;
                 }
                 FrameKind::Hello => {
-                    let welcome = Welcome {
-                        protocol: PROTOCOL_VERSION,
-                        ..Welcome::default()
-                    };
+                    let welcome = Welcome { protocol: PROTOCOL_VERSION, ..Welcome::default() };
                     self.send(FrameKind::Welcome, &welcome.encode_to_vec())?;
                 }
                 FrameKind::Region => {
                     let region = Region::decode(body).expect("a region");
-                    self.regions
-                        .insert(region.id, frame.memory.expect("its memory"));
+                    self.regions.insert(region.id, frame.memory.expect("its memory"));
                 }
                 FrameKind::Have => {
                     let have = Have::decode(body).expect("a question");
                     let present = self.weights.contains_key(&*have.hash);
-                    let answer = HaveAnswer {
-                        token: have.token,
-                        present,
-                    };
+                    let answer = HaveAnswer { token: have.token, present };
                     self.send(FrameKind::HaveAnswer, &answer.encode_to_vec())?;
                 }
                 FrameKind::StatusRequest => {
                     let token = StatusRequest::decode(body).expect("a question").token;
-                    let counters = vec![Counter {
-                        name: "host.test".into(),
-                        value: 7,
-                    }];
+                    let counters = vec![Counter { name: "host.test".into(), value: 7 }];
                     let status = Status { token, counters };
                     self.send(FrameKind::Status, &status.encode_to_vec())?;
                 }
@@ -179,28 +157,17 @@ impl Host {
 
     fn record(&mut self, record: Record) -> Result<(), Over> {
         match record {
-            Record::Op {
-                template,
-                first_new,
-                inputs,
-                ..
-            } => {
+            Record::Op { template, first_new, inputs, .. } => {
                 self.seen.ops += 1;
                 assert!(inputs.iter().all(|id| self.storages.contains_key(id)));
                 for (at, bytes) in (0..).zip(&template.new_storages) {
-                    self.storages
-                        .insert(StorageId(first_new.0 + at), vec![0; *bytes as usize]);
+                    self.storages.insert(StorageId(first_new.0 + at), vec![0; *bytes as usize]);
                 }
             }
-            Record::Run {
-                token, first_new, ..
-            } => {
+            Record::Run { token, first_new, .. } => {
                 self.storages.insert(first_new, vec![0; 16]);
-                let outputs = Reply::Outputs {
-                    storage_bytes: vec![16],
-                    outputs: vec![],
-                    scalars: &[],
-                };
+                let outputs =
+                    Reply::Outputs { storage_bytes: vec![16], outputs: vec![], scalars: &[] };
                 self.reply(token, &outputs)?;
             }
             Record::Alloc { id, bytes } => {
@@ -210,21 +177,11 @@ impl Host {
             Record::UploadInline { id, offset, bytes } => {
                 self.storage(id)[offset as usize..][..bytes.len()].copy_from_slice(bytes);
             }
-            Record::Upload {
-                id,
-                offset,
-                len,
-                source,
-            } => {
+            Record::Upload { id, offset, len, source } => {
                 let mut bytes = vec![0; len as usize];
-                self.regions[&source.region]
-                    .read(source.offset, &mut bytes)
-                    .expect("in range");
+                self.regions[&source.region].read(source.offset, &mut bytes).expect("in range");
                 self.storage(id)[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
-                let released = Released {
-                    region: source.region,
-                    bytes: len,
-                };
+                let released = Released { region: source.region, bytes: len };
                 self.send(FrameKind::Released, &released.encode_to_vec())?;
             }
             Record::StoreWeight { id, hash } => {
@@ -236,13 +193,7 @@ impl Host {
                 let bytes = self.weights[&hash].clone();
                 *self.storage(id) = bytes;
             }
-            Record::Read {
-                token,
-                id,
-                offset,
-                len,
-                dest,
-            } => {
+            Record::Read { token, id, offset, len, dest } => {
                 let storage = self.storage(id).clone();
                 if storage.len() as u64 == LOST_BYTES {
                     let code = ErrorCode::NodeLost;
@@ -251,21 +202,13 @@ impl Host {
                 }
                 if storage.len() as u64 == POISONED_BYTES {
                     let code = ErrorCode::OutOfMemory;
-                    return self.reply(
-                        token,
-                        &Reply::Error {
-                            code,
-                            message: "no room",
-                        },
-                    );
+                    return self.reply(token, &Reply::Error { code, message: "no room" });
                 }
                 let bytes = &storage[offset as usize..][..len as usize];
                 match dest {
                     None => self.reply(token, &Reply::Bytes(bytes))?,
                     Some(span) => {
-                        self.regions[&span.region]
-                            .write(span.offset, bytes)
-                            .expect("in range");
+                        self.regions[&span.region].write(span.offset, bytes).expect("in range");
                         self.reply(token, &Reply::Done)?;
                     }
                 }
@@ -276,7 +219,8 @@ impl Host {
                 self.send_reply(token, &Reply::Bytes(&[1, 2, 3]))?;
             }
             Record::Symbol { text, .. } => self.seen.symbols.push(text.into()),
-            Record::Define { .. } | Record::Mark { .. } | Record::Seed { .. } => {}
+            Record::Mark { kind, symbol } => self.seen.marks.push((kind, symbol)),
+            Record::Define { .. } | Record::Seed { .. } => {}
             other => panic!("not expected here: {other:?}"),
         }
         Ok(())
