@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::client::Client;
 use crate::node::{NodeSettings, NodeSupervisor};
-use crate::runtime_dir;
+use crate::runtime_dir::RuntimeDir;
 
 /// A small model and its inputs need about this much.
 const MEMORY_BYTES_MIN: u64 = 1 << 30;
@@ -64,7 +64,7 @@ fn all(settings: &NodeSettings, runtime_base: Option<OsString>) -> Vec<Check> {
             genie_wire::PROTOCOL_VERSION
         ))
     })];
-    let dir = runtime_dir::create(runtime_base);
+    let dir = RuntimeDir::create(runtime_base);
     checks.push(check(
         "sockets",
         "set XDG_RUNTIME_DIR to a directory of your own that you can write to",

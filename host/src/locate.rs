@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn the_choice_comes_first_then_the_neighbour_then_the_path() {
-        let dir = crate::runtime_dir::create(None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let (beside, on_path) = (dir.path().join("a"), dir.path().join("b"));
         let own = beside.join("genie-host");
         let find = |chosen: Option<&Path>| node_binary(chosen, Some(&own), on_path.as_os_str());

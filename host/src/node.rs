@@ -250,7 +250,9 @@ impl NodeSupervisor {
             starting.stopped = true;
             starting.process.take()
         };
-        match lock(&self.shown).take() {
+        // Taken out first: the starter locks `shown` while it holds `current`.
+        let shown = lock(&self.shown).take();
+        match shown {
             Some(node) => node.stop(),
             None => {
                 if let Some(process) = starting {

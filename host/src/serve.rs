@@ -21,10 +21,11 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::address::Address;
 use crate::node::{NodeSettings, NodeSupervisor, open_pidfd};
+use crate::plugins;
+use crate::runtime_dir::RuntimeDir;
 use crate::session::SessionThread;
 use crate::signals::StopSignals;
 use crate::totals::Totals;
-use crate::{plugins, runtime_dir};
 
 /// The stack of a session's thread; nothing in it recurses deeply.
 const SESSION_STACK_BYTES: usize = 1 << 20;
@@ -57,7 +58,7 @@ pub fn run(settings: ServeSettings) -> anyhow::Result<()> {
         );
     }
     raise_descriptor_limit();
-    let dir = runtime_dir::create(settings.runtime_base)?;
+    let dir = RuntimeDir::create(settings.runtime_base)?;
     let address = settings.listen.unwrap_or_else(|| Address::unix(dir.path().join("host.sock")));
     let listener = Listener::bind(address.path()).context("cannot listen for programs")?;
     let supervisor = Arc::new(NodeSupervisor::new(

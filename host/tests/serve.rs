@@ -252,7 +252,10 @@ fn the_node_ends_when_the_host_is_killed() {
     host.signal(Signal::KILL);
     host.wait();
     assert!(ended(&node));
-    let _ = std::fs::remove_dir_all(host.socket.parent().unwrap());
+    let dir = host.socket.parent().unwrap();
+    assert!(dir.exists(), "a killed host cannot remove it");
+    let _next = Host::start();
+    assert!(!dir.exists(), "the next host does");
 }
 
 #[test]
@@ -260,6 +263,17 @@ fn a_stopping_host_ends_although_a_node_never_gets_ready() {
     let mut host = Host::start_with(&fake_node(), &[], &[("FAKE_NODE", "mute")]);
     host.signal(Signal::INT);
     assert!(host.wait().success());
+}
+
+/// Once, stopping while the node was just getting ready waited for ever.
+#[test]
+fn a_host_that_is_stopped_at_once_ends() {
+    for _ in 0..20 {
+        let mut host = Host::start();
+        host.signal(Signal::TERM);
+        assert!(host.wait().success());
+        assert!(!host.socket.exists());
+    }
 }
 
 #[test]
