@@ -17,6 +17,7 @@ mod status;
 mod totals;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -170,7 +171,11 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
 /// `GENIE_LOG` takes tracing's filters, for example `genie_host=debug`.
 fn start_log(default: &str) {
     let filter = EnvFilter::try_from_env("GENIE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }
 
 fn runtime_base() -> Option<OsString> {

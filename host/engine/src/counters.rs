@@ -67,10 +67,7 @@ impl Counters {
             ("weights_refused", self.weights_refused),
             ("weights_forgotten", self.weights_forgotten),
             // Kept last: derived, for people.
-            (
-                "segments",
-                self.segments_known + self.segments_new_sizes + self.segments_new,
-            ),
+            ("segments", self.segments_known + self.segments_new_sizes + self.segments_new),
             ("bytes_to_node_per_op", self.bytes_to_node / self.ops.max(1)),
         ]
     }

@@ -22,16 +22,9 @@ pub enum SessionError {
     #[error("token {0} already waits for its reply")]
     TokenTaken(u64),
     #[error("{what} would reach {value}, the limit of a session is {max}")]
-    Limit {
-        what: &'static str,
-        value: u64,
-        max: u64,
-    },
+    Limit { what: &'static str, value: u64, max: u64 },
     #[error("a frame of kind {kind} is not expected {state}")]
-    UnexpectedFrame {
-        kind: &'static str,
-        state: &'static str,
-    },
+    UnexpectedFrame { kind: &'static str, state: &'static str },
     #[error(
         "the client speaks protocol {client}, this host speaks {host}; install the same version \
          of genie on both sides"

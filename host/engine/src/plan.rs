@@ -21,9 +21,6 @@ pub const ONE_NODE: &str = "one-node";
 impl Plan {
     /// Everything on the first node.
     pub fn one_node(srg: &Srg) -> Plan {
-        Plan {
-            policy: ONE_NODE,
-            placement: vec![PlannedNode(0); srg.graph.node_count()],
-        }
+        Plan { policy: ONE_NODE, placement: vec![PlannedNode(0); srg.graph.node_count()] }
     }
 }

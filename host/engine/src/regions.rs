@@ -28,43 +28,22 @@ impl Regions {
         let value = self.by_id.len() as u64 + 1;
         if value > REGIONS_MAX as u64 {
             let max = REGIONS_MAX as u64;
-            return Err(SessionError::Limit {
-                what: "shared regions",
-                value,
-                max,
-            });
+            return Err(SessionError::Limit { what: "shared regions", value, max });
         }
         if bytes > REGION_BYTES_MAX {
             let max = REGION_BYTES_MAX;
-            return Err(SessionError::Limit {
-                what: "region bytes",
-                value: bytes,
-                max,
-            });
+            return Err(SessionError::Limit { what: "region bytes", value: bytes, max });
         }
-        self.by_id.insert(
-            id,
-            Region {
-                bytes,
-                unreleased: 0,
-            },
-        );
+        self.by_id.insert(id, Region { bytes, unreleased: 0 });
         Ok(())
     }
 
     pub(crate) fn check(&self, span: RegionSpan, len: u64) -> Result<(), SessionError> {
         let region = span.region;
-        let known = self
-            .by_id
-            .get(&region)
-            .ok_or(SessionError::NoSuchRegion(region))?;
+        let known = self.by_id.get(&region).ok_or(SessionError::NoSuchRegion(region))?;
         match span.offset.checked_add(len) {
             Some(end) if end <= known.bytes => Ok(()),
-            _ => Err(SessionError::OutsideRegion {
-                region,
-                offset: span.offset,
-                len,
-            }),
+            _ => Err(SessionError::OutsideRegion { region, offset: span.offset, len }),
         }
     }
 

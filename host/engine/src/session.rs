@@ -36,10 +36,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            storages_max: 1 << 22,
-            definition_bytes_max: 256 << 20,
-        }
+        Limits { storages_max: 1 << 22, definition_bytes_max: 256 << 20 }
     }
 }
 
@@ -111,10 +108,7 @@ impl Session {
                 tokens: Tokens::default(),
                 segmenter: Segmenter::new(),
                 weights,
-                definitions: DefinitionBytes {
-                    used: 0,
-                    max: limits.definition_bytes_max,
-                },
+                definitions: DefinitionBytes { used: 0, max: limits.definition_bytes_max },
             },
             config,
             phase: Phase::AwaitingHello,
@@ -130,10 +124,7 @@ impl Session {
     /// Replaces the weight index: the session turned out to use another node process. Only
     /// before the welcome, when nothing is held yet.
     pub fn use_weights(&mut self, weights: SharedWeights) {
-        debug_assert!(
-            self.tape.weights.held.is_empty(),
-            "nothing is held before the welcome"
-        );
+        debug_assert!(self.tape.weights.held.is_empty(), "nothing is held before the welcome");
         self.tape.weights.shared = weights;
     }
 
@@ -240,11 +231,7 @@ impl Session {
         if self.phase == Phase::Running && weights.storing.contains_key(&hash) {
             if self.haves >= HAVES_WAITING_MAX {
                 let (value, max) = (self.haves as u64 + 1, HAVES_WAITING_MAX as u64);
-                return Err(SessionError::Limit {
-                    what: "waiting questions",
-                    value,
-                    max,
-                });
+                return Err(SessionError::Limit { what: "waiting questions", value, max });
             }
             self.haves += 1;
             self.haves_waiting.entry(hash).or_default().push(have.token);
@@ -269,10 +256,7 @@ impl Session {
             }
             None => self.counters.weight_misses += 1,
         }
-        let answer = HaveAnswer {
-            token,
-            present: bytes.is_some(),
-        };
+        let answer = HaveAnswer { token, present: bytes.is_some() };
         self.send_client(FrameKind::HaveAnswer, answer.encode_to_vec(), actions);
     }
 
@@ -283,20 +267,13 @@ impl Session {
     ) -> Result<(), SessionError> {
         let request = StatusRequest::decode(body).map_err(WireError::from)?;
         if self.phase != Phase::Running {
-            let status = Status {
-                token: request.token,
-                counters: vec![],
-            };
+            let status = Status { token: request.token, counters: vec![] };
             self.send_status(status, actions);
             return Ok(());
         }
         if self.status_waiting.len() >= STATUS_WAITING_MAX {
             let (value, max) = (STATUS_WAITING_MAX as u64 + 1, STATUS_WAITING_MAX as u64);
-            return Err(SessionError::Limit {
-                what: "waiting status requests",
-                value,
-                max,
-            });
+            return Err(SessionError::Limit { what: "waiting status requests", value, max });
         }
         self.status_waiting.push(request.token);
         self.forward_to_node(body, actions);
@@ -315,18 +292,9 @@ impl Session {
         let (live_storages, live_bytes) = self.live();
         add("host.session.live_storages".to_owned(), live_storages);
         add("host.session.live_bytes".to_owned(), live_bytes);
-        add(
-            "host.session.topologies".to_owned(),
-            self.tape.segmenter.topologies() as u64,
-        );
-        add(
-            "host.session.weights_held".to_owned(),
-            self.tape.weights.held.len() as u64,
-        );
-        add(
-            "host.session.waiting".to_owned(),
-            self.tape.tokens.len() as u64,
-        );
+        add("host.session.topologies".to_owned(), self.tape.segmenter.topologies() as u64);
+        add("host.session.weights_held".to_owned(), self.tape.weights.held.len() as u64);
+        add("host.session.waiting".to_owned(), self.tape.tokens.len() as u64);
         add(format!("host.session.plan.{}", plan::ONE_NODE), 1);
         self.send_client(FrameKind::Status, status.encode_to_vec(), actions);
     }
@@ -360,17 +328,10 @@ impl Session {
             (FrameKind::WeightStored, Phase::Running) => self.weight_stored(body, actions),
             (FrameKind::Status, Phase::Running) => {
                 let status = Status::decode(body).map_err(WireError::from)?;
-                let waiting = self
-                    .status_waiting
-                    .iter()
-                    .position(|token| *token == status.token);
+                let waiting = self.status_waiting.iter().position(|token| *token == status.token);
                 let Some(index) = waiting else {
                     let value = status.token;
-                    return Err(WireError::NoSuch {
-                        what: "status token",
-                        value,
-                    }
-                    .into());
+                    return Err(WireError::NoSuch { what: "status token", value }.into());
                 };
                 self.status_waiting.swap_remove(index);
                 self.send_status(status, actions);
@@ -425,11 +386,7 @@ impl Session {
         }
         match self.tape.tokens.take(token) {
             None => {
-                return Err(WireError::NoSuch {
-                    what: "token",
-                    value: token,
-                }
-                .into());
+                return Err(WireError::NoSuch { what: "token", value: token }.into());
             }
             Some(Awaited::Plain) => {}
             Some(Awaited::Run { first_new, reserve }) => {
@@ -457,17 +414,11 @@ impl Session {
         };
         if storage_bytes.len() as u64 > reserve {
             let value = storage_bytes.len() as u64;
-            return Err(SessionError::Limit {
-                what: "storages made",
-                value,
-                max: reserve,
-            });
+            return Err(SessionError::Limit { what: "storages made", value, max: reserve });
         }
         let origin = genie_srg::Origin::Op(self.tape.segmenter.hasher.stage());
         for (index, bytes) in storage_bytes.into_iter().enumerate() {
-            self.tape
-                .storages
-                .make(StorageId(first_new.0 + index as u64), bytes, origin)?;
+            self.tape.storages.make(StorageId(first_new.0 + index as u64), bytes, origin)?;
         }
         Ok(())
     }
@@ -481,11 +432,7 @@ impl Session {
         let hash = weight_hash(&stored.hash)?;
         let weights = &mut self.tape.weights;
         let Some(storing) = weights.storing.get_mut(&hash) else {
-            return Err(WireError::NoSuch {
-                what: "weight being stored",
-                value: 0,
-            }
-            .into());
+            return Err(WireError::NoSuch { what: "weight being stored", value: 0 }.into());
         };
         *storing -= 1;
         if *storing == 0 {
@@ -494,22 +441,15 @@ impl Session {
         let held = weights.held.contains(&hash);
         if stored.refused.is_empty() {
             self.counters.weights_stored += 1;
-            let evicted = weights
-                .shared
-                .stored(&weights.identity, &hash, stored.bytes, held);
+            let evicted = weights.shared.stored(&weights.identity, &hash, stored.bytes, held);
             self.forget(evicted, actions);
         } else {
             self.counters.weights_refused += 1;
             // The hold stays if the weight is stored after all, by somebody else or earlier.
-            let known = weights
-                .shared
-                .hold_stored(&weights.identity, &hash, held)
-                .is_some();
+            let known = weights.shared.hold_stored(&weights.identity, &hash, held).is_some();
             if held && !known {
                 weights.held.remove(&hash);
-                weights
-                    .shared
-                    .release(&weights.identity, [hash].into_iter());
+                weights.shared.release(&weights.identity, [hash].into_iter());
             } else if known {
                 weights.held.insert(hash);
             }
@@ -570,13 +510,7 @@ impl Session {
             self.answer_waiting_haves(&hash, actions);
         }
         for token in std::mem::take(&mut self.status_waiting) {
-            self.send_status(
-                Status {
-                    token,
-                    counters: vec![],
-                },
-                actions,
-            );
+            self.send_status(Status { token, counters: vec![] }, actions);
         }
         self.answer_for_node(actions);
     }
@@ -592,11 +526,7 @@ impl Session {
         let (code, message) = (*code, message.clone());
         for token in self.tape.tokens.take_all() {
             let mut body = Vec::with_capacity(message.len() + 16);
-            Reply::Error {
-                code,
-                message: &message,
-            }
-            .encode(token, &mut body);
+            Reply::Error { code, message: &message }.encode(token, &mut body);
             self.counters.round_trips += 1;
             self.send_client(FrameKind::Reply, body, actions);
         }
@@ -612,10 +542,7 @@ impl Session {
         if self.phase == Phase::Ended {
             return;
         }
-        let refusal = Refusal {
-            code: code as u32,
-            message: message.to_owned(),
-        };
+        let refusal = Refusal { code: code as u32, message: message.to_owned() };
         self.send_client(FrameKind::Refusal, refusal.encode_to_vec(), actions);
         self.end(actions);
     }
@@ -630,17 +557,12 @@ impl Session {
 
     fn release_weights(&mut self) {
         let weights = &mut self.tape.weights;
-        let unconfirmed: Vec<WeightHash> = self
-            .forgetting
-            .drain()
-            .flat_map(|(_, hashes)| hashes)
-            .collect();
+        let unconfirmed: Vec<WeightHash> =
+            self.forgetting.drain().flat_map(|(_, hashes)| hashes).collect();
         if !unconfirmed.is_empty() {
             weights.shared.orphan(&weights.identity, unconfirmed);
         }
-        weights
-            .shared
-            .release(&weights.identity, weights.held.drain());
+        weights.shared.release(&weights.identity, weights.held.drain());
     }
 
     fn forward_to_node(&mut self, body: &[u8], actions: &mut Vec<Action>) {
@@ -671,11 +593,7 @@ fn frame_bytes(body: &[u8]) -> u64 {
 
 fn weight_hash(bytes: &[u8]) -> Result<WeightHash, SessionError> {
     bytes.try_into().map_err(|_| {
-        WireError::Malformed {
-            what: "weight hash",
-            why: "it does not have 32 bytes",
-        }
-        .into()
+        WireError::Malformed { what: "weight hash", why: "it does not have 32 bytes" }.into()
     })
 }
 

@@ -21,10 +21,7 @@ pub(crate) struct Storages {
 
 impl Storages {
     pub(crate) fn new(max: u64) -> Self {
-        Storages {
-            max,
-            ..Storages::default()
-        }
+        Storages { max, ..Storages::default() }
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -57,11 +54,7 @@ impl Storages {
     ) -> Result<(), SessionError> {
         if self.count() >= self.max {
             let (value, max) = (self.count() + 1, self.max);
-            return Err(SessionError::Limit {
-                what: "live storages",
-                value,
-                max,
-            });
+            return Err(SessionError::Limit { what: "live storages", value, max });
         }
         self.bytes = self.bytes.saturating_add(bytes);
         self.alive.insert(id.0, Storage { bytes, origin });
@@ -70,32 +63,20 @@ impl Storages {
 
     #[inline]
     pub(crate) fn free(&mut self, id: StorageId) -> Result<(), SessionError> {
-        let freed = self
-            .alive
-            .remove(&id.0)
-            .ok_or(SessionError::StorageNotAlive(id.0))?;
+        let freed = self.alive.remove(&id.0).ok_or(SessionError::StorageNotAlive(id.0))?;
         self.bytes = self.bytes.saturating_sub(freed.bytes);
         Ok(())
     }
 
     pub(crate) fn resize(&mut self, id: StorageId, bytes: u64) -> Result<(), SessionError> {
-        let storage = self
-            .alive
-            .get_mut(&id.0)
-            .ok_or(SessionError::StorageNotAlive(id.0))?;
-        self.bytes = self
-            .bytes
-            .saturating_sub(storage.bytes)
-            .saturating_add(bytes);
+        let storage = self.alive.get_mut(&id.0).ok_or(SessionError::StorageNotAlive(id.0))?;
+        self.bytes = self.bytes.saturating_sub(storage.bytes).saturating_add(bytes);
         storage.bytes = bytes;
         Ok(())
     }
 
     pub(crate) fn set_origin(&mut self, id: StorageId, origin: Origin) -> Result<(), SessionError> {
-        let storage = self
-            .alive
-            .get_mut(&id.0)
-            .ok_or(SessionError::StorageNotAlive(id.0))?;
+        let storage = self.alive.get_mut(&id.0).ok_or(SessionError::StorageNotAlive(id.0))?;
         storage.origin = origin;
         Ok(())
     }

@@ -32,11 +32,7 @@ impl DefinitionBytes {
         self.used += bytes as u64;
         if self.used > self.max {
             let (value, max) = (self.used, self.max);
-            return Err(SessionError::Limit {
-                what: "bytes of templates and symbols",
-                value,
-                max,
-            });
+            return Err(SessionError::Limit { what: "bytes of templates and symbols", value, max });
         }
         Ok(())
     }
@@ -56,11 +52,7 @@ impl HeldWeights {
     fn storing(&mut self, hash: &WeightHash) -> Result<(), SessionError> {
         let value = self.held.len() as u64 + self.storing.len() as u64 + 1;
         if value > WEIGHTS_HELD_MAX {
-            return Err(SessionError::Limit {
-                what: "weights held",
-                value,
-                max: WEIGHTS_HELD_MAX,
-            });
+            return Err(SessionError::Limit { what: "weights held", value, max: WEIGHTS_HELD_MAX });
         }
         if !self.held.contains(hash) && self.shared.hold_pending(&self.identity, hash) {
             self.held.insert(*hash);
@@ -70,11 +62,7 @@ impl HeldWeights {
     }
 
     fn check_bind(&self, hash: &WeightHash) -> Result<(), SessionError> {
-        if self.held.contains(hash) {
-            Ok(())
-        } else {
-            Err(SessionError::WeightNotHeld)
-        }
+        if self.held.contains(hash) { Ok(()) } else { Err(SessionError::WeightNotHeld) }
     }
 }
 
@@ -118,19 +106,10 @@ impl TapeState {
 
     /// Builds the graphs of new segments.
     pub(crate) fn settle(&mut self) {
-        let TapeState {
-            decoder,
-            storages,
-            segmenter,
-            ..
-        } = self;
+        let TapeState { decoder, storages, segmenter, .. } = self;
         segmenter.settle(
             |id| decoder.template(id).cloned(),
-            |id| {
-                storages
-                    .get(id)
-                    .map_or(Origin::Unknown, |storage| storage.origin)
-            },
+            |id| storages.get(id).map_or(Origin::Unknown, |storage| storage.origin),
         );
     }
 }
@@ -148,50 +127,29 @@ struct Rest<'a> {
 impl Rest<'_> {
     fn record(&mut self, record: Record) -> Result<(), SessionError> {
         match record {
-            Record::Op {
-                id,
-                template,
-                inputs,
-                first_new,
-                ..
-            } => {
+            Record::Op { id, template, inputs, first_new, .. } => {
                 self.counters.ops += 1;
-                inputs
-                    .iter()
-                    .try_for_each(|input| self.storages.check(*input))?;
+                inputs.iter().try_for_each(|input| self.storages.check(*input))?;
                 let origin = Origin::Op(self.segmenter.hasher.stage());
                 for (index, bytes) in template.new_storages.iter().enumerate() {
-                    self.storages
-                        .make(StorageId(first_new.0 + index as u64), *bytes, origin)?;
+                    self.storages.make(StorageId(first_new.0 + index as u64), *bytes, origin)?;
                 }
                 let new = template.new_storages.len();
                 self.segmenter.hasher.op(id, inputs, first_new, new);
             }
             Record::Free { id } => return self.storages.free(id),
-            Record::Define {
-                template, bytes, ..
-            } => {
+            Record::Define { template, bytes, .. } => {
                 self.counters.templates += 1;
                 self.counters.template_bytes += bytes.len() as u64;
                 self.definitions.add(bytes.len())?;
                 self.segmenter.hasher.define(template);
                 return Ok(());
             }
-            Record::Run {
-                token,
-                template,
-                inputs,
-                first_new,
-                reserve,
-                ..
-            } => {
+            Record::Run { token, template, inputs, first_new, reserve, .. } => {
                 self.counters.ops += 1;
                 self.counters.synchronous_ops += 1;
-                inputs
-                    .iter()
-                    .try_for_each(|input| self.storages.check(*input))?;
-                self.tokens
-                    .add(token, Awaited::Run { first_new, reserve })?;
+                inputs.iter().try_for_each(|input| self.storages.check(*input))?;
+                self.tokens.add(token, Awaited::Run { first_new, reserve })?;
                 self.segmenter.hasher.run(template, inputs);
                 self.segmenter.end_segment(self.counters);
             }
@@ -203,9 +161,7 @@ impl Rest<'_> {
                 self.storages.resize(id, bytes)?;
                 self.segmenter.hasher.resize(id, bytes);
             }
-            Record::Upload {
-                id, len, source, ..
-            } => {
+            Record::Upload { id, len, source, .. } => {
                 self.regions.check(source, len)?;
                 self.regions.uploaded(source.region, len);
                 self.upload(id, len)?;
@@ -222,13 +178,7 @@ impl Rest<'_> {
                 self.segmenter.hasher.store_weight(id);
             }
             Record::ForgetWeight { .. } => return Err(SessionError::ForgetRefused),
-            Record::Read {
-                token,
-                id,
-                len,
-                dest,
-                ..
-            } => {
+            Record::Read { token, id, len, dest, .. } => {
                 self.storages.check(id)?;
                 if let Some(dest) = dest {
                     self.regions.check(dest, len)?;

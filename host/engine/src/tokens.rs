@@ -34,19 +34,11 @@ impl Tokens {
     pub(crate) fn add(&mut self, token: u64, awaited: Awaited) -> Result<(), SessionError> {
         if token >= HOST_TOKENS {
             let max = HOST_TOKENS - 1;
-            return Err(SessionError::Limit {
-                what: "token",
-                value: token,
-                max,
-            });
+            return Err(SessionError::Limit { what: "token", value: token, max });
         }
         if self.outstanding.len() >= OUTSTANDING_MAX {
             let (value, max) = (self.outstanding.len() as u64 + 1, OUTSTANDING_MAX as u64);
-            return Err(SessionError::Limit {
-                what: "replies waited for",
-                value,
-                max,
-            });
+            return Err(SessionError::Limit { what: "replies waited for", value, max });
         }
         match self.outstanding.insert(token, awaited) {
             None => Ok(()),

@@ -50,9 +50,7 @@ impl SharedWeights {
             bytes_max,
             clock: 0,
         };
-        SharedWeights {
-            index: Arc::new(Mutex::new(index)),
-        }
+        SharedWeights { index: Arc::new(Mutex::new(index)) }
     }
 
     /// The index stays consistent between statements, so a panic elsewhere does not spoil it.
@@ -64,10 +62,7 @@ impl SharedWeights {
     pub fn size(&self) -> (u64, u64) {
         let index = self.lock();
         let count = index.identities.values().map(|weights| {
-            weights
-                .values()
-                .filter(|weight| weight.stored && !weight.forgetting)
-                .count() as u64
+            weights.values().filter(|weight| weight.stored && !weight.forgetting).count() as u64
         });
         (count.sum(), index.bytes)
     }
@@ -91,12 +86,8 @@ impl SharedWeights {
     /// `false` when the weight is being forgotten and so cannot be counted on.
     pub(crate) fn hold_pending(&self, identity: &str, hash: &WeightHash) -> bool {
         let mut index = self.lock();
-        let weight = index
-            .identities
-            .entry(identity.to_owned())
-            .or_default()
-            .entry(*hash)
-            .or_default();
+        let weight =
+            index.identities.entry(identity.to_owned()).or_default().entry(*hash).or_default();
         if weight.forgetting {
             return false;
         }
@@ -116,10 +107,7 @@ impl SharedWeights {
         let mut index = self.lock();
         index.clock += 1;
         let clock = index.clock;
-        let weight = index
-            .identities
-            .get_mut(identity)
-            .and_then(|weights| weights.get_mut(hash));
+        let weight = index.identities.get_mut(identity).and_then(|weights| weights.get_mut(hash));
         if let Some(weight) = weight.filter(|_| held) {
             weight.used = clock;
             if !weight.stored {
@@ -144,11 +132,7 @@ impl SharedWeights {
     /// A session ends before the node confirmed that it forgot these: the next session to store
     /// something asks again.
     pub(crate) fn orphan(&self, identity: &str, hashes: Vec<WeightHash>) {
-        self.lock()
-            .orphans
-            .entry(identity.to_owned())
-            .or_default()
-            .extend(hashes);
+        self.lock().orphans.entry(identity.to_owned()).or_default().extend(hashes);
     }
 
     /// A session stops holding weights.
@@ -238,10 +222,7 @@ mod tests {
         weights.release("a", [hash(1)].into_iter());
         assert_eq!(store(&weights, "a", 2, 1), [hash(1)]);
         assert_eq!(weights.hold_stored("a", &hash(1), false), None);
-        assert!(
-            !weights.hold_pending("a", &hash(1)),
-            "until the node forgot it"
-        );
+        assert!(!weights.hold_pending("a", &hash(1)), "until the node forgot it");
         weights.forgotten("a", &[hash(1)]);
         assert!(weights.hold_pending("a", &hash(1)));
     }

@@ -31,10 +31,7 @@ fn session_of(identity: &str, weights: &SharedWeights) -> Session {
         identity: identity.to_owned(),
         software: "genie-host test".to_owned(),
         pid: 1,
-        limits: Limits {
-            storages_max: 1000,
-            definition_bytes_max: 1 << 16,
-        },
+        limits: Limits { storages_max: 1000, definition_bytes_max: 1 << 16 },
         host: Arc::new(NoCounters),
     };
     Session::new(config, weights.clone())
@@ -43,23 +40,13 @@ fn session_of(identity: &str, weights: &SharedWeights) -> Session {
 /// A running session.
 fn running(identity: &str, weights: &SharedWeights) -> Session {
     let mut session = session_of(identity, weights);
-    let hello = Hello {
-        protocol: PROTOCOL_VERSION,
-        threads: 2,
-        ..Hello::default()
-    };
+    let hello = Hello { protocol: PROTOCOL_VERSION, threads: 2, ..Hello::default() };
     let actions = client(&mut session, FrameKind::Hello, &hello.encode_to_vec());
     assert!(matches!(&actions[..], [Action::ConnectNode(hello)]
         if hello.identity == identity && hello.threads == 2));
-    let welcome = Welcome {
-        protocol: PROTOCOL_VERSION,
-        pid: 42,
-        ..Welcome::default()
-    };
+    let welcome = Welcome { protocol: PROTOCOL_VERSION, pid: 42, ..Welcome::default() };
     let actions = node(&mut session, FrameKind::Welcome, &welcome.encode_to_vec());
-    let [Action::ToClient(FrameKind::Welcome, body)] = &actions[..] else {
-        panic!("{actions:?}")
-    };
+    let [Action::ToClient(FrameKind::Welcome, body)] = &actions[..] else { panic!("{actions:?}") };
     let welcome = Welcome::decode(&body[..]).unwrap();
     assert_eq!((welcome.node_pid, welcome.session, welcome.pid), (42, 7, 1));
     session
@@ -93,10 +80,7 @@ fn relu() -> Vec<u8> {
         mutated: vec![],
         random: false,
         new_storages: vec![16],
-        args: vec![Value::Tensor {
-            slot: 0,
-            meta: meta.clone(),
-        }],
+        args: vec![Value::Tensor { slot: 0, meta: meta.clone() }],
         outputs: vec![OutputSpec::New { index: 0, meta }],
     }
     .encode(&mut bytes);
@@ -108,11 +92,7 @@ fn assert_refused(actions: &[Action], part: &str) {
         panic!("expected a refusal with {part:?}, got {actions:?}");
     };
     let refusal = Refusal::decode(&body[..]).unwrap();
-    assert!(
-        refusal.message.contains(part),
-        "{:?} lacks {part:?}",
-        refusal.message
-    );
+    assert!(refusal.message.contains(part), "{:?} lacks {part:?}", refusal.message);
 }
 
 fn errors(actions: &[Action]) -> Vec<(u64, ErrorCode)> {
@@ -145,16 +125,10 @@ fn a_program_is_forwarded_and_counted() {
         writer.free(x);
         writer.free(y);
         assert_eq!(tape(&mut session, &mut writer), [Action::ForwardToNode]);
-        assert_eq!(
-            node(&mut session, FrameKind::Reply, &reply(step)),
-            [Action::ForwardToClient]
-        );
+        assert_eq!(node(&mut session, FrameKind::Reply, &reply(step)), [Action::ForwardToClient]);
     }
     let counters = session.counters();
-    assert_eq!(
-        (counters.ops, counters.reads, counters.round_trips),
-        (3, 3, 3)
-    );
+    assert_eq!((counters.ops, counters.reads, counters.round_trips), (3, 3, 3));
     assert_eq!((counters.segments_new, counters.segments_known), (1, 2));
     assert_eq!(session.live(), (0, 0));
     let (srg, plan) = session.segmenter().last().expect("the graph is remembered");
@@ -187,28 +161,11 @@ fn what_a_client_may_not_name_is_refused_and_never_forwarded() {
         }),
         ("was not registered", |w| {
             let x = w.alloc(4);
-            w.upload(
-                x,
-                0,
-                4,
-                RegionSpan {
-                    region: 9,
-                    offset: 0,
-                },
-            );
+            w.upload(x, 0, 4, RegionSpan { region: 9, offset: 0 });
         }),
         ("lie outside", |w| {
             let x = w.alloc(4);
-            w.read(
-                1,
-                x,
-                0,
-                4,
-                Some(RegionSpan {
-                    region: 0,
-                    offset: 4093,
-                }),
-            );
+            w.read(1, x, 0, 4, Some(RegionSpan { region: 0, offset: 4093 }));
         }),
         ("does not hold", |w| {
             let x = w.alloc(4);
@@ -228,10 +185,7 @@ fn what_a_client_may_not_name_is_refused_and_never_forwarded() {
     for (part, write) in cases {
         let mut session = running("u", &SharedWeights::new(1000));
         let region = Region { id: 0, bytes: 4096 }.encode_to_vec();
-        assert_eq!(
-            client(&mut session, FrameKind::Region, &region),
-            [Action::ForwardToNode]
-        );
+        assert_eq!(client(&mut session, FrameKind::Region, &region), [Action::ForwardToNode]);
         let mut writer = TapeWriter::new();
         write(&mut writer);
         assert_refused(&tape(&mut session, &mut writer), part);
@@ -245,11 +199,7 @@ fn frames_out_of_order_are_refused() {
     let weights = SharedWeights::new(1000);
     let tape = client(&mut session_of("u", &weights), FrameKind::Tape, &[]);
     assert_refused(&tape, "before the hello");
-    let hello = Hello {
-        protocol: 99,
-        ..Hello::default()
-    }
-    .encode_to_vec();
+    let hello = Hello { protocol: 99, ..Hello::default() }.encode_to_vec();
     let version = client(&mut session_of("u", &weights), FrameKind::Hello, &hello);
     assert_refused(&version, "install the same version");
     let twice = client(&mut running("u", &weights), FrameKind::Hello, &hello);
@@ -261,31 +211,16 @@ fn frames_out_of_order_are_refused() {
 #[test]
 fn a_lost_node_fails_every_token_now_and_later() {
     let mut session = running("u", &SharedWeights::new(1000));
-    client(
-        &mut session,
-        FrameKind::Region,
-        &Region { id: 0, bytes: 4096 }.encode_to_vec(),
-    );
+    client(&mut session, FrameKind::Region, &Region { id: 0, bytes: 4096 }.encode_to_vec());
     let mut writer = TapeWriter::new();
     let x = writer.alloc(4);
-    writer.upload(
-        x,
-        0,
-        100,
-        RegionSpan {
-            region: 0,
-            offset: 0,
-        },
-    );
+    writer.upload(x, 0, 100, RegionSpan { region: 0, offset: 0 });
     writer.read(1, x, 0, 4, None);
     writer.fence(2);
     tape(&mut session, &mut writer);
     let mut actions = Vec::new();
     session.node_closed("killed", &mut actions);
-    assert_eq!(
-        errors(&actions),
-        [(1, ErrorCode::NodeLost), (2, ErrorCode::NodeLost)]
-    );
+    assert_eq!(errors(&actions), [(1, ErrorCode::NodeLost), (2, ErrorCode::NodeLost)]);
     let released = |actions: &[Action]| {
         actions.iter().find_map(|action| match action {
             Action::ToClient(FrameKind::Released, body) => {
@@ -295,29 +230,14 @@ fn a_lost_node_fails_every_token_now_and_later() {
         })
     };
     assert_eq!(released(&actions), Some(100), "upload memory comes back");
-    writer.upload(
-        x,
-        0,
-        50,
-        RegionSpan {
-            region: 0,
-            offset: 100,
-        },
-    );
+    writer.upload(x, 0, 50, RegionSpan { region: 0, offset: 100 });
     writer.run(3, &relu(), &[x.0], &[], 4);
     let actions = tape(&mut session, &mut writer);
     assert_eq!(errors(&actions), [(3, ErrorCode::NodeLost)]);
     assert_eq!(released(&actions), Some(50));
     assert!(!actions.contains(&Action::ForwardToNode));
-    let have = Have {
-        token: 5,
-        hash: vec![0; 32],
-    }
-    .encode_to_vec();
-    assert_eq!(
-        answer(&client(&mut session, FrameKind::Have, &have)),
-        Some((5, false))
-    );
+    let have = Have { token: 5, hash: vec![0; 32] }.encode_to_vec();
+    assert_eq!(answer(&client(&mut session, FrameKind::Have, &have)), Some((5, false)));
     assert!(!session.has_ended());
 }
 
@@ -327,21 +247,16 @@ fn a_refusal_of_the_node_is_told_with_its_message() {
     let mut writer = TapeWriter::new();
     writer.fence(2);
     tape(&mut session, &mut writer);
-    let refusal = Refusal {
-        code: ErrorCode::OutOfMemory as u32,
-        message: "full".to_owned(),
-    };
+    let refusal = Refusal { code: ErrorCode::OutOfMemory as u32, message: "full".to_owned() };
     let actions = node(&mut session, FrameKind::Refusal, &refusal.encode_to_vec());
     assert_eq!(errors(&actions), [(2, ErrorCode::OutOfMemory)]);
 }
 
 #[test]
 fn a_node_that_breaks_the_protocol_is_lost() {
-    for (kind, body) in [
-        (FrameKind::Reply, reply(77)),
-        (FrameKind::Tape, vec![]),
-        (FrameKind::Reply, vec![]),
-    ] {
+    for (kind, body) in
+        [(FrameKind::Reply, reply(77)), (FrameKind::Tape, vec![]), (FrameKind::Reply, vec![])]
+    {
         let mut session = running("u", &SharedWeights::new(1000));
         let mut writer = TapeWriter::new();
         writer.fence(2);
@@ -359,12 +274,8 @@ fn the_storages_of_a_synchronous_operator_live_after_its_reply() {
     let first = writer.run(1, &relu(), &[x.0], &[], 4);
     tape(&mut session, &mut writer);
     let mut body = Vec::new();
-    Reply::Outputs {
-        storage_bytes: vec![16, 8],
-        outputs: vec![],
-        scalars: &[],
-    }
-    .encode(1, &mut body);
+    Reply::Outputs { storage_bytes: vec![16, 8], outputs: vec![], scalars: &[] }
+        .encode(1, &mut body);
     node(&mut session, FrameKind::Reply, &body);
     assert_eq!(session.live(), (3, 40));
     writer.free(StorageId(first.0 + 1));
@@ -381,12 +292,8 @@ fn more_outputs_than_reserved_lose_the_node() {
     writer.run(1, &relu(), &[x.0], &[], 1);
     tape(&mut session, &mut writer);
     let mut body = Vec::new();
-    Reply::Outputs {
-        storage_bytes: vec![16, 8],
-        outputs: vec![],
-        scalars: &[],
-    }
-    .encode(1, &mut body);
+    Reply::Outputs { storage_bytes: vec![16, 8], outputs: vec![], scalars: &[] }
+        .encode(1, &mut body);
     let actions = node(&mut session, FrameKind::Reply, &body);
     assert_eq!(errors(&actions), [(1, ErrorCode::NodeLost)]);
 }
@@ -402,11 +309,7 @@ fn answer(actions: &[Action]) -> Option<(u64, bool)> {
 }
 
 fn ask(session: &mut Session, byte: u8) -> Option<(u64, bool)> {
-    let have = Have {
-        token: 9,
-        hash: vec![byte; 32],
-    }
-    .encode_to_vec();
+    let have = Have { token: 9, hash: vec![byte; 32] }.encode_to_vec();
     answer(&client(session, FrameKind::Have, &have))
 }
 
@@ -419,22 +322,15 @@ fn store(session: &mut Session, writer: &mut TapeWriter, byte: u8, bytes: u64) -
 }
 
 fn confirm(session: &mut Session, byte: u8, bytes: u64, refused: &str) -> Vec<Action> {
-    let stored = WeightStored {
-        hash: vec![byte; 32],
-        bytes,
-        refused: refused.to_owned(),
-    };
+    let stored = WeightStored { hash: vec![byte; 32], bytes, refused: refused.to_owned() };
     node(session, FrameKind::WeightStored, &stored.encode_to_vec())
 }
 
 #[test]
 fn a_weight_is_uploaded_once_for_all_sessions_of_an_identity() {
     let weights = SharedWeights::new(1000);
-    let (mut one, mut other, mut stranger) = (
-        running("u", &weights),
-        running("u", &weights),
-        running("v", &weights),
-    );
+    let (mut one, mut other, mut stranger) =
+        (running("u", &weights), running("u", &weights), running("v", &weights));
     let mut writer = TapeWriter::new();
     assert_eq!(ask(&mut one, 1), Some((9, false)));
     store(&mut one, &mut writer, 1, 100);
@@ -458,10 +354,7 @@ fn a_question_about_a_weight_in_flight_waits_for_the_node() {
         writer.store_weight(x, &[byte; 32]);
         tape(&mut session, &mut writer);
         assert_eq!(ask(&mut session, byte), None);
-        assert_eq!(
-            answer(&confirm(&mut session, byte, 100, refused)),
-            Some((9, present))
-        );
+        assert_eq!(answer(&confirm(&mut session, byte, 100, refused)), Some((9, present)));
     }
     let x = writer.alloc(100);
     writer.bind_weight(x, &[2; 32]);
@@ -478,9 +371,7 @@ fn the_store_stays_within_its_budget_and_is_exact_while_the_node_forgets() {
     assert_eq!(actions, [Action::End]);
     let mut session = running("u", &weights);
     let actions = store(&mut session, &mut TapeWriter::new(), 2, 100);
-    let [Action::ToNode(FrameKind::Tape, forget)] = &actions[..] else {
-        panic!("{actions:?}")
-    };
+    let [Action::ToNode(FrameKind::Tape, forget)] = &actions[..] else { panic!("{actions:?}") };
     let mut expected = TapeWriter::new();
     expected.forget_weight(&[1; 32]);
     expected.fence(1 << 63);
@@ -495,33 +386,19 @@ fn the_store_stays_within_its_budget_and_is_exact_while_the_node_forgets() {
 fn a_status_joins_the_counters_of_node_and_host() {
     let mut session = running("u", &SharedWeights::new(1000));
     let request = StatusRequest { token: 3 }.encode_to_vec();
-    assert_eq!(
-        client(&mut session, FrameKind::StatusRequest, &request),
-        [Action::ForwardToNode]
-    );
+    assert_eq!(client(&mut session, FrameKind::StatusRequest, &request), [Action::ForwardToNode]);
     let from_node = Status {
         token: 3,
-        counters: vec![genie_wire::control::Counter {
-            name: "node.ops".to_owned(),
-            value: 5,
-        }],
+        counters: vec![genie_wire::control::Counter { name: "node.ops".to_owned(), value: 5 }],
     };
     let actions = node(&mut session, FrameKind::Status, &from_node.encode_to_vec());
-    let [Action::ToClient(FrameKind::Status, body)] = &actions[..] else {
-        panic!("{actions:?}")
-    };
+    let [Action::ToClient(FrameKind::Status, body)] = &actions[..] else { panic!("{actions:?}") };
     let status = Status::decode(&body[..]).unwrap();
     assert_eq!(status.token, 3);
-    for name in [
-        "node.ops",
-        "host.sessions",
-        "host.session.bytes_to_node",
-        "host.session.plan.one-node",
-    ] {
-        assert!(
-            status.counters.iter().any(|counter| counter.name == name),
-            "{name}"
-        );
+    for name in
+        ["node.ops", "host.sessions", "host.session.bytes_to_node", "host.session.plan.one-node"]
+    {
+        assert!(status.counters.iter().any(|counter| counter.name == name), "{name}");
     }
 }
 

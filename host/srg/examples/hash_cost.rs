@@ -17,14 +17,8 @@ fn main() {
         random: false,
         new_storages: vec![meta.bytes()],
         args: vec![
-            Value::Tensor {
-                slot: 0,
-                meta: meta.clone(),
-            },
-            Value::Tensor {
-                slot: 1,
-                meta: meta.clone(),
-            },
+            Value::Tensor { slot: 0, meta: meta.clone() },
+            Value::Tensor { slot: 1, meta: meta.clone() },
             Value::VaryingDouble { scalar: 0 },
         ],
         outputs: vec![OutputSpec::New { index: 0, meta }],

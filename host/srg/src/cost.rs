@@ -17,11 +17,7 @@ pub struct Cost {
 impl Cost {
     /// Flops per byte.
     pub fn intensity(self) -> f64 {
-        if self.bytes == 0 {
-            0.0
-        } else {
-            self.flops as f64 / self.bytes as f64
-        }
+        if self.bytes == 0 { 0.0 } else { self.flops as f64 / self.bytes as f64 }
     }
 
     pub fn plus(self, other: Cost) -> Cost {
@@ -39,24 +35,12 @@ impl Cost {
             arg.for_each_tensor(&mut |_, meta| collected.push(meta.clone()));
         }
         inputs.extend(collected.iter());
-        let outputs: Vec<&TensorMeta> = template
-            .outputs
-            .iter()
-            .filter_map(OutputSpec::meta)
-            .collect();
-        let bytes = inputs
-            .iter()
-            .chain(&outputs)
-            .fold(0u64, |sum, meta| sum.saturating_add(meta.bytes()));
-        let shapes = Shapes {
-            inputs: &inputs,
-            outputs: &outputs,
-            args: &template.args,
-        };
-        Cost {
-            flops: shapes.flops(base_name(&template.op)),
-            bytes,
-        }
+        let outputs: Vec<&TensorMeta> =
+            template.outputs.iter().filter_map(OutputSpec::meta).collect();
+        let bytes =
+            inputs.iter().chain(&outputs).fold(0u64, |sum, meta| sum.saturating_add(meta.bytes()));
+        let shapes = Shapes { inputs: &inputs, outputs: &outputs, args: &template.args };
+        Cost { flops: shapes.flops(base_name(&template.op)), bytes }
     }
 }
 
@@ -91,11 +75,7 @@ impl Shapes<'_> {
             _ if name.starts_with("scaled_dot_product") => {
                 let forward = self.attention();
                 // The backward recomputes the scores and does four products more.
-                if name.ends_with("backward") {
-                    forward / 2 * 5
-                } else {
-                    forward
-                }
+                if name.ends_with("backward") { forward / 2 * 5 } else { forward }
             }
             "empty" | "copy" | "clone" | "to_copy" | "cat" | "stack" | "embedding" | "index"
             | "index_select" | "gather" | "scatter" | "slice_backward" | "select_backward"
@@ -108,12 +88,7 @@ impl Shapes<'_> {
     }
 
     fn largest(&self) -> u64 {
-        self.inputs
-            .iter()
-            .chain(self.outputs)
-            .map(|meta| meta.elements())
-            .max()
-            .unwrap_or(0)
+        self.inputs.iter().chain(self.outputs).map(|meta| meta.elements()).max().unwrap_or(0)
     }
 
     fn output(&self) -> u64 {
@@ -124,12 +99,7 @@ impl Shapes<'_> {
     /// `add*` forms put the addend before it.
     fn matmul(&self, name: &str) -> u64 {
         let first = usize::from(name.contains("add"));
-        let inner = self
-            .inputs
-            .get(first)
-            .and_then(|meta| meta.sizes.last())
-            .copied()
-            .unwrap_or(1);
+        let inner = self.inputs.get(first).and_then(|meta| meta.sizes.last()).copied().unwrap_or(1);
         self.output().saturating_mul(inner).saturating_mul(2)
     }
 
@@ -141,14 +111,8 @@ impl Shapes<'_> {
         let transposed =
             self.args.iter().any(|arg| matches!(arg, Value::Bool(true))) && self.args.len() >= 9;
         let filters = weight.sizes.first().copied().unwrap_or(1).max(1);
-        let moving = if transposed {
-            input.elements()
-        } else {
-            self.output()
-        };
-        moving
-            .saturating_mul(weight.elements() / filters)
-            .saturating_mul(2)
+        let moving = if transposed { input.elements() } else { self.output() };
+        moving.saturating_mul(weight.elements() / filters).saturating_mul(2)
     }
 
     /// Arguments: output gradient, input, weight; one product each for input and weight.
@@ -157,19 +121,12 @@ impl Shapes<'_> {
             return self.largest();
         };
         let filters = weight.sizes.first().copied().unwrap_or(1).max(1);
-        gradient
-            .elements()
-            .saturating_mul(weight.elements() / filters)
-            .saturating_mul(4)
+        gradient.elements().saturating_mul(weight.elements() / filters).saturating_mul(4)
     }
 
     /// Query times keys and scores times values: two products of (queries, keys, width).
     fn attention(&self) -> u64 {
-        let attention: Vec<_> = self
-            .inputs
-            .iter()
-            .filter(|meta| meta.sizes.len() >= 3)
-            .collect();
+        let attention: Vec<_> = self.inputs.iter().filter(|meta| meta.sizes.len() >= 3).collect();
         let [query, key, ..] = attention[..] else {
             return self.largest();
         };
@@ -190,18 +147,8 @@ mod tests {
     #[test]
     fn operators_are_estimated_from_their_shapes() {
         check("aten::mm", &[&[4, 8], &[8, 16]], &[4, 16], 2 * 4 * 8 * 16);
-        check(
-            "aten::addmm",
-            &[&[16], &[4, 8], &[8, 16]],
-            &[4, 16],
-            2 * 4 * 8 * 16,
-        );
-        check(
-            "aten::bmm",
-            &[&[3, 4, 8], &[3, 8, 16]],
-            &[3, 4, 16],
-            3 * 2 * 4 * 8 * 16,
-        );
+        check("aten::addmm", &[&[16], &[4, 8], &[8, 16]], &[4, 16], 2 * 4 * 8 * 16);
+        check("aten::bmm", &[&[3, 4, 8], &[3, 8, 16]], &[3, 4, 16], 3 * 2 * 4 * 8 * 16);
         check("aten::relu_", &[&[10, 10]], &[10, 10], 100);
         check("aten::sum.dim_IntList", &[&[10, 10]], &[10], 100);
         check("aten::copy_", &[&[10], &[10]], &[10], 0);
@@ -215,11 +162,7 @@ mod tests {
     #[test]
     fn huge_shapes_do_not_overflow() {
         let huge = 1 << 62;
-        let cost = Cost::of(&op(
-            "aten::mm",
-            &[&[huge, huge], &[huge, huge]],
-            &[huge, huge],
-        ));
+        let cost = Cost::of(&op("aten::mm", &[&[huge, huge], &[huge, huge]], &[huge, huge]));
         assert_eq!(cost.flops, u64::MAX);
         assert!(cost.intensity() >= 0.0);
     }

@@ -25,10 +25,7 @@ impl TemplateDigest {
         template.encode(&mut bytes);
         let mut exact = Mixer::new();
         exact.bytes(&bytes);
-        TemplateDigest {
-            exact: exact.finish(),
-            topology: Topology::new(template).hash(template),
-        }
+        TemplateDigest { exact: exact.finish(), topology: Topology::new(template).hash(template) }
     }
 }
 
@@ -48,19 +45,9 @@ impl Topology {
                 }
             }
         };
-        template
-            .args
-            .iter()
-            .for_each(|arg| arg.for_each_tensor(&mut |_, meta| add(meta)));
-        template
-            .outputs
-            .iter()
-            .filter_map(OutputSpec::meta)
-            .for_each(add);
-        Topology {
-            mixer: Mixer::new(),
-            classes,
-        }
+        template.args.iter().for_each(|arg| arg.for_each_tensor(&mut |_, meta| add(meta)));
+        template.outputs.iter().filter_map(OutputSpec::meta).for_each(add);
+        Topology { mixer: Mixer::new(), classes }
     }
 
     fn hash(mut self, template: &Template) -> Hash128 {
@@ -69,18 +56,12 @@ impl Topology {
             self.mixer.word(word.into());
         }
         self.mixer.word(template.mutated.len() as u64);
-        template
-            .mutated
-            .iter()
-            .for_each(|slot| self.mixer.word((*slot).into()));
+        template.mutated.iter().for_each(|slot| self.mixer.word((*slot).into()));
         self.mixer.word(template.new_storages.len() as u64);
         self.mixer.word(template.args.len() as u64);
         template.args.iter().for_each(|arg| self.value(arg));
         self.mixer.word(template.outputs.len() as u64);
-        template
-            .outputs
-            .iter()
-            .for_each(|output| self.output(output));
+        template.outputs.iter().for_each(|output| self.output(output));
         self.mixer.finish()
     }
 
@@ -93,11 +74,8 @@ impl Topology {
         let class = match size {
             0 | 1 => size,
             _ => {
-                2 + self
-                    .classes
-                    .iter()
-                    .position(|known| *known == size)
-                    .unwrap_or(usize::MAX / 2) as u64
+                2 + self.classes.iter().position(|known| *known == size).unwrap_or(usize::MAX / 2)
+                    as u64
             }
         };
         self.mixer.word(class);
@@ -154,11 +132,7 @@ impl Topology {
                 self.meta(meta);
             }
             Value::UndefinedTensor => self.mixer.word(2),
-            Value::ScalarTensor {
-                scalar,
-                dtype,
-                wrapped,
-            } => {
+            Value::ScalarTensor { scalar, dtype, wrapped } => {
                 self.tagged(3, (*scalar).into());
                 self.tagged(dtype.0.into(), u64::from(*wrapped));
             }
@@ -202,10 +176,7 @@ mod tests {
 
     fn unary(op: &str, sizes: &[u64], extra: Vec<Value>) -> TemplateDigest {
         let meta = TensorMeta::contiguous(DType::FLOAT32, sizes);
-        let mut args = vec![Value::Tensor {
-            slot: 0,
-            meta: meta.clone(),
-        }];
+        let mut args = vec![Value::Tensor { slot: 0, meta: meta.clone() }];
         args.extend(extra);
         TemplateDigest::of(&Template {
             op: op.to_owned(),
@@ -231,22 +202,14 @@ mod tests {
     fn one_and_zero_and_equality_stay_in_the_topology() {
         let general = unary("aten::relu", &[8, 16], vec![]).topology;
         for sizes in [[1, 16], [0, 16], [16, 16]] {
-            assert_ne!(
-                unary("aten::relu", &sizes, vec![]).topology,
-                general,
-                "{sizes:?}"
-            );
+            assert_ne!(unary("aten::relu", &sizes, vec![]).topology, general, "{sizes:?}");
         }
     }
 
     #[test]
     fn dims_and_booleans_stay_but_sizes_among_the_integers_do_not() {
         let of = |rows, dim, keep| {
-            let extra = vec![
-                Value::Int(dim),
-                Value::Bool(keep),
-                Value::IntList(vec![rows, 64]),
-            ];
+            let extra = vec![Value::Int(dim), Value::Bool(keep), Value::IntList(vec![rows, 64])];
             unary("aten::sum", &[rows as u64, 64, 5], extra).topology
         };
         assert_eq!(of(17, 2, true), of(18, 2, true));

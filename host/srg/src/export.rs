@@ -18,9 +18,7 @@ pub fn json(srg: &Srg) -> Value {
                 _ => None,
             };
             let versions = |list: &[(crate::LocalStorage, crate::Version)]| -> Vec<Value> {
-                list.iter()
-                    .map(|(storage, version)| json!([storage.0, version.0]))
-                    .collect()
+                list.iter().map(|(storage, version)| json!([storage.0, version.0])).collect()
             };
             json!({
                 "op": node.kind.name(),
@@ -69,10 +67,7 @@ pub fn dot(srg: &Srg) -> String {
     let mut out = String::from("digraph srg {\n  rankdir=TB; node [shape=box];\n");
     for index in srg.graph.node_indices() {
         let node = &srg.graph[index];
-        let module = node
-            .module
-            .as_deref()
-            .and_then(|module| module.split('\0').next());
+        let module = node.module.as_deref().and_then(|module| module.split('\0').next());
         let label = match module {
             Some(module) => format!("{}\n{module}", node.kind.name()),
             None => node.kind.name().to_owned(),
@@ -126,12 +121,7 @@ mod tests {
         hasher.read(StorageId(8), 16);
         let hashes = hasher.finish();
         let trace = hasher.take_trace();
-        let srg = Srg::build(
-            &trace,
-            hashes,
-            |_| Some(template.clone()),
-            |_| Origin::Upload,
-        );
+        let srg = Srg::build(&trace, hashes, |_| Some(template.clone()), |_| Origin::Upload);
         let json = json(&srg);
         assert_eq!(json["nodes"].as_array().unwrap().len(), 3);
         assert_eq!(json["edges"].as_array().unwrap().len(), 2);

@@ -149,15 +149,8 @@ impl Srg {
             builder.step(step, &template, &origin);
         }
         builder.assign_residencies();
-        let cost = builder
-            .graph
-            .node_weights()
-            .fold(Cost::default(), |sum, n| sum.plus(n.cost));
-        Srg {
-            graph: builder.graph,
-            hashes,
-            cost,
-        }
+        let cost = builder.graph.node_weights().fold(Cost::default(), |sum, n| sum.plus(n.cost));
+        Srg { graph: builder.graph, hashes, cost }
     }
 }
 
@@ -229,9 +222,9 @@ impl<'a> Builder<'a> {
             self.read(node, *local, metas.get(slot).cloned().flatten());
         }
         let writes_input = |slot: usize| match step.kind {
-            StepKind::Op(_) | StepKind::Run(_) => op
-                .as_ref()
-                .is_some_and(|op| op.mutated.contains(&(slot as u32))),
+            StepKind::Op(_) | StepKind::Run(_) => {
+                op.as_ref().is_some_and(|op| op.mutated.contains(&(slot as u32)))
+            }
             StepKind::Upload | StepKind::BindWeight | StepKind::Resize => true,
             _ => false,
         };
@@ -263,15 +256,7 @@ impl<'a> Builder<'a> {
             reads: vec![],
             writes: vec![(local, Version(0))],
         });
-        self.current.insert(
-            local,
-            Current {
-                version: 0,
-                writer,
-                readers: vec![],
-                meta: None,
-            },
-        );
+        self.current.insert(local, Current { version: 0, writer, readers: vec![], meta: None });
     }
 
     fn read(&mut self, node: NodeIndex, local: LocalStorage, meta: Option<TensorMeta>) {
@@ -283,14 +268,7 @@ impl<'a> Builder<'a> {
         let writer = current.writer;
         self.graph[node].reads.push((local, version));
         let residency = Residency::Unknown;
-        let edge = Edge {
-            kind: EdgeKind::Flow,
-            storage: local,
-            version,
-            meta,
-            bytes,
-            residency,
-        };
+        let edge = Edge { kind: EdgeKind::Flow, storage: local, version, meta, bytes, residency };
         self.graph.add_edge(writer, node, edge);
     }
 
@@ -313,15 +291,7 @@ impl<'a> Builder<'a> {
 
     fn make(&mut self, node: NodeIndex, local: LocalStorage, meta: Option<TensorMeta>) {
         self.graph[node].writes.push((local, Version(0)));
-        self.current.insert(
-            local,
-            Current {
-                version: 0,
-                writer: node,
-                readers: vec![],
-                meta,
-            },
-        );
+        self.current.insert(local, Current { version: 0, writer: node, readers: vec![], meta });
     }
 
     fn use_generator(&mut self, node: NodeIndex) {
@@ -332,14 +302,8 @@ impl<'a> Builder<'a> {
 
     fn order(&mut self, from: NodeIndex, to: NodeIndex, storage: LocalStorage, version: Version) {
         let residency = Residency::Unknown;
-        let edge = Edge {
-            kind: EdgeKind::Order,
-            storage,
-            version,
-            meta: None,
-            bytes: 0,
-            residency,
-        };
+        let edge =
+            Edge { kind: EdgeKind::Order, storage, version, meta: None, bytes: 0, residency };
         self.graph.add_edge(from, to, edge);
     }
 
@@ -379,11 +343,7 @@ impl<'a> Builder<'a> {
                 };
             }
         }
-        for node in self
-            .graph
-            .node_weights()
-            .filter(|node| node.kind == NodeKind::Read)
-        {
+        for node in self.graph.node_weights().filter(|node| node.kind == NodeKind::Read) {
             for (local, _) in &node.reads {
                 let residency = &mut of[local.0 as usize];
                 if matches!(residency, Residency::Activation | Residency::Unknown) {
@@ -454,11 +414,7 @@ mod tests {
         fn new() -> Self {
             let mut hasher = SegmentHasher::new();
             hasher.begin();
-            Session {
-                hasher,
-                templates: vec![],
-                next: 100,
-            }
+            Session { hasher, templates: vec![], next: 100 }
         }
 
         fn op(&mut self, template: Arc<Template>, inputs: &[u64]) -> u64 {
@@ -476,20 +432,12 @@ mod tests {
         fn build(mut self, origin: Origin) -> Srg {
             let hashes = self.hasher.finish();
             let trace = self.hasher.take_trace();
-            Srg::build(
-                &trace,
-                hashes,
-                |id| self.templates.get(id.0 as usize).cloned(),
-                |_| origin,
-            )
+            Srg::build(&trace, hashes, |id| self.templates.get(id.0 as usize).cloned(), |_| origin)
         }
     }
 
     fn find<'a>(srg: &'a Srg, name: &str) -> &'a Node {
-        srg.graph
-            .node_weights()
-            .find(|node| node.kind.name() == name)
-            .expect("the node is there")
+        srg.graph.node_weights().find(|node| node.kind.name() == name).expect("the node is there")
     }
 
     #[test]
@@ -510,10 +458,7 @@ mod tests {
             .edge_references()
             .filter(|edge| edge.weight().kind == EdgeKind::Order)
             .map(|edge| {
-                (
-                    srg.graph[edge.source()].kind.name(),
-                    srg.graph[edge.target()].kind.name(),
-                )
+                (srg.graph[edge.source()].kind.name(), srg.graph[edge.target()].kind.name())
             })
             .collect();
         assert_eq!(order, [("aten::neg", "aten::add_")]);
@@ -536,14 +481,8 @@ mod tests {
                 })
                 .map(|edge| edge.weight().residency)
         };
-        assert_eq!(
-            residency("source", "aten::mul.Tensor"),
-            Some(Residency::Weight)
-        );
-        assert_eq!(
-            residency("aten::mul.Tensor", "aten::relu"),
-            Some(Residency::Activation)
-        );
+        assert_eq!(residency("source", "aten::mul.Tensor"), Some(Residency::Weight));
+        assert_eq!(residency("aten::mul.Tensor", "aten::relu"), Some(Residency::Activation));
         assert_eq!(residency("aten::relu", "read"), Some(Residency::Output));
     }
 
@@ -555,10 +494,7 @@ mod tests {
         let y = session.op(unary("aten::threshold_backward", &[4]), &[1]);
         session.op(unary("aten::neg", &[4]), &[y]);
         let srg = session.build(Origin::Unknown);
-        let gradient = srg
-            .graph
-            .edge_weights()
-            .find(|edge| edge.residency == Residency::Gradient);
+        let gradient = srg.graph.edge_weights().find(|edge| edge.residency == Residency::Gradient);
         assert!(gradient.is_some());
         assert!(srg.cost.flops >= 8);
     }

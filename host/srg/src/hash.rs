@@ -75,16 +75,14 @@ impl SegmentHasher {
     /// Takes note of the session's next template. `Invariant:` called in the order of ids.
     pub fn define(&mut self, template: &Template) {
         let digest = TemplateDigest::of(template);
-        self.digests
-            .push((digest.exact.0 as u64, digest.topology.0 as u64));
+        self.digests.push((digest.exact.0 as u64, digest.topology.0 as u64));
     }
 
     /// Takes note of the session's next symbol.
     pub fn symbol(&mut self, text: &str) {
         let mut mixer = Mixer::new();
         mixer.bytes(text.as_bytes());
-        self.symbols
-            .push((Arc::from(text), mixer.finish().0 as u64));
+        self.symbols.push((Arc::from(text), mixer.finish().0 as u64));
     }
 
     /// An operator of a template that was defined: its input storages, and `new` storages from
@@ -195,9 +193,7 @@ impl SegmentHasher {
         self.common = Mixer::new();
         self.common.word(self.stage as u64);
         for stack in [&self.modules, &self.phases] {
-            let top = stack
-                .last()
-                .map_or(0, |symbol| self.symbols[*symbol as usize].1);
+            let top = stack.last().map_or(0, |symbol| self.symbols[*symbol as usize].1);
             self.common.word(top);
         }
         self.context_is_new = true;
@@ -219,8 +215,7 @@ impl SegmentHasher {
         }
         let operands = self.trace.operands.len() as u32;
         // Kind and counts in one word; the operator itself is in the other two mixers.
-        self.common
-            .word(kind.code() << 32 | (inputs.len() as u64) << 16 | new as u64);
+        self.common.word(kind.code() << 32 | (inputs.len() as u64) << 16 | new as u64);
         for id in inputs {
             let local = self.local(*id, false);
             self.common.word(local.0.into());
@@ -380,10 +375,8 @@ mod tests {
     fn different_wiring_changes_both() {
         let chain = vec![(0, vec![0, 0]), (0, vec![0, 0])];
         let fork = vec![(0, vec![0, 0]), (0, vec![1, 0])];
-        let (chain, fork) = (
-            hashes(&chain, &[0, 1, 2, 3], 8, 0, 1),
-            hashes(&fork, &[0, 1, 2, 3], 8, 0, 1),
-        );
+        let (chain, fork) =
+            (hashes(&chain, &[0, 1, 2, 3], 8, 0, 1), hashes(&fork, &[0, 1, 2, 3], 8, 0, 1));
         assert_ne!(chain.exact, fork.exact);
         assert_ne!(chain.topology, fork.topology);
     }
@@ -419,10 +412,7 @@ mod tests {
         let module = of(&[(MarkKind::ModuleEnter, "layers.0\0Linear")]);
         assert_ne!(module, of(&[]));
         assert_ne!(module, of(&[(MarkKind::ModuleEnter, "layers.1\0Linear")]));
-        assert_ne!(
-            of(&[(MarkKind::Stage, "backward")]),
-            of(&[(MarkKind::Stage, "optimizer")])
-        );
+        assert_ne!(of(&[(MarkKind::Stage, "backward")]), of(&[(MarkKind::Stage, "optimizer")]));
     }
 
     #[test]

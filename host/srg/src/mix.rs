@@ -32,10 +32,7 @@ fn fold(x: u64, y: u64) -> u64 {
 
 impl Mixer {
     pub(crate) fn new() -> Self {
-        Mixer {
-            a: 0x243f_6a88_85a3_08d3,
-            b: 0x1319_8a2e_0370_7344,
-        }
+        Mixer { a: 0x243f_6a88_85a3_08d3, b: 0x1319_8a2e_0370_7344 }
     }
 
     #[inline]

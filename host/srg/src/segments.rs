@@ -42,12 +42,7 @@ struct Entry<T> {
 
 impl<T> Default for Segments<T> {
     fn default() -> Self {
-        Segments {
-            exact: HashMap::new(),
-            topologies: HashMap::new(),
-            nodes: 0,
-            clock: 0,
-        }
+        Segments { exact: HashMap::new(), topologies: HashMap::new(), nodes: 0, clock: 0 }
     }
 }
 
@@ -81,11 +76,7 @@ impl<T> Segments<T> {
     /// Remembers the graph of a new topology and what was derived from it.
     pub fn insert(&mut self, graph: Arc<Srg>, derived: T) {
         let nodes = graph.graph.node_count();
-        let entry = Entry {
-            derived,
-            used: self.clock,
-            graph,
-        };
+        let entry = Entry { derived, used: self.clock, graph };
         if let Some(old) = self.topologies.insert(entry.graph.hashes.topology, entry) {
             self.nodes -= old.graph.graph.node_count();
         }
@@ -94,19 +85,13 @@ impl<T> Segments<T> {
             || (self.nodes > NODES_MAX && self.topologies.len() > 1)
         {
             forget_older_half(&mut self.topologies, |entry| entry.used);
-            self.nodes = self
-                .topologies
-                .values()
-                .map(|entry| entry.graph.graph.node_count())
-                .sum();
+            self.nodes = self.topologies.values().map(|entry| entry.graph.graph.node_count()).sum();
         }
     }
 
     /// The graph of a topology and what was derived from it.
     pub fn get(&self, topology: Hash128) -> Option<(&Arc<Srg>, &T)> {
-        self.topologies
-            .get(&topology)
-            .map(|entry| (&entry.graph, &entry.derived))
+        self.topologies.get(&topology).map(|entry| (&entry.graph, &entry.derived))
     }
 
     /// Topologies remembered.
@@ -137,20 +122,11 @@ mod tests {
     use crate::{Cost, Trace};
 
     fn hashes(exact: u128, topology: u128) -> SegmentHashes {
-        SegmentHashes {
-            exact: Hash128(exact),
-            topology: Hash128(topology),
-            records: 1,
-        }
+        SegmentHashes { exact: Hash128(exact), topology: Hash128(topology), records: 1 }
     }
 
     fn graph(hashes: SegmentHashes) -> Arc<Srg> {
-        let srg = Srg::build(
-            &Trace::default(),
-            hashes,
-            |_| None,
-            |_| crate::Origin::Unknown,
-        );
+        let srg = Srg::build(&Trace::default(), hashes, |_| None, |_| crate::Origin::Unknown);
         assert_eq!(srg.cost, Cost::default());
         Arc::new(srg)
     }
@@ -174,11 +150,7 @@ mod tests {
         for index in 1..20_000u128 {
             segments.look_up(hashes(index, index));
             segments.insert(graph(hashes(index, index)), ());
-            assert_ne!(
-                segments.look_up(hashes(0, 0)),
-                Lookup::NewTopology,
-                "at {index}"
-            );
+            assert_ne!(segments.look_up(hashes(0, 0)), Lookup::NewTopology, "at {index}");
             assert!(segments.len() <= TOPOLOGIES_MAX && segments.exact.len() <= EXACT_MAX);
         }
     }

@@ -13,10 +13,7 @@ pub(crate) fn op(name: &str, inputs: &[&[u64]], output: &[u64]) -> Arc<Template>
     let args = inputs
         .iter()
         .enumerate()
-        .map(|(slot, sizes)| Value::Tensor {
-            slot: slot as u32,
-            meta: meta(sizes),
-        })
+        .map(|(slot, sizes)| Value::Tensor { slot: slot as u32, meta: meta(sizes) })
         .collect();
     Arc::new(Template {
         op: name.to_owned(),
@@ -26,10 +23,7 @@ pub(crate) fn op(name: &str, inputs: &[&[u64]], output: &[u64]) -> Arc<Template>
         random: false,
         new_storages: vec![meta(output).bytes()],
         args,
-        outputs: vec![OutputSpec::New {
-            index: 0,
-            meta: meta(output),
-        }],
+        outputs: vec![OutputSpec::New { index: 0, meta: meta(output) }],
     })
 }
 
@@ -49,13 +43,7 @@ pub(crate) fn in_place(name: &str, sizes: &[u64]) -> Arc<Template> {
         mutated: vec![0],
         random: false,
         new_storages: vec![],
-        args: vec![Value::Tensor {
-            slot: 0,
-            meta: meta(sizes),
-        }],
-        outputs: vec![OutputSpec::Alias {
-            slot: 0,
-            meta: meta(sizes),
-        }],
+        args: vec![Value::Tensor { slot: 0, meta: meta(sizes) }],
+        outputs: vec![OutputSpec::Alias { slot: 0, meta: meta(sizes) }],
     })
 }
