@@ -133,6 +133,11 @@ impl Session {
         self.append(|core| core.tape.define(encoded).0)
     }
 
+    /// Forgets every template, here and on the node.
+    pub fn forget_templates(&self) {
+        self.append(|core| core.tape.forget_templates());
+    }
+
     /// Appends an operator; returns the id of its first new storage.
     #[inline]
     pub fn op(

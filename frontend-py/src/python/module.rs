@@ -52,7 +52,6 @@ fn set_error_type(code: u8, class_: Py<PyAny>) {
 /// Joins the host at `path` and makes the session the current one.
 #[pyfunction]
 #[pyo3(signature = (path, *, torch, threads, device, upload_bytes, download_bytes, timeout_s))]
-#[expect(clippy::too_many_arguments, reason = "keyword arguments in Python")]
 fn connect(
     py: Python<'_>,
     path: PathBuf,

@@ -19,6 +19,7 @@ pub static TAPE: Tape = Tape {
     node_has_op,
     session,
     define,
+    forget_templates,
     op,
     run,
     alloc,
@@ -95,6 +96,12 @@ unsafe extern "C" fn define(bytes: *const u8, len: usize) -> u32 {
     // SAFETY: C++ passes a valid range.
     let encoded = unsafe { slice(bytes, len) };
     state::current().map_or(u32::MAX, |session| session.define(encoded))
+}
+
+extern "C" fn forget_templates() {
+    if let Some(session) = state::current() {
+        session.forget_templates();
+    }
 }
 
 unsafe extern "C" fn op(
