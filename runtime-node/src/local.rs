@@ -29,7 +29,7 @@ impl LocalNode {
 
     /// Schema hashes of the operators it runs.
     pub fn ops(&self) -> Vec<u64> {
-        Device::CPU.ops()
+        Device::CPU.ops(&[])
     }
 
     /// Memory that the tape's uploads and reads may name.

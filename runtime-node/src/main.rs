@@ -57,6 +57,11 @@ struct Args {
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     max_sessions: u32,
 
+    /// Operators to leave to the clients, as if this node had none of them: `aten::tanh`, or one
+    /// overload, `aten::add.Tensor`
+    #[arg(long, value_name = "OPS", env = "GENIE_NODE_WITHOUT", value_delimiter = ',')]
+    without: Vec<String>,
+
     /// What to log to standard error: error, warn, info, debug, or a tracing filter
     #[arg(long, value_name = "FILTER", env = "GENIE_LOG", default_value = "warn")]
     log: String,
@@ -106,6 +111,7 @@ fn main() -> anyhow::Result<()> {
     for (index, device) in devices.iter().enumerate() {
         let server = ServerThread {
             device: *device,
+            without: args.without.clone(),
             budget_bytes: budgets[index],
             facts: facts.clone(),
             mailboxes: mailboxes.clone(),
@@ -195,6 +201,7 @@ fn facts(args: &Args, devices: &[Device], budgets: &[u64]) -> NodeFacts {
 /// What a device's thread needs; libtorch's objects are made on the thread that uses them.
 struct ServerThread {
     device: Device,
+    without: Vec<String>,
     budget_bytes: u64,
     facts: Arc<NodeFacts>,
     mailboxes: Arc<[Mailbox]>,
@@ -205,7 +212,7 @@ struct ServerThread {
 impl ServerThread {
     fn run(self) -> anyhow::Result<()> {
         let executor = Executor::new(Aten::new(self.device), self.budget_bytes);
-        let ops = self.device.ops();
+        let ops = self.device.ops(&self.without);
         tracing::info!(device = self.index, ops = ops.len(), "a device is served");
         let server = Server::new(
             executor,

@@ -265,6 +265,11 @@ impl<B: Backend> State<B> {
                 let read = state.map(|state| self.encode(token, &Reply::Bytes(&state)));
                 self.answer(token, read.map_err(Stop::Fresh), outbox)
             }
+            Record::ForgetTemplates => {
+                self.templates.clear();
+                self.template_bytes = 0;
+                Ok(())
+            }
             Record::Symbol { text, .. } => self.modules.symbol(text),
             Record::Mark { kind, symbol } => {
                 self.modules.mark(kind, symbol);
@@ -477,8 +482,9 @@ impl<B: Backend> State<B> {
         match self.try_run(token, &operands, reserve as usize, node) {
             Ok(()) => outbox.send(FrameKind::Reply, &self.encoded),
             Err(stop) => {
+                // The program gets the error at the call, as in eager mode: what the operator
+                // would have written keeps its value.
                 let failure = self.failure(&operands.template.op, stop, node)?;
-                self.poison_results(&operands, 0, &failure, node)?;
                 self.send_failure(token, &failure, outbox);
             }
         }

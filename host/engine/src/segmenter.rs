@@ -52,6 +52,14 @@ impl Segmenter {
         self.hasher.begin();
     }
 
+    /// The segments that wait to be built name templates that are going: the next occurrence of
+    /// their topology builds them.
+    pub(crate) fn forget_templates(&mut self, counters: &mut Counters) {
+        self.end_segment(counters);
+        self.pending.clear();
+        self.hasher.forget_templates();
+    }
+
     #[inline]
     pub(crate) fn end_if_full(&mut self, counters: &mut Counters) {
         if self.hasher.is_full() {

@@ -108,7 +108,11 @@ impl Session {
                 tokens: Tokens::default(),
                 segmenter: Segmenter::new(),
                 weights,
-                definitions: DefinitionBytes { used: 0, max: limits.definition_bytes_max },
+                definitions: DefinitionBytes {
+                    used: 0,
+                    of_templates: 0,
+                    max: limits.definition_bytes_max,
+                },
             },
             config,
             phase: Phase::AwaitingHello,

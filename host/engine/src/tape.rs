@@ -24,6 +24,7 @@ const WEIGHTS_HELD_MAX: u64 = 1 << 17;
 #[derive(Debug)]
 pub(crate) struct DefinitionBytes {
     pub(crate) used: u64,
+    pub(crate) of_templates: u64,
     pub(crate) max: u64,
 }
 
@@ -142,6 +143,7 @@ impl Rest<'_> {
                 self.counters.templates += 1;
                 self.counters.template_bytes += bytes.len() as u64;
                 self.definitions.add(bytes.len())?;
+                self.definitions.of_templates += bytes.len() as u64;
                 self.segmenter.hasher.define(template);
                 return Ok(());
             }
@@ -200,6 +202,11 @@ impl Rest<'_> {
                 self.tokens.add(token, Awaited::Plain)?;
                 self.segmenter.hasher.generator();
                 self.segmenter.end_segment(self.counters);
+            }
+            Record::ForgetTemplates => {
+                self.definitions.used -= std::mem::take(&mut self.definitions.of_templates);
+                self.segmenter.forget_templates(self.counters);
+                return Ok(());
             }
             Record::Symbol { id, text } => {
                 debug_assert!((id as usize) < SYMBOLS_MAX, "the decoder checks the number");

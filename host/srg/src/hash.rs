@@ -78,6 +78,12 @@ impl SegmentHasher {
         self.digests.push((digest.exact.0 as u64, digest.topology.0 as u64));
     }
 
+    /// Forgets every template. Only between segments: a trace names templates by id.
+    pub fn forget_templates(&mut self) {
+        debug_assert_eq!(self.records(), 0, "a segment ends before its templates are forgotten");
+        self.digests.clear();
+    }
+
     /// Takes note of the session's next symbol.
     pub fn symbol(&mut self, text: &str) {
         let mut mixer = Mixer::new();

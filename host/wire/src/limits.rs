@@ -4,8 +4,8 @@
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 /// The largest encoded template (a foreach optimizer over a thousand tensors takes ~100 KiB).
 pub const TEMPLATE_BYTES_MAX: usize = 1 << 20;
-/// Templates one session may define.
-pub const TEMPLATES_MAX: usize = 1 << 20;
+/// Templates one session may have defined at a time; a client that needs more forgets all first.
+pub const TEMPLATES_MAX: usize = 1 << 16;
 /// Storage slots of one template.
 pub const SLOTS_MAX: usize = 1 << 15;
 /// Varying scalars of one template.

@@ -100,6 +100,8 @@ pub enum Record<'a> {
     Mark { kind: MarkKind, symbol: u32 },
     /// Passes over `count` storage ids.
     Skip { count: u64 },
+    /// Forgets every template; the next one defined is template 0 again.
+    ForgetTemplates,
 }
 
 mod head {
@@ -121,6 +123,7 @@ mod head {
     pub const RUN: u64 = 15;
     pub const SKIP: u64 = 16;
     pub const FORGET_WEIGHT: u64 = 17;
+    pub const FORGET_TEMPLATES: u64 = 18;
     /// Heads from here on are operators: head - OP is the template id.
     pub const OP: u64 = 32;
 }
@@ -329,6 +332,11 @@ impl TapeWriter {
         put(&mut self.bytes, symbol.into());
     }
 
+    pub fn forget_templates(&mut self) {
+        self.head(head::FORGET_TEMPLATES);
+        self.next_template = 0;
+    }
+
     pub fn skip(&mut self, count: u64) {
         self.head(head::SKIP);
         put(&mut self.bytes, count);
@@ -492,6 +500,10 @@ impl TapeDecoder {
                 let count = reader.varint("skip")?;
                 self.new_ids(count)?;
                 Record::Skip { count }
+            }
+            head::FORGET_TEMPLATES => {
+                self.templates.clear();
+                Record::ForgetTemplates
             }
             value => return Err(WireError::Unknown { what: "record", value }),
         })

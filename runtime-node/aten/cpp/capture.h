@@ -24,6 +24,8 @@ struct GenieTape {
 
   // Defines a template (encoded genie_wire::Template); returns its id.
   uint32_t (*define)(const uint8_t* bytes, size_t len);
+  // Forgets every template; the next one defined gets id 0.
+  void (*forget_templates)();
   // Appends an operator record; returns the id of its first new storage.
   uint64_t (*op)(uint32_t tmpl, const uint64_t* inputs, size_t n_inputs, const uint64_t* scalars,
                  size_t n_scalars, uint32_t n_new);

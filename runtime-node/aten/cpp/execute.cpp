@@ -4,6 +4,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
+#include <ATen/ScalarOps.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/enum_tag.h>
 #include <ATen/native/Resize.h>
@@ -305,7 +306,7 @@ at::Tensor scalar_tensor(const Argument& a, const uint64_t* scalars) {
     value = scalars[a.scalar] != 0;
   else
     value = static_cast<int64_t>(scalars[a.scalar]);
-  auto tensor = at::scalar_tensor(value, at::TensorOptions(at::kCPU).dtype(a.dtype));
+  auto tensor = at::detail::scalar_tensor_static(value, a.dtype, at::kCPU);
   if (a.wrapped) tensor.unsafeGetTensorImpl()->set_wrapped_number(true);
   return tensor;
 }
@@ -513,12 +514,14 @@ void genie_execute_device_name(GenieDevice device, char* out, size_t out_bytes) 
 
 const char* genie_execute_torch_version() { return TORCH_VERSION; }
 
-void genie_execute_ops(GenieDevice device, void (*visit)(void*, uint64_t), void* context) {
+void genie_execute_ops(GenieDevice device, void (*visit)(void*, const char*, uint64_t),
+                       void* context) {
   auto key = device.kind == 0 ? c10::DispatchKey::CPU : c10::DispatchKey::CUDA;
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& name : dispatcher.getAllOpNames()) {
     auto op = dispatcher.findSchema(name);
-    if (op && op->hasComputedKernelForDispatchKey(key)) visit(context, schema_hash(op->schema()));
+    if (op && op->hasComputedKernelForDispatchKey(key))
+      visit(context, toString(name).c_str(), schema_hash(op->schema()));
   }
 }
 

@@ -28,8 +28,10 @@ uint64_t genie_execute_device_memory(GenieDevice device);
 void genie_execute_device_name(GenieDevice device, char* out, size_t out_bytes);
 const char* genie_execute_torch_version();
 
-// Calls `visit` with the schema hash of every operator this device can run.
-void genie_execute_ops(GenieDevice device, void (*visit)(void* context, uint64_t schema_hash),
+// Calls `visit` with the name ("aten::add.Tensor") and schema hash of every operator this device
+// can run.
+void genie_execute_ops(GenieDevice device,
+                       void (*visit)(void* context, const char* name, uint64_t schema_hash),
                        void* context);
 
 // `bytes` is an encoded genie_wire::Template.

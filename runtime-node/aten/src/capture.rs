@@ -18,6 +18,7 @@ pub struct Tape {
     pub node_has_op: unsafe extern "C" fn(schema_hash: u64) -> u8,
     pub session: unsafe extern "C" fn() -> u64,
     pub define: unsafe extern "C" fn(bytes: *const u8, len: usize) -> u32,
+    pub forget_templates: extern "C" fn(),
     pub op: unsafe extern "C" fn(
         template: u32,
         inputs: *const u64,

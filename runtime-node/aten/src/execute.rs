@@ -48,16 +48,27 @@ impl Device {
         AtenError::check(|error| unsafe { genie_execute_synchronize(self, error) })
     }
 
-    /// Schema hashes of the operators the device can run.
-    pub fn ops(self) -> Vec<u64> {
-        extern "C" fn visit(context: *mut c_void, hash: u64) {
-            // SAFETY: `context` is the vector below, borrowed for the duration of the call.
-            unsafe { &mut *context.cast::<Vec<u64>>() }.push(hash);
+    /// Schema hashes of the operators the device can run, except those named in `without`
+    /// (`aten::tanh` stands for all its overloads, `aten::tanh.out` for one).
+    pub fn ops(self, without: &[String]) -> Vec<u64> {
+        struct Visit<'a> {
+            ops: Vec<u64>,
+            without: &'a [String],
         }
-        let mut ops: Vec<u64> = Vec::new();
+        extern "C" fn visit(context: *mut c_void, name: *const c_char, hash: u64) {
+            // SAFETY: `context` is the value below, borrowed for the duration of the call, and
+            // `name` is a terminated string that C++ keeps until this function returns.
+            let (visit, name) =
+                unsafe { (&mut *context.cast::<Visit>(), CStr::from_ptr(name).to_string_lossy()) };
+            let base = name.split('.').next().unwrap_or(&name);
+            if !visit.without.iter().any(|op| *op == *name || op == base) {
+                visit.ops.push(hash);
+            }
+        }
+        let mut context = Visit { ops: Vec::new(), without };
         // SAFETY: `visit` is only called during this call, with the context passed here.
-        unsafe { genie_execute_ops(self, visit, (&raw mut ops).cast()) };
-        ops
+        unsafe { genie_execute_ops(self, visit, (&raw mut context).cast()) };
+        context.ops
     }
 }
 
@@ -378,7 +389,7 @@ unsafe extern "C" {
     fn genie_execute_torch_version() -> *const c_char;
     fn genie_execute_ops(
         device: Device,
-        visit: extern "C" fn(*mut c_void, u64),
+        visit: extern "C" fn(*mut c_void, *const c_char, u64),
         context: *mut c_void,
     );
     fn genie_execute_synchronize(device: Device, error: *mut GenieError) -> i32;

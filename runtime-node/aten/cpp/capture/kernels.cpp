@@ -156,6 +156,15 @@ at::Tensor cpu_like(const at::Tensor& t) {
   return at::empty_strided(t.sizes(), t.strides(), t.options().device(at::kCPU).pinned_memory(false));
 }
 
+// Scattered elements without the node's help: all bytes between the first and the last.
+at::Tensor whole_span(const at::Tensor& from) {
+  int64_t span = 1;
+  for (int64_t i = 0; i < from.dim(); ++i) span += (from.size(i) - 1) * from.stride(i);
+  auto bytes = at::empty({span}, from.options().device(at::kCPU).pinned_memory(false));
+  download(from.as_strided({span}, {1}, from.storage_offset()), bytes);
+  return bytes.as_strided(from.sizes(), from.strides(), 0);
+}
+
 void to_device(const at::Tensor& from, const at::Tensor& to) {
   if (to.numel() == 0) return;
   if (to.is_non_overlapping_and_dense()) {
@@ -166,6 +175,15 @@ void to_device(const at::Tensor& from, const at::Tensor& to) {
     staged.copy_(from);
     return upload(staged, to);
   }
+  if (!aten_impl) {
+    // Scattered elements without the node's help: change them among their neighbours.
+    auto span = whole_span(to);
+    span.copy_(from);
+    int64_t bytes = 1;
+    for (int64_t i = 0; i < to.dim(); ++i) bytes += (to.size(i) - 1) * to.stride(i);
+    return upload(span.as_strided({bytes}, {1}, 0),
+                  to.as_strided({bytes}, {1}, to.storage_offset()));
+  }
   // Scattered elements: bring them over densely, then copy there.
   auto staged = at::empty(to.sizes(), to.options());
   to_device(from, staged);
@@ -175,7 +193,11 @@ void to_device(const at::Tensor& from, const at::Tensor& to) {
 void to_host(const at::Tensor& from, const at::Tensor& to) {
   if (from.numel() == 0) return;
   if (from.is_conj() || from.is_neg()) return to_host(from.resolve_conj().resolve_neg(), to);
-  if (!from.is_non_overlapping_and_dense()) return to_host(from.contiguous(), to);
+  if (!from.is_non_overlapping_and_dense()) {
+    if (aten_impl) return to_host(from.contiguous(), to);
+    to.copy_(whole_span(from));
+    return;
+  }
   bool ready = from.scalar_type() == to.scalar_type() && from.sizes().equals(to.sizes()) &&
                from.strides().equals(to.strides());
   if (ready) return download(from, to);

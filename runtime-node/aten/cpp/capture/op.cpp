@@ -39,8 +39,9 @@ namespace {
 constexpr int kTrusted = 2;
 // Storages reserved for an operator that returns a list of tensors.
 constexpr uint64_t kListReserve = 1024;
-// Templates one operator may keep before its cache is emptied.
-constexpr size_t kTemplatesPerOpMax = 1 << 14;
+// Templates a session keeps (the wire's limit is twice that). A program whose shapes never repeat
+// starts over then, and pays each template once more.
+constexpr uint32_t kTemplatesMax = 1 << 15;
 
 // Guards encoding, template caches and the order of records. Never held while Python may run.
 std::mutex capture_mutex;
@@ -261,10 +262,10 @@ struct Encoder {
       auto list = v.toListRef();
       bytes.u8(kList);
       bytes.varint(list.size());
-      for (const auto& item : list) {
-        // Lists of doubles are shapes' scale factors as often as not: part of the key.
-        if (auto outcome = put(item, false, false, writes); outcome != kOk) return outcome;
-      }
+      // Numbers of a declared Scalar[] vary; those of a float[] may be scale factors.
+      for (const auto& item : list)
+        if (auto outcome = put(item, int_varies, int_varies, writes); outcome != kOk)
+          return outcome;
     } else if (v.isString()) {
       bytes.u8(kString);
       bytes.string(v.toStringRef());
@@ -360,7 +361,6 @@ struct Operator::Cache {
     return nullptr;
   }
   void insert(uint64_t hash, std::shared_ptr<const Template> tmpl) {
-    if (templates.size() >= kTemplatesPerOpMax) templates.clear();
     last = tmpl;
     templates[hash].push_back(std::move(tmpl));
   }
@@ -380,6 +380,7 @@ Operator::Operator(c10::OperatorHandle handle)
     Argument argument;
     auto type = schema.arguments()[i].type();
     if (auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
+    if (auto list = type->cast<c10::ListType>()) type = list->getElementType();
     argument.number = type->kind() == c10::TypeKind::NumberType;
     argument.writes = writes_argument(schema, i);
     random_ = random_ || type->kind() == c10::TypeKind::GeneratorType;
@@ -515,6 +516,33 @@ bool Operator::move_indices(torch::jit::Stack* stack) {
   return moved;
 }
 
+// The dtypes of the call's tensors if the operator may refuse them, else 0. Shape functions look
+// at shapes; kernels refuse mixed floating types and types they are not built for.
+uint64_t Operator::doubtful_dtypes(const c10::IValue* args) const {
+  uint64_t signature = 0xcbf29ce484222325ull;
+  at::ScalarType floating = at::ScalarType::Undefined;
+  bool common = false, mixed = false;
+  auto add = [&](const c10::IValue& v) {
+    if (!v.isTensor() || !v.toTensor().defined()) return;
+    const auto& t = v.toTensor();
+    if (t.unsafeGetTensorImpl()->is_wrapped_number()) return;
+    auto dtype = t.scalar_type();
+    signature = (signature ^ static_cast<uint64_t>(dtype)) * 0x100000001b3ull;
+    if (!at::isFloatingType(dtype) && !at::isComplexType(dtype)) return;
+    common = common || dtype == at::kFloat || dtype == at::kDouble;
+    mixed = mixed || (floating != at::ScalarType::Undefined && dtype != floating);
+    floating = dtype;
+  };
+  for (size_t i = 0; i < arguments_.size(); ++i) {
+    if (args[i].isTensor()) {
+      add(args[i]);
+    } else if (args[i].isTensorList()) {
+      for (const auto& item : args[i].toListRef()) add(item);
+    }
+  }
+  return common && !mixed ? 0 : signature;
+}
+
 void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
   if (dynamic_) return run(stack, encoder, nullptr);
   counters().misses.fetch_add(1, std::memory_order_relaxed);
@@ -530,6 +558,13 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
     // Let the node judge: it refuses in eager's words, or shows that the rule was wrong.
     known = false;
   }
+  const c10::IValue* first_arg = stack->data() + (stack->size() - arguments_.size());
+  if (uint64_t dtypes = known ? doubtful_dtypes(first_arg) : 0; dtypes && !accepted(dtypes)) {
+    // Let the node say once whether it takes these dtypes, so that a refusal comes at the call.
+    run(stack, encoder, nullptr);
+    accept(dtypes);
+    return;
+  }
   if (known) {
     // Shape functions may have resized an `out` argument: what was encoded is old then.
     const c10::IValue* args = stack->data() + (stack->size() - arguments_.size());
@@ -544,6 +579,8 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
         tmpl = *found;
       } else {
         tmpl = define(*stack, encoder, results);
+        // Defining may have made every template forgotten: look again before inserting.
+        cache_->find(key, hash);
         cache_->insert(hash, tmpl);
       }
       first = tape().op(tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
@@ -574,6 +611,16 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
              a.meta.offset == b.meta.offset && a.shares == b.shares;
   }
   trust_ = agrees ? trust_ + 1 : -1;
+}
+
+bool Operator::accepted(uint64_t dtypes) {
+  std::lock_guard<std::mutex> lock(capture_mutex);
+  return accepted_dtypes_.count(dtypes) != 0;
+}
+
+void Operator::accept(uint64_t dtypes) {
+  std::lock_guard<std::mutex> lock(capture_mutex);
+  accepted_dtypes_.insert(dtypes);
 }
 
 bool Operator::infer_fast(const torch::jit::Stack& stack, Results& results) {
@@ -706,6 +753,16 @@ std::shared_ptr<const Template> Operator::define(const torch::jit::Stack& stack,
                                                  const Encoder& encoder, const Results& results) {
   auto tmpl = std::make_shared<Template>();
   tmpl->key = encoder.bytes.view();
+  static uint32_t defined = 0;
+  static uint64_t defined_in = 0;
+  if (defined_in != template_generation.load(std::memory_order_acquire)) defined = 0;
+  if (defined >= kTemplatesMax) {
+    tape().forget_templates();
+    forget_templates();
+    defined = 0;
+  }
+  defined_in = template_generation.load(std::memory_order_acquire);
+  ++defined;
   // Storages first: results that share one count once.
   std::vector<uint32_t> storage_of(results.size());
   std::vector<uint64_t> storage_bytes;

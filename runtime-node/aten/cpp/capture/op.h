@@ -3,6 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <memory>
+#include <unordered_set>
 
 #include "infer.h"
 #include "state.h"
@@ -45,6 +46,9 @@ class Operator {
   void emit(torch::jit::Stack* stack, const Template& tmpl, uint64_t first,
             const Encoder& encoder);
   bool node_runs_it();
+  uint64_t doubtful_dtypes(const c10::IValue* args) const;
+  bool accepted(uint64_t dtypes);
+  void accept(uint64_t dtypes);
   bool move_indices(torch::jit::Stack* stack);
 
   friend struct Encoder;
@@ -63,6 +67,8 @@ class Operator {
   // Whether the dispatcher's Meta kernel has agreed with the node: it counts up to `kTrusted`,
   // and -1 is for ever no.
   int trust_ = 0;
+  // Signatures of doubtful dtypes that the node has run.
+  std::unordered_set<uint64_t> accepted_dtypes_;
   uint64_t node_session_ = 0;
   bool node_has_ = false;
 

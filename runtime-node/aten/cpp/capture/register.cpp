@@ -34,7 +34,7 @@ const std::unordered_set<std::string>& taken_apart() {
       "aten::_resize_output_", "aten::_nested_tensor_from_mask", "aten::_reshape_copy",
       "aten::is_same_size", "aten::_assert_async", "aten::_assert_async.msg", "aten::_print",
       "aten::_fused_sdp_choice", "aten::_sparse_mm", "aten::rot90", "aten::fill.Scalar",
-      "aten::_lazy_clone", "aten::_has_same_storage_numel", "aten::_version"};
+      "aten::_lazy_clone", "aten::_pack_padded_sequence", "aten::_has_same_storage_numel", "aten::_version"};
   return names;
 }
 
