@@ -26,9 +26,7 @@ fn main() {
 /// `y = x + x; x is freed; x = y`, over and over.
 fn report<B: Backend>(what: &str, backend: B) {
     let mut node = Executor::new(backend, 1 << 30);
-    let mut session = node
-        .open(SessionSettings::default())
-        .expect("a session opens");
+    let mut session = node.open(SessionSettings::default()).expect("a session opens");
     let mut tape = TapeWriter::new();
     let mut sent = SentFrames::default();
     let add = tape.define(&add());
@@ -42,8 +40,7 @@ fn report<B: Backend>(what: &str, backend: B) {
         }
         let bytes = tape.take(Vec::new());
         let start = Instant::now();
-        node.execute(&mut session, &bytes, &mut 0, usize::MAX, &mut sent)
-            .expect("it executes");
+        node.execute(&mut session, &bytes, &mut 0, usize::MAX, &mut sent).expect("it executes");
         best = best.min(start.elapsed().as_nanos() as f64 / OPS as f64);
     }
     println!("{what}: {best:.0} ns for an operator and a free");
@@ -61,10 +58,7 @@ fn add() -> Vec<u8> {
         random: false,
         new_storages: vec![4],
         args: vec![tensor(0), tensor(1), Value::Int(1)],
-        outputs: vec![OutputSpec::New {
-            index: 0,
-            meta: meta(),
-        }],
+        outputs: vec![OutputSpec::New { index: 0, meta: meta() }],
     };
     let mut bytes = Vec::new();
     template.encode(&mut bytes);
@@ -82,9 +76,7 @@ fn direct(device: genie_aten::execute::Device) {
     for _ in 0..ROUNDS {
         let start = Instant::now();
         for _ in 0..OPS {
-            template
-                .run(&[&x, &x], &[], &mut generator, 1, &mut made)
-                .expect("it runs");
+            template.run(&[&x, &x], &[], &mut generator, 1, &mut made).expect("it runs");
             x = made.pop().expect("one output");
         }
         best = best.min(start.elapsed().as_nanos() as f64 / OPS as f64);

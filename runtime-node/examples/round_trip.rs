@@ -17,32 +17,22 @@ use rustix::event::{PollFd, PollFlags, poll};
 const ROUNDS: usize = 20_000;
 
 fn main() {
-    let path = std::env::args()
-        .nth(1)
-        .expect("the path of a node's socket");
+    let path = std::env::args().nth(1).expect("the path of a node's socket");
     let (mut one, mut other) = UnixLink::pair().expect("a pair");
     std::thread::spawn(move || {
         loop {
             let body = receive(&mut other);
-            other
-                .post_send(FrameKind::Reply, &[&body], None)
-                .expect("sent");
+            other.post_send(FrameKind::Reply, &[&body], None).expect("sent");
         }
     });
     let ping = median(|| {
-        one.post_send(FrameKind::Tape, &[&[0; 16]], None)
-            .expect("sent");
+        one.post_send(FrameKind::Tape, &[&[0; 16]], None).expect("sent");
         receive(&mut one);
     });
 
     let mut node = connect(path).expect("the node listens");
-    let hello = Hello {
-        protocol: PROTOCOL_VERSION,
-        threads: 1,
-        ..Hello::default()
-    };
-    node.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None)
-        .expect("sent");
+    let hello = Hello { protocol: PROTOCOL_VERSION, threads: 1, ..Hello::default() };
+    node.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None).expect("sent");
     receive(&mut node);
     let mut tape = TapeWriter::new();
     let mut x = tape.alloc(4);
@@ -53,8 +43,7 @@ fn main() {
         tape.free(x);
         x = y;
         tape.read(1, x, 0, 4, None);
-        node.post_send(FrameKind::Tape, &[tape.bytes()], None)
-            .expect("sent");
+        node.post_send(FrameKind::Tape, &[tape.bytes()], None).expect("sent");
         tape.clear();
         receive(&mut node);
     });
@@ -97,10 +86,7 @@ fn add() -> Vec<u8> {
         random: false,
         new_storages: vec![4],
         args: vec![tensor(0), tensor(1), Value::Int(1)],
-        outputs: vec![OutputSpec::New {
-            index: 0,
-            meta: meta(),
-        }],
+        outputs: vec![OutputSpec::New { index: 0, meta: meta() }],
     };
     let mut bytes = Vec::new();
     template.encode(&mut bytes);

@@ -21,10 +21,7 @@ impl Aten {
 impl From<AtenError> for Failure {
     fn from(error: AtenError) -> Self {
         let code = ErrorCode::from_u8(error.code).unwrap_or(ErrorCode::Runtime);
-        Failure {
-            code,
-            message: error.message,
-        }
+        Failure { code, message: error.message }
     }
 }
 

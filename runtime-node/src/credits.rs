@@ -37,10 +37,7 @@ impl Credits {
     /// Call when the session has nothing more to do now.
     pub(crate) fn send(&mut self, outbox: &mut dyn Outbox) {
         if self.bytes > 0 {
-            let released = Released {
-                region: self.region,
-                bytes: self.bytes,
-            };
+            let released = Released { region: self.region, bytes: self.bytes };
             outbox.send(FrameKind::Released, &released.encode_to_vec());
             self.bytes = 0;
         }

@@ -63,11 +63,7 @@ impl<B: Backend> Executor<B> {
         let generator = self.backend.generator()?;
         self.sessions += 1;
         let threads = settings.threads.min(THREADS_MAX);
-        Ok(Session::new(
-            generator,
-            Arc::from(settings.identity),
-            threads,
-        ))
+        Ok(Session::new(generator, Arc::from(settings.identity), threads))
     }
 
     /// Gives back everything a session holds. Every session that was opened is closed here.
@@ -133,10 +129,7 @@ impl<B: Backend> Executor<B> {
         [
             ("node.sessions", self.sessions),
             ("node.storages", self.ledger.storages),
-            (
-                "node.storage_bytes",
-                self.ledger.used().saturating_sub(self.weights.bytes()),
-            ),
+            ("node.storage_bytes", self.ledger.used().saturating_sub(self.weights.bytes())),
             ("node.weights", self.weights.len() as u64),
             ("node.weight_bytes", self.weights.bytes()),
             ("node.weight_hits", counts.weight_hits),
@@ -150,10 +143,7 @@ impl<B: Backend> Executor<B> {
             ("node.read_bytes", counts.read_bytes),
         ]
         .into_iter()
-        .map(|(name, value)| Counter {
-            name: name.to_owned(),
-            value,
-        })
+        .map(|(name, value)| Counter { name: name.to_owned(), value })
         .collect()
     }
 }

@@ -13,10 +13,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Failure {
-            code,
-            message: message.into(),
-        }
+        Failure { code, message: message.into() }
     }
 }
 
@@ -32,11 +29,7 @@ pub enum SessionError {
     #[error("region {region} is registered already")]
     RegionTaken { region: u32 },
     #[error("{doing} in region {region}: {source}")]
-    OutsideRegion {
-        doing: &'static str,
-        region: u32,
-        source: MemoryError,
-    },
+    OutsideRegion { doing: &'static str, region: u32, source: MemoryError },
     #[error("the session's {what} exceed the limit of {max}")]
     TooMany { what: &'static str, max: u64 },
 }

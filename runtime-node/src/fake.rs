@@ -53,11 +53,7 @@ impl Backend for Fake {
             "fake::panic" => Op::Panic,
             _ => return Err(Failure::new(ErrorCode::NotImplemented, "no such operator")),
         };
-        Ok(FakeTemplate {
-            op,
-            new_storages: template.new_storages,
-            mutated: template.mutated,
-        })
+        Ok(FakeTemplate { op, new_storages: template.new_storages, mutated: template.mutated })
     }
 
     fn run(
@@ -77,10 +73,7 @@ impl Backend for Fake {
                 for bytes in &template.new_storages {
                     *generator = generator.wrapping_mul(5).wrapping_add(3);
                     let mut content = vec![0; *bytes as usize];
-                    content
-                        .iter_mut()
-                        .take(1)
-                        .for_each(|byte| *byte = *generator as u8);
+                    content.iter_mut().take(1).for_each(|byte| *byte = *generator as u8);
                     outputs.push(FakeStorage(content.into()));
                 }
                 return Ok(());
@@ -88,26 +81,17 @@ impl Backend for Fake {
             Op::Add => {}
         }
         let sum = |at: usize| {
-            let inputs = inputs
-                .iter()
-                .map(|input| input.bytes().get(at).copied().unwrap_or(0));
+            let inputs = inputs.iter().map(|input| input.bytes().get(at).copied().unwrap_or(0));
             let scalars = scalars.iter().map(|scalar| *scalar as u8);
             inputs.chain(scalars).fold(0u8, u8::wrapping_add)
         };
         let mutated: Vec<(u32, Vec<u8>)> = template
             .mutated
             .iter()
-            .map(|slot| {
-                (
-                    *slot,
-                    (0..inputs[*slot as usize].bytes().len()).map(sum).collect(),
-                )
-            })
+            .map(|slot| (*slot, (0..inputs[*slot as usize].bytes().len()).map(sum).collect()))
             .collect();
         for bytes in &template.new_storages {
-            outputs.push(FakeStorage(
-                (0..*bytes as usize).map(sum).collect::<Vec<_>>().into(),
-            ));
+            outputs.push(FakeStorage((0..*bytes as usize).map(sum).collect::<Vec<_>>().into()));
         }
         for (slot, content) in mutated {
             // SAFETY: as in `bytes`; all reads of this run are done.
@@ -126,10 +110,7 @@ impl Backend for Fake {
         outputs: &mut Vec<FakeStorage>,
     ) -> Result<Vec<u8>, Failure> {
         if template.new_storages.len() > reserve {
-            return Err(Failure::new(
-                ErrorCode::Runtime,
-                "more outputs than reserved",
-            ));
+            return Err(Failure::new(ErrorCode::Runtime, "more outputs than reserved"));
         }
         let new = template.new_storages.len();
         self.run(template, inputs, scalars, generator, new, outputs)?;
@@ -144,10 +125,7 @@ impl Backend for Fake {
 
     fn allocate(&self, bytes: u64) -> Result<FakeStorage, Failure> {
         if bytes > 1 << 30 {
-            return Err(Failure::new(
-                ErrorCode::OutOfMemory,
-                "the allocator refuses",
-            ));
+            return Err(Failure::new(ErrorCode::OutOfMemory, "the allocator refuses"));
         }
         Ok(FakeStorage(vec![0; bytes as usize].into()))
     }
@@ -197,9 +175,8 @@ impl Backend for Fake {
     }
 
     fn set_generator_state(&self, generator: &mut u64, state: &[u8]) -> Result<(), Failure> {
-        let state = state
-            .try_into()
-            .map_err(|_| Failure::new(ErrorCode::Value, "a state has 8 bytes"))?;
+        let state =
+            state.try_into().map_err(|_| Failure::new(ErrorCode::Value, "a state has 8 bytes"))?;
         *generator = u64::from_le_bytes(state);
         Ok(())
     }

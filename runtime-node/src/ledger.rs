@@ -15,11 +15,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new(budget: u64) -> Self {
-        Ledger {
-            used: 0,
-            budget,
-            storages: 0,
-        }
+        Ledger { used: 0, budget, storages: 0 }
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -33,11 +29,7 @@ impl Ledger {
     /// Whether `bytes` more fit; the error says what to do.
     #[inline]
     pub(crate) fn check(&self, bytes: u64) -> Result<(), Failure> {
-        if bytes > self.budget.saturating_sub(self.used) {
-            Err(self.full(bytes))
-        } else {
-            Ok(())
-        }
+        if bytes > self.budget.saturating_sub(self.used) { Err(self.full(bytes)) } else { Ok(()) }
     }
 
     #[cold]

@@ -20,11 +20,7 @@ impl LocalNode {
         init()?;
         let mut executor = Executor::new(Aten::new(Device::CPU), budget_bytes);
         let session = executor.open(SessionSettings::default())?;
-        Ok(LocalNode {
-            executor,
-            session,
-            sent: SentFrames::default(),
-        })
+        Ok(LocalNode { executor, session, sent: SentFrames::default() })
     }
 
     /// Schema hashes of the operators it runs.

@@ -94,19 +94,14 @@ fn main() -> anyhow::Result<()> {
     let supervisor = Supervisor::new(args.parent_pid)?;
     execute::init().map_err(|error| anyhow!("libtorch cannot be used: {error}"))?;
     let devices = devices(args.device)?;
-    let budgets: Vec<u64> = devices
-        .iter()
-        .map(|device| budget(&args, *device))
-        .collect();
+    let budgets: Vec<u64> = devices.iter().map(|device| budget(&args, *device)).collect();
     let facts = Arc::new(facts(&args, &devices, &budgets));
 
     let listener = Listener::bind(&args.listen)?;
     let path = listener.path().to_owned();
     let mut listener = Some(listener);
-    let mailboxes: Arc<[Mailbox]> = devices
-        .iter()
-        .map(|_| Mailbox::new())
-        .collect::<Result<_, _>>()?;
+    let mailboxes: Arc<[Mailbox]> =
+        devices.iter().map(|_| Mailbox::new()).collect::<Result<_, _>>()?;
     let mut servers = Vec::new();
     for (index, device) in devices.iter().enumerate() {
         let server = ServerThread {
@@ -127,9 +122,7 @@ fn main() -> anyhow::Result<()> {
     }
 
     println!("ready unix:{}", path.display());
-    std::io::stdout()
-        .flush()
-        .context("say that the node is ready")?;
+    std::io::stdout().flush().context("say that the node is ready")?;
     let reason = supervisor.wait()?;
     tracing::info!(?reason, "the node ends");
     for mailbox in mailboxes.iter() {
@@ -143,9 +136,7 @@ fn main() -> anyhow::Result<()> {
         std::process::exit(reason.exit_code());
     }
     for server in servers {
-        server
-            .join()
-            .map_err(|_| anyhow!("a device's thread panicked"))??;
+        server.join().map_err(|_| anyhow!("a device's thread panicked"))??;
     }
     match reason {
         Ended::Server => Err(anyhow!("a device's server ended by itself")),
@@ -172,11 +163,10 @@ fn devices(wanted: DeviceArg) -> anyhow::Result<Vec<Device>> {
 }
 
 fn budget(args: &Args, device: Device) -> u64 {
-    args.memory_bytes
-        .unwrap_or_else(|| match device.memory_bytes() {
-            0 => memory::default_budget_bytes(),
-            bytes => memory::share(bytes),
-        })
+    args.memory_bytes.unwrap_or_else(|| match device.memory_bytes() {
+        0 => memory::default_budget_bytes(),
+        bytes => memory::share(bytes),
+    })
 }
 
 fn facts(args: &Args, devices: &[Device], budgets: &[u64]) -> NodeFacts {
@@ -214,15 +204,9 @@ impl ServerThread {
         let executor = Executor::new(Aten::new(self.device), self.budget_bytes);
         let ops = self.device.ops(&self.without);
         tracing::info!(device = self.index, ops = ops.len(), "a device is served");
-        let server = Server::new(
-            executor,
-            self.facts,
-            ops,
-            self.mailboxes,
-            self.index,
-            self.listener,
-        )
-        .context("prepare to serve")?;
+        let server =
+            Server::new(executor, self.facts, ops, self.mailboxes, self.index, self.listener)
+                .context("prepare to serve")?;
         server.run().context("serve")
     }
 }

@@ -20,10 +20,7 @@ impl Modules {
     pub(crate) fn symbol(&mut self, text: &str) -> Result<(), SessionError> {
         self.symbol_bytes += text.len() as u64;
         if self.symbol_bytes > SYMBOL_BYTES_MAX {
-            return Err(SessionError::TooMany {
-                what: "symbol bytes",
-                max: SYMBOL_BYTES_MAX,
-            });
+            return Err(SessionError::TooMany { what: "symbol bytes", max: SYMBOL_BYTES_MAX });
         }
         self.symbols.push(text.into());
         Ok(())

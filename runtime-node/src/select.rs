@@ -42,9 +42,7 @@ pub fn select(
     };
     match (found, wanted) {
         (Ok(count), _) => Ok(Selected::Cuda { count }),
-        (Err(reason), Wanted::Auto) => Ok(Selected::Cpu {
-            reason: Some(reason),
-        }),
+        (Err(reason), Wanted::Auto) => Ok(Selected::Cpu { reason: Some(reason) }),
         (Err(reason), _) => Err(NoCuda { reason }),
     }
 }
@@ -56,25 +54,13 @@ mod tests {
     #[test]
     fn cuda_is_taken_when_wanted_and_there() {
         let none = || Err("no driver".to_owned());
-        assert_eq!(
-            select(Wanted::Cpu, || panic!("not asked")),
-            Ok(Selected::Cpu { reason: None })
-        );
-        assert_eq!(
-            select(Wanted::Auto, || Ok(2)),
-            Ok(Selected::Cuda { count: 2 })
-        );
-        assert_eq!(
-            select(Wanted::Cuda, || Ok(1)),
-            Ok(Selected::Cuda { count: 1 })
-        );
+        assert_eq!(select(Wanted::Cpu, || panic!("not asked")), Ok(Selected::Cpu { reason: None }));
+        assert_eq!(select(Wanted::Auto, || Ok(2)), Ok(Selected::Cuda { count: 2 }));
+        assert_eq!(select(Wanted::Cuda, || Ok(1)), Ok(Selected::Cuda { count: 1 }));
         let reason = Some("no driver".to_owned());
         assert_eq!(select(Wanted::Auto, none), Ok(Selected::Cpu { reason }));
         let error = select(Wanted::Cuda, none).unwrap_err().to_string();
-        assert!(
-            error.contains("no driver") && error.contains("--device cpu"),
-            "{error}"
-        );
+        assert!(error.contains("no driver") && error.contains("--device cpu"), "{error}");
         assert!(select(Wanted::Cuda, || Ok(0)).is_err());
     }
 }

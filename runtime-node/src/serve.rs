@@ -58,10 +58,7 @@ const CONNECTION: u64 = 2;
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 64;
 
-const NOW: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 impl<B: Backend> Server<B> {
     /// `listener` belongs to the server of device 0, which passes connections on to the others.
@@ -97,17 +94,10 @@ impl<B: Backend> Server<B> {
     pub fn run(mut self) -> std::io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
-            let busy = self
-                .connections
-                .values()
-                .any(|connection| connection.runnable);
+            let busy = self.connections.values().any(|connection| connection.runnable);
             events.clear();
             let timeout = busy.then_some(&NOW);
-            match epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                timeout,
-            ) {
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -158,9 +148,7 @@ impl<B: Backend> Server<B> {
                 }
             }
         }
-        accepted
-            .into_iter()
-            .try_for_each(|link| self.adopt(link, None))
+        accepted.into_iter().try_for_each(|link| self.adopt(link, None))
     }
 
     fn adopt(&mut self, mut link: UnixLink, hello: Option<Hello>) -> std::io::Result<()> {
@@ -260,15 +248,8 @@ struct Host<'a, B: Backend> {
 
 impl<B: Backend> Host<'_, B> {
     fn settings(&self, hello: &Hello) -> SessionSettings {
-        let threads = if hello.threads == 0 {
-            self.facts.threads
-        } else {
-            hello.threads
-        };
-        SessionSettings {
-            identity: hello.identity.clone(),
-            threads,
-        }
+        let threads = if hello.threads == 0 { self.facts.threads } else { hello.threads };
+        SessionSettings { identity: hello.identity.clone(), threads }
     }
 }
 

@@ -26,11 +26,7 @@ fn node(devices: usize, sessions_max: usize) -> Node {
     let dir = tempfile::tempdir().unwrap();
     let mut listener = Some(Listener::bind(dir.path().join("node")).unwrap());
     let mailboxes: Arc<[Mailbox]> = (0..devices).map(|_| Mailbox::new().unwrap()).collect();
-    let device = |i| Device {
-        kind: "fake".to_owned(),
-        name: format!("{i}"),
-        memory_bytes: 1,
-    };
+    let device = |i| Device { kind: "fake".to_owned(), name: format!("{i}"), memory_bytes: 1 };
     let facts = Arc::new(NodeFacts {
         software: "node under test".to_owned(),
         torch: "0".to_owned(),
@@ -48,21 +44,13 @@ fn node(devices: usize, sessions_max: usize) -> Node {
             })
         })
         .collect();
-    Node {
-        mailboxes,
-        threads,
-        dir,
-    }
+    Node { mailboxes, threads, dir }
 }
 
 impl Node {
     fn connect(&self) -> Client {
         let link = genie_shm::connect(self.dir.path().join("node")).unwrap();
-        Client {
-            link,
-            tape: TapeWriter::new(),
-            token: 0,
-        }
+        Client { link, tape: TapeWriter::new(), token: 0 }
     }
 
     /// A connection that was greeted.
@@ -81,10 +69,7 @@ impl Drop for Node {
             let ended = thread.join().expect("a server never panics");
             ended.expect("a server never fails");
         }
-        assert!(
-            !self.dir.path().join("node").exists(),
-            "the socket was left behind"
-        );
+        assert!(!self.dir.path().join("node").exists(), "the socket was left behind");
     }
 }
 
@@ -96,11 +81,7 @@ struct Client {
 
 impl Client {
     fn hello(&mut self, device: u32) {
-        let hello = Hello {
-            protocol: PROTOCOL_VERSION,
-            device,
-            ..Hello::default()
-        };
+        let hello = Hello { protocol: PROTOCOL_VERSION, device, ..Hello::default() };
         self.send(FrameKind::Hello, &hello.encode_to_vec());
     }
 
@@ -157,32 +138,17 @@ impl Client {
     }
 
     fn counter(&mut self, name: &str) -> u64 {
-        self.send(
-            FrameKind::StatusRequest,
-            &StatusRequest { token: 5 }.encode_to_vec(),
-        );
+        self.send(FrameKind::StatusRequest, &StatusRequest { token: 5 }.encode_to_vec());
         let status = Status::decode(&self.next().unwrap().body[..]).unwrap();
         assert_eq!(status.token, 5);
-        status
-            .counters
-            .iter()
-            .find(|counter| counter.name == name)
-            .expect(name)
-            .value
+        status.counters.iter().find(|counter| counter.name == name).expect(name).value
     }
 }
 
 fn wait(link: &UnixLink, flags: rustix::event::PollFlags) {
-    let timeout = Timespec {
-        tv_sec: 20,
-        tv_nsec: 0,
-    };
+    let timeout = Timespec { tv_sec: 20, tv_nsec: 0 };
     let mut fds = [rustix::event::PollFd::new(link, flags)];
-    assert_eq!(
-        rustix::event::poll(&mut fds, Some(&timeout)).unwrap(),
-        1,
-        "nothing for 20 s"
-    );
+    assert_eq!(rustix::event::poll(&mut fds, Some(&timeout)).unwrap(), 1, "nothing for 20 s");
 }
 
 fn op(name: &str, slots: u32, new: &[u64]) -> Vec<u8> {
@@ -214,14 +180,8 @@ fn a_session_is_greeted_executes_and_reads() {
     client.hello(0);
     let welcome = Welcome::decode(&client.next().unwrap().body[..]).unwrap();
     assert_eq!(welcome.protocol, PROTOCOL_VERSION);
-    assert_eq!(
-        (welcome.ops.as_slice(), welcome.session),
-        ([0].as_slice(), 1)
-    );
-    assert_eq!(
-        (welcome.pid, welcome.devices.len()),
-        (std::process::id(), 1)
-    );
+    assert_eq!((welcome.ops.as_slice(), welcome.session), ([0].as_slice(), 1));
+    assert_eq!((welcome.pid, welcome.devices.len()), (std::process::id(), 1));
     let x = client.upload(&[1, 2]);
     let add = client.tape.define(&op("fake::add", 2, &[2]));
     let sum = client.tape.op(add, &[x.0, x.0], &[], 1);
@@ -262,36 +222,18 @@ fn bad_input_ends_one_session_with_a_reason() {
     witness.read(kept, 1).unwrap();
     type Sin = fn(&mut Client);
     let greeted: [(&str, Sin, &str); 6] = [
-        (
-            "garbage for a tape",
-            |c| c.send(FrameKind::Tape, &[0xff; 64]),
-            "",
-        ),
-        (
-            "an unknown record",
-            |c| c.send(FrameKind::Tape, &[31]),
-            "unknown record",
-        ),
+        ("garbage for a tape", |c| c.send(FrameKind::Tape, &[0xff; 64]), ""),
+        ("an unknown record", |c| c.send(FrameKind::Tape, &[31]), "unknown record"),
         ("a second hello", |c| c.hello(0), "hello"),
-        (
-            "a host's frame",
-            |c| c.send(FrameKind::Have, &[]),
-            "does not take",
-        ),
-        (
-            "a malformed request",
-            |c| c.send(FrameKind::StatusRequest, &[0xff; 3]),
-            "malformed",
-        ),
+        ("a host's frame", |c| c.send(FrameKind::Have, &[]), "does not take"),
+        ("a malformed request", |c| c.send(FrameKind::StatusRequest, &[0xff; 3]), "malformed"),
         (
             "one region twice",
             |c| {
                 for _ in 0..2 {
                     let memory = SharedMemory::create(4096).unwrap();
                     let body = Region { id: 0, bytes: 4096 }.encode_to_vec();
-                    c.link
-                        .post_send(FrameKind::Region, &[&body], Some(&memory))
-                        .unwrap();
+                    c.link.post_send(FrameKind::Region, &[&body], Some(&memory)).unwrap();
                 }
             },
             "registered already",
@@ -302,51 +244,27 @@ fn bad_input_ends_one_session_with_a_reason() {
         sin(&mut client);
         let refusal = client.refusal();
         assert_eq!(refusal.code, ErrorCode::Protocol as u32, "{what}");
-        assert!(
-            refusal.message.contains(expect),
-            "{what}: {}",
-            refusal.message
-        );
+        assert!(refusal.message.contains(expect), "{what}: {}", refusal.message);
         assert_eq!(witness.read(kept, 1).unwrap(), [1], "{what}");
     }
     let ungreeted: [(&str, Sin, &str); 4] = [
-        (
-            "a tape before the hello",
-            |c| c.send(FrameKind::Tape, &[]),
-            "begins with one hello",
-        ),
-        (
-            "an unknown device",
-            |c| c.hello(7),
-            "device 7 does not exist",
-        ),
+        ("a tape before the hello", |c| c.send(FrameKind::Tape, &[]), "begins with one hello"),
+        ("an unknown device", |c| c.hello(7), "device 7 does not exist"),
         (
             "another version",
             |c| {
-                let hello = Hello {
-                    protocol: 99,
-                    software: "old".into(),
-                    ..Hello::default()
-                };
+                let hello = Hello { protocol: 99, software: "old".into(), ..Hello::default() };
                 c.send(FrameKind::Hello, &hello.encode_to_vec());
             },
             "speaks 99",
         ),
-        (
-            "a malformed hello",
-            |c| c.send(FrameKind::Hello, &[0xff; 9]),
-            "malformed",
-        ),
+        ("a malformed hello", |c| c.send(FrameKind::Hello, &[0xff; 9]), "malformed"),
     ];
     for (what, sin, expect) in ungreeted {
         let mut client = node.connect();
         sin(&mut client);
         let refusal = client.refusal();
-        assert!(
-            refusal.message.contains(expect),
-            "{what}: {}",
-            refusal.message
-        );
+        assert!(refusal.message.contains(expect), "{what}: {}", refusal.message);
         assert_eq!(witness.read(kept, 1).unwrap(), [1], "{what}");
     }
 }
@@ -381,11 +299,7 @@ fn a_panic_in_one_session_ends_only_that_one() {
     victim.tape.op(panic, &[], &[], 0);
     victim.flush();
     let refusal = victim.refusal();
-    assert!(
-        refusal.message.contains("told to panic"),
-        "{}",
-        refusal.message
-    );
+    assert!(refusal.message.contains("told to panic"), "{}", refusal.message);
     assert_eq!(witness.read(kept, 1).unwrap(), [1]);
     assert_eq!(witness.counter("node.storage_bytes"), 1);
 }
@@ -464,23 +378,14 @@ fn connections_are_bounded_and_a_place_is_given_on() {
     let node = node(1, 2);
     let (one, _two) = (node.client(), node.client());
     let refusal = node.connect().refusal();
-    assert!(
-        refusal.message.contains("--max-sessions"),
-        "{}",
-        refusal.message
-    );
+    assert!(refusal.message.contains("--max-sessions"), "{}", refusal.message);
     drop(one);
     // Its place is free once the node noticed.
     loop {
         let mut client = node.connect();
         // The refusal may come, and the end, before the hello is sent.
-        let hello = Hello {
-            protocol: PROTOCOL_VERSION,
-            ..Hello::default()
-        };
-        let sent = client
-            .link
-            .post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None);
+        let hello = Hello { protocol: PROTOCOL_VERSION, ..Hello::default() };
+        let sent = client.link.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None);
         assert!(matches!(sent, Ok(()) | Err(LinkError::Closed)));
         if client.next().unwrap().kind == FrameKind::Welcome {
             break;
@@ -501,10 +406,7 @@ fn a_connection_goes_to_the_device_it_names() {
         let welcome = Welcome::decode(&client.next().unwrap().body[..]).unwrap();
         assert_eq!(welcome.ops, [u64::from(device)]);
         let frame = client.next().unwrap();
-        assert_eq!(
-            Reply::decode(&frame.body),
-            Ok((1, Reply::Bytes(&[device as u8])))
-        );
+        assert_eq!(Reply::decode(&frame.body), Ok((1, Reply::Bytes(&[device as u8]))));
     }
 }
 
@@ -513,36 +415,12 @@ fn payloads_pass_through_regions() {
     let node = node(1, 8);
     let mut client = node.client();
     let memory = SharedMemory::create(1 << 16).unwrap();
-    let body = Region {
-        id: 4,
-        bytes: 1 << 16,
-    }
-    .encode_to_vec();
-    client
-        .link
-        .post_send(FrameKind::Region, &[&body], Some(&memory))
-        .unwrap();
+    let body = Region { id: 4, bytes: 1 << 16 }.encode_to_vec();
+    client.link.post_send(FrameKind::Region, &[&body], Some(&memory)).unwrap();
     memory.write(10, b"payload").unwrap();
     let x = client.tape.alloc(7);
-    client.tape.upload(
-        x,
-        0,
-        7,
-        RegionSpan {
-            region: 4,
-            offset: 10,
-        },
-    );
-    client.tape.read(
-        1,
-        x,
-        0,
-        7,
-        Some(RegionSpan {
-            region: 4,
-            offset: 1000,
-        }),
-    );
+    client.tape.upload(x, 0, 7, RegionSpan { region: 4, offset: 10 });
+    client.tape.read(1, x, 0, 7, Some(RegionSpan { region: 4, offset: 1000 }));
     client.flush();
     let kinds: Vec<_> = (0..2).map(|_| client.next().unwrap().kind).collect();
     assert!(kinds.contains(&FrameKind::Released) && kinds.contains(&FrameKind::Reply));

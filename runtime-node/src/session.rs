@@ -88,11 +88,7 @@ impl<B: Backend> Session<B> {
             made: Vec::new(),
             encoded: Vec::new(),
         };
-        Session {
-            decoder: TapeDecoder::new(),
-            state,
-            threads,
-        }
+        Session { decoder: TapeDecoder::new(), state, threads }
     }
 
     pub(crate) fn execute(
@@ -121,8 +117,7 @@ impl<B: Backend> Session<B> {
     ) -> Result<(), SessionError> {
         while let Some(record) = self.decoder.next(tape, position)? {
             if let Record::ForgetWeight { hash } = record {
-                node.weights
-                    .forget(&self.state.identity, &hash, &mut node.ledger);
+                node.weights.forget(&self.state.identity, &hash, &mut node.ledger);
             }
         }
         Ok(())
@@ -138,10 +133,7 @@ impl<B: Backend> Session<B> {
             return Err(SessionError::RegionTaken { region });
         }
         if regions.len() >= REGIONS_MAX {
-            return Err(SessionError::TooMany {
-                what: "regions",
-                max: REGIONS_MAX as u64,
-            });
+            return Err(SessionError::TooMany { what: "regions", max: REGIONS_MAX as u64 });
         }
         regions.insert(region, memory);
         Ok(())
@@ -168,54 +160,27 @@ impl<B: Backend> State<B> {
         outbox: &mut dyn Outbox,
     ) -> Result<(), SessionError> {
         match record {
-            Record::Op {
-                id,
-                template,
-                inputs,
-                scalars,
-                first_new,
-            } => self.op(id, template, inputs, scalars, first_new, node),
+            Record::Op { id, template, inputs, scalars, first_new } => {
+                self.op(id, template, inputs, scalars, first_new, node)
+            }
             Record::Free { id } => match self.storages.remove(id, &mut node.ledger) {
                 true => Ok(()),
-                false => Err(SessionError::NotAlive {
-                    doing: "a free",
-                    id,
-                }),
+                false => Err(SessionError::NotAlive { doing: "a free", id }),
             },
-            Record::Define {
-                template, bytes, ..
-            } => self.define(template, bytes, node),
-            Record::Run {
-                token,
-                template,
-                inputs,
-                scalars,
-                first_new,
-                reserve,
-            } => {
-                let operands = Operands {
-                    template,
-                    inputs,
-                    scalars,
-                    first_new,
-                };
+            Record::Define { template, bytes, .. } => self.define(template, bytes, node),
+            Record::Run { token, template, inputs, scalars, first_new, reserve } => {
+                let operands = Operands { template, inputs, scalars, first_new };
                 self.run(token, operands, reserve, node, outbox)
             }
             Record::Alloc { id, bytes } => {
-                self.storages
-                    .put(id, Slot::Unallocated { bytes }, &mut node.ledger)
+                self.storages.put(id, Slot::Unallocated { bytes }, &mut node.ledger)
             }
             Record::Resize { id, bytes } => self.write(id, "a resize", node, |state, node| {
-                Ok(state
-                    .storages
-                    .resize(id, bytes, &node.backend, &mut node.ledger)?)
+                Ok(state.storages.resize(id, bytes, &node.backend, &mut node.ledger)?)
             }),
-            Record::Upload {
-                id,
-                offset,
-                len,
-                source,
-            } => self.upload(id, offset, len, source, node, outbox),
+            Record::Upload { id, offset, len, source } => {
+                self.upload(id, offset, len, source, node, outbox)
+            }
             Record::UploadInline { id, offset, bytes } => {
                 node.counts.upload_bytes += bytes.len() as u64;
                 self.write(id, "an upload", node, |state, node| {
@@ -233,21 +198,12 @@ impl<B: Backend> State<B> {
                 node.weights.forget(&self.identity, &hash, &mut node.ledger);
                 Ok(())
             }
-            Record::Read {
-                token,
-                id,
-                offset,
-                len,
-                dest,
-            } => {
+            Record::Read { token, id, offset, len, dest } => {
                 let read = self.read(token, id, offset, len, dest, node);
                 self.answer(token, read, outbox)
             }
             Record::Fence { token } => {
-                let done = node
-                    .backend
-                    .synchronize()
-                    .map(|()| self.encode(token, &Reply::Done));
+                let done = node.backend.synchronize().map(|()| self.encode(token, &Reply::Done));
                 self.answer(token, done.map_err(Stop::Fresh), outbox)
             }
             Record::Seed { seed } => {
@@ -288,10 +244,7 @@ impl<B: Backend> State<B> {
     ) -> Result<(), SessionError> {
         self.template_bytes += bytes.len() as u64;
         if self.template_bytes > TEMPLATE_BYTES_MAX {
-            return Err(SessionError::TooMany {
-                what: "template bytes",
-                max: TEMPLATE_BYTES_MAX,
-            });
+            return Err(SessionError::TooMany { what: "template bytes", max: TEMPLATE_BYTES_MAX });
         }
         let bound = node.backend.template(bytes);
         if let Err(failure) = &bound {
@@ -312,12 +265,7 @@ impl<B: Backend> State<B> {
         node: &mut Executor<B>,
     ) -> Result<(), SessionError> {
         node.counts.ops += 1;
-        let operands = Operands {
-            template,
-            inputs,
-            scalars,
-            first_new,
-        };
+        let operands = Operands { template, inputs, scalars, first_new };
         match self.try_op(id, &operands, node) {
             Ok(()) => Ok(()),
             Err(stop) => {
@@ -336,9 +284,7 @@ impl<B: Backend> State<B> {
         let new_storages = &operands.template.new_storages;
         self.prepare(operands, node)?;
         if !new_storages.is_empty() {
-            let bytes = new_storages
-                .iter()
-                .fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+            let bytes = new_storages.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
             node.ledger.check(bytes)?;
         }
         let bound = match &self.templates[id.0 as usize] {
@@ -349,8 +295,7 @@ impl<B: Backend> State<B> {
         made.clear();
         with_contents(&self.storages, operands.inputs, |contents| {
             let new = new_storages.len();
-            node.backend
-                .run(bound, contents, operands.scalars, generator, new, made)
+            node.backend.run(bound, contents, operands.scalars, generator, new, made)
         })?;
         self.keep_results(operands, node)?;
         Ok(())
@@ -378,16 +323,14 @@ impl<B: Backend> State<B> {
         }
         if promised {
             for id in operands.inputs {
-                self.storages
-                    .materialize(*id, &node.backend, &mut node.ledger)?;
+                self.storages.materialize(*id, &node.backend, &mut node.ledger)?;
             }
         }
         for slot in &operands.template.mutated {
             let id = operands.inputs[*slot as usize];
             if let Some(Slot::Shared(_)) = self.storages.get(id) {
                 node.counts.weight_copies += 1;
-                self.storages
-                    .own(id, false, &node.backend, &mut node.ledger)?;
+                self.storages.own(id, false, &node.backend, &mut node.ledger)?;
             }
         }
         Ok(())
@@ -400,10 +343,7 @@ impl<B: Backend> State<B> {
         node: &mut Executor<B>,
     ) -> Result<(), SessionError> {
         for (id, storage) in (operands.first_new.0..).zip(self.made.drain(..)) {
-            let slot = Slot::Live {
-                bytes: node.backend.bytes(&storage),
-                storage,
-            };
+            let slot = Slot::Live { bytes: node.backend.bytes(&storage), storage };
             self.storages.put(StorageId(id), slot, &mut node.ledger)?;
         }
         for slot in &operands.template.mutated {
@@ -440,8 +380,7 @@ impl<B: Backend> State<B> {
         if matches!(self.storages.get(id), Some(Slot::Poisoned(_))) {
             return Ok(());
         }
-        self.storages
-            .put(id, Slot::Poisoned(failure.clone()), &mut node.ledger)
+        self.storages.put(id, Slot::Poisoned(failure.clone()), &mut node.ledger)
     }
 
     /// What the program will be told, with operator and module; only a broken protocol goes on.
@@ -462,10 +401,7 @@ impl<B: Backend> State<B> {
                     message.push_str(&format!(" ({place})"));
                 }
                 tracing::debug!(code = ?failure.code, message, "an operation failed");
-                Ok(Arc::new(Failure {
-                    code: failure.code,
-                    message,
-                }))
+                Ok(Arc::new(Failure { code: failure.code, message }))
             }
         }
     }
@@ -508,16 +444,12 @@ impl<B: Backend> State<B> {
             let bound = node.backend.template(&self.encoded)?;
             self.run_templates.insert(self.encoded.clone(), bound);
         }
-        let bound = self
-            .run_templates
-            .get(&self.encoded)
-            .expect("inserted above if absent");
+        let bound = self.run_templates.get(&self.encoded).expect("inserted above if absent");
         let (generator, made) = (&mut self.generator, &mut self.made);
         made.clear();
         let described = with_contents(&self.storages, operands.inputs, |contents| {
             let scalars = operands.scalars;
-            node.backend
-                .run_dynamic(bound, contents, scalars, generator, reserve, made)
+            node.backend.run_dynamic(bound, contents, scalars, generator, reserve, made)
         })?;
         self.encoded.clear();
         put(&mut self.encoded, token);
@@ -563,8 +495,7 @@ impl<B: Backend> State<B> {
     ) -> Result<&'a mut B::Storage, Failure> {
         let bytes = self.storages.bytes(id).unwrap_or(0);
         check_range(offset, len, bytes)?;
-        self.storages
-            .own(id, len == bytes, &node.backend, &mut node.ledger)
+        self.storages.own(id, len == bytes, &node.backend, &mut node.ledger)
     }
 
     fn upload(
@@ -576,33 +507,19 @@ impl<B: Backend> State<B> {
         node: &mut Executor<B>,
         outbox: &mut dyn Outbox,
     ) -> Result<(), SessionError> {
-        let RegionSpan {
-            region,
-            offset: from,
-        } = source;
+        let RegionSpan { region, offset: from } = source;
         let doing = "an upload";
         // Taken out and put back, so that the rest of the state stays free to use.
-        let memory = self
-            .regions
-            .remove(&region)
-            .ok_or(SessionError::NoRegion { doing, region })?;
-        memory
-            .span(from, len)
-            .map_err(|source| SessionError::OutsideRegion {
-                doing,
-                region,
-                source,
-            })?;
+        let memory =
+            self.regions.remove(&region).ok_or(SessionError::NoRegion { doing, region })?;
+        memory.span(from, len).map_err(|source| SessionError::OutsideRegion {
+            doing,
+            region,
+            source,
+        })?;
         let done = self.write(id, doing, node, |state, node| {
             let storage = state.upload_target(id, offset, len, node)?;
-            Ok(from_region(
-                &node.backend,
-                storage,
-                offset,
-                len,
-                &memory,
-                from,
-            )?)
+            Ok(from_region(&node.backend, storage, offset, len, &memory, from)?)
         });
         node.counts.upload_bytes += len;
         self.credits.add(region, memory.bytes(), len, outbox);
@@ -627,9 +544,7 @@ impl<B: Backend> State<B> {
             return Err(Failure::new(ErrorCode::Value, message).into());
         }
         node.counts.weight_hits += 1;
-        Ok(self
-            .storages
-            .put(id, Slot::Shared(weight), &mut node.ledger)?)
+        Ok(self.storages.put(id, Slot::Shared(weight), &mut node.ledger)?)
     }
 
     fn store_weight(
@@ -648,11 +563,7 @@ impl<B: Backend> State<B> {
                 failure.message.clone()
             }
         };
-        let stored = WeightStored {
-            hash: hash.to_vec(),
-            bytes,
-            refused,
-        };
+        let stored = WeightStored { hash: hash.to_vec(), bytes, refused };
         outbox.send(FrameKind::WeightStored, &stored.encode_to_vec());
         Ok(())
     }
@@ -665,27 +576,20 @@ impl<B: Backend> State<B> {
     ) -> Result<(), Stop> {
         match self.storages.get(id) {
             None => {
-                return Err(SessionError::NotAlive {
-                    doing: "storing a weight",
-                    id,
-                }
-                .into());
+                return Err(SessionError::NotAlive { doing: "storing a weight", id }.into());
             }
             Some(Slot::Poisoned(failure)) => return Err(Stop::Inherited(failure.clone())),
             // Bound or stored before, so its hash was checked then.
             Some(Slot::Shared(weight)) if weight.hash == hash => return Ok(()),
             Some(_) => {}
         }
-        let storage = self
-            .storages
-            .own(id, false, &node.backend, &mut node.ledger)?;
+        let storage = self.storages.own(id, false, &node.backend, &mut node.ledger)?;
         if content_hash(&node.backend, storage)? != hash {
             let message = "its content does not have the announced hash";
             return Err(Failure::new(ErrorCode::Value, message).into());
         }
         if let Some(stored) = node.weights.get(&self.identity, &hash).cloned() {
-            self.storages
-                .put(id, Slot::Shared(stored), &mut node.ledger)?;
+            self.storages.put(id, Slot::Shared(stored), &mut node.ledger)?;
         } else if let Some(weight) = self.storages.share(id, hash) {
             node.weights.insert(&self.identity, weight);
         }
@@ -713,13 +617,8 @@ impl<B: Backend> State<B> {
             ..failure
         };
         check_range(offset, len, self.storages.bytes(id).unwrap_or(0)).map_err(named)?;
-        self.storages
-            .materialize(id, &node.backend, &mut node.ledger)
-            .map_err(named)?;
-        let content = self
-            .storages
-            .content(id)
-            .expect("checked and materialized above");
+        self.storages.materialize(id, &node.backend, &mut node.ledger).map_err(named)?;
+        let content = self.storages.content(id).expect("checked and materialized above");
         node.counts.read_bytes += len;
         match dest {
             None => {
@@ -731,25 +630,19 @@ impl<B: Backend> State<B> {
                     }
                     None => {
                         let mut bytes = vec![0; len as usize];
-                        node.backend
-                            .copy_out(content, offset, &mut bytes)
-                            .map_err(named)?;
+                        node.backend.copy_out(content, offset, &mut bytes).map_err(named)?;
                         Reply::Bytes(&bytes).encode(token, &mut self.encoded);
                     }
                 }
             }
             Some(RegionSpan { region, offset: to }) => {
-                let memory = self
-                    .regions
-                    .get(&region)
-                    .ok_or(SessionError::NoRegion { doing, region })?;
-                memory
-                    .span(to, len)
-                    .map_err(|source| SessionError::OutsideRegion {
-                        doing,
-                        region,
-                        source,
-                    })?;
+                let memory =
+                    self.regions.get(&region).ok_or(SessionError::NoRegion { doing, region })?;
+                memory.span(to, len).map_err(|source| SessionError::OutsideRegion {
+                    doing,
+                    region,
+                    source,
+                })?;
                 to_region(&node.backend, content, offset, len, memory, to).map_err(named)?;
                 self.encode(token, &Reply::Done);
             }
@@ -779,13 +672,7 @@ impl<B: Backend> State<B> {
     }
 
     fn send_failure(&mut self, token: u64, failure: &Failure, outbox: &mut dyn Outbox) {
-        self.encode(
-            token,
-            &Reply::Error {
-                code: failure.code,
-                message: &failure.message,
-            },
-        );
+        self.encode(token, &Reply::Error { code: failure.code, message: &failure.message });
         outbox.send(FrameKind::Reply, &self.encoded);
     }
 }

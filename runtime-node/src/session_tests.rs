@@ -32,10 +32,7 @@ fn bench_on(backend: Fake, identities: &[&str]) -> Bench {
     let clients = identities
         .iter()
         .map(|identity| {
-            let settings = SessionSettings {
-                identity: identity.to_string(),
-                threads: 0,
-            };
+            let settings = SessionSettings { identity: identity.to_string(), threads: 0 };
             Client {
                 session: Some(node.open(settings).unwrap()),
                 tape: TapeWriter::new(),
@@ -59,10 +56,7 @@ fn template(op: &str, slots: u32, scalars: u32, mutated: &[u32], new: &[u64]) ->
         args: vec![],
         outputs: (0..)
             .zip(new)
-            .map(|(index, bytes)| OutputSpec::New {
-                index,
-                meta: meta(bytes),
-            })
+            .map(|(index, bytes)| OutputSpec::New { index, meta: meta(bytes) })
             .collect(),
     };
     let mut bytes = Vec::new();
@@ -77,8 +71,7 @@ impl Bench {
         let session = client.session.as_mut().unwrap();
         let mut position = 0;
         let tape = client.tape.take(Vec::new());
-        self.node
-            .execute(session, &tape, &mut position, usize::MAX, &mut client.sent)?;
+        self.node.execute(session, &tape, &mut position, usize::MAX, &mut client.sent)?;
         assert_eq!(position, tape.len());
         self.node.idle(session, &mut client.sent);
         Ok(())
@@ -136,11 +129,7 @@ impl Bench {
 
     fn counter(&self, name: &str) -> u64 {
         let counters = self.node.counters();
-        counters
-            .iter()
-            .find(|counter| counter.name == name)
-            .expect(name)
-            .value
+        counters.iter().find(|counter| counter.name == name).expect(name).value
     }
 }
 
@@ -168,23 +157,15 @@ fn a_failure_poisons_what_it_would_have_written_and_nothing_else() {
     let x = bench.upload(0, &[1]);
     let y = bench.upload(0, &[2]);
     let symbol = bench.tape().symbol("layers.0.mlp\0MLP");
-    bench
-        .tape()
-        .mark(genie_wire::record::MarkKind::ModuleEnter, symbol);
-    let fail = bench
-        .tape()
-        .define(&template("fake::fail", 2, 0, &[1], &[1, 1]));
+    bench.tape().mark(genie_wire::record::MarkKind::ModuleEnter, symbol);
+    let fail = bench.tape().define(&template("fake::fail", 2, 0, &[1], &[1, 1]));
     let add = bench.tape().define(&template("fake::add", 2, 0, &[], &[1]));
     let first = bench.tape().op(fail, &[x.0, y.0], &[], 2);
-    bench
-        .tape()
-        .mark(genie_wire::record::MarkKind::ModuleExit, symbol);
+    bench.tape().mark(genie_wire::record::MarkKind::ModuleExit, symbol);
     let inherited = bench.tape().op(add, &[x.0, first.0], &[], 1);
     let fine = bench.tape().op(add, &[x.0, x.0], &[], 1);
-    let expect = (
-        ErrorCode::Index,
-        "fake::fail: told to fail (in module layers.0.mlp (MLP))".to_owned(),
-    );
+    let expect =
+        (ErrorCode::Index, "fake::fail: told to fail (in module layers.0.mlp (MLP))".to_owned());
     for id in [first, StorageId(first.0 + 1), y, inherited] {
         assert_eq!(bench.read(0, id, 1), Err(expect.clone()), "{id:?}");
     }
@@ -221,28 +202,17 @@ fn the_budget_turns_overrun_into_out_of_memory_at_the_read() {
     assert_eq!(code, ErrorCode::OutOfMemory);
     assert!(message.contains("--memory-bytes"), "{message}");
     bench.tape().upload_inline(huge, 0, &[1]);
-    assert_eq!(
-        bench.read(0, huge, 1).unwrap_err().0,
-        ErrorCode::OutOfMemory
-    );
+    assert_eq!(bench.read(0, huge, 1).unwrap_err().0, ErrorCode::OutOfMemory);
 
-    let half = bench
-        .tape()
-        .define(&template("fake::add", 0, 0, &[], &[BUDGET / 2 + 1]));
+    let half = bench.tape().define(&template("fake::add", 0, 0, &[], &[BUDGET / 2 + 1]));
     let fits = bench.tape().op(half, &[], &[], 1);
     let does_not = bench.tape().op(half, &[], &[], 1);
-    assert_eq!(
-        bench.read(0, does_not, 1).unwrap_err().0,
-        ErrorCode::OutOfMemory
-    );
+    assert_eq!(bench.read(0, does_not, 1).unwrap_err().0, ErrorCode::OutOfMemory);
     bench.tape().free(fits);
     let again = bench.tape().op(half, &[], &[], 1);
     assert_eq!(bench.read(0, again, 1).unwrap(), [0]);
     bench.tape().resize(again, BUDGET * 2);
-    assert_eq!(
-        bench.read(0, again, 1).unwrap_err().0,
-        ErrorCode::OutOfMemory
-    );
+    assert_eq!(bench.read(0, again, 1).unwrap_err().0, ErrorCode::OutOfMemory);
     assert_eq!(bench.counter("node.storage_bytes"), 0);
 }
 
@@ -261,26 +231,14 @@ fn a_broken_protocol_ends_the_session() {
     type Write = fn(&mut TapeWriter, StorageId);
     let cases: [(&str, Write); 7] = [
         ("a second free", |tape, id| tape.free(id)),
-        ("a read of a freed storage", |tape, id| {
-            tape.read(1, id, 0, 1, None)
-        }),
-        ("an upload to one", |tape, id| {
-            tape.upload_inline(id, 0, &[1])
-        }),
+        ("a read of a freed storage", |tape, id| tape.read(1, id, 0, 1, None)),
+        ("an upload to one", |tape, id| tape.upload_inline(id, 0, &[1])),
         ("a resize of one", |tape, id| tape.resize(id, 1)),
         ("storing one", |tape, id| tape.store_weight(id, &[0; 32])),
         ("binding one", |tape, id| tape.bind_weight(id, &[0; 32])),
         ("an upload from nowhere", |tape, _| {
             let id = tape.alloc(1);
-            tape.upload(
-                id,
-                0,
-                1,
-                RegionSpan {
-                    region: 3,
-                    offset: 0,
-                },
-            );
+            tape.upload(id, 0, 1, RegionSpan { region: 3, offset: 0 });
         }),
     ];
     for (what, write) in cases {
@@ -298,13 +256,7 @@ fn a_broken_protocol_ends_the_session() {
 #[test]
 fn uploads_and_reads_pass_through_regions_and_credits_come_in_order() {
     for remote in [false, true] {
-        let mut bench = bench_on(
-            Fake {
-                remote,
-                ..Fake::default()
-            },
-            &["me"],
-        );
+        let mut bench = bench_on(Fake { remote, ..Fake::default() }, &["me"]);
         let region_bytes = 3 << 20;
         let memory = SharedMemory::create(region_bytes).unwrap();
         let session = bench.clients[0].session.as_mut().unwrap();
@@ -317,28 +269,9 @@ fn uploads_and_reads_pass_through_regions_and_credits_come_in_order() {
         memory.write(100, &content).unwrap();
         let x = bench.tape().alloc(1_000_000);
         // In two chunks, then back to the start of the region.
-        bench.tape().upload(
-            x,
-            0,
-            600_000,
-            RegionSpan {
-                region: 1,
-                offset: 100,
-            },
-        );
-        bench.tape().upload(
-            x,
-            600_000,
-            400_000,
-            RegionSpan {
-                region: 1,
-                offset: 600_100,
-            },
-        );
-        let to = RegionSpan {
-            region: 1,
-            offset: 2_000_000,
-        };
+        bench.tape().upload(x, 0, 600_000, RegionSpan { region: 1, offset: 100 });
+        bench.tape().upload(x, 600_000, 400_000, RegionSpan { region: 1, offset: 600_100 });
+        let to = RegionSpan { region: 1, offset: 2_000_000 };
         bench.tape().read(9, x, 1, 999_999, Some(to));
         bench.flush(0).unwrap();
         let mut back = vec![0; 999_999];
@@ -359,45 +292,20 @@ fn uploads_and_reads_pass_through_regions_and_credits_come_in_order() {
         assert_eq!(released, 1_000_000);
         // An upload to a failed storage still gives its bytes back.
         let y = bench.tape().alloc(BUDGET * 2);
-        bench.tape().upload(
-            y,
-            0,
-            7,
-            RegionSpan {
-                region: 1,
-                offset: 0,
-            },
-        );
+        bench.tape().upload(y, 0, 7, RegionSpan { region: 1, offset: 0 });
         bench.flush(0).unwrap();
         let (kind, body) = bench.clients[0].sent.0.pop_back().unwrap();
         assert_eq!(kind, FrameKind::Released);
         assert_eq!(Released::decode(&body[..]).unwrap().bytes, 7);
-        bench.tape().upload(
-            x,
-            0,
-            2,
-            RegionSpan {
-                region: 1,
-                offset: region_bytes - 1,
-            },
-        );
-        assert!(matches!(
-            bench.flush(0),
-            Err(SessionError::OutsideRegion { .. })
-        ));
+        bench.tape().upload(x, 0, 2, RegionSpan { region: 1, offset: region_bytes - 1 });
+        assert!(matches!(bench.flush(0), Err(SessionError::OutsideRegion { .. })));
     }
 }
 
 #[test]
 fn a_weight_moves_once_and_is_shared_within_one_identity() {
     for remote in [false, true] {
-        let mut bench = bench_on(
-            Fake {
-                remote,
-                ..Fake::default()
-            },
-            &["a", "a", "b"],
-        );
+        let mut bench = bench_on(Fake { remote, ..Fake::default() }, &["a", "a", "b"]);
         let content = [5u8; 100];
         let hash = *blake3::hash(&content).as_bytes();
         let w = bench.upload(0, &content);
@@ -417,10 +325,7 @@ fn a_weight_moves_once_and_is_shared_within_one_identity() {
         // Another identity does not see it, and a wrong size is not bound.
         let other = bench.clients[2].tape.alloc(100);
         bench.clients[2].tape.bind_weight(other, &hash);
-        assert_eq!(
-            bench.read(2, other, 1).unwrap_err().0,
-            ErrorCode::WeightMissing
-        );
+        assert_eq!(bench.read(2, other, 1).unwrap_err().0, ErrorCode::WeightMissing);
         let short = bench.clients[1].tape.alloc(99);
         bench.clients[1].tape.bind_weight(short, &hash);
         assert_eq!(bench.read(1, short, 1).unwrap_err().0, ErrorCode::Value);
@@ -441,10 +346,7 @@ fn a_weight_moves_once_and_is_shared_within_one_identity() {
             } else {
                 tape.resize(id, 50)
             }
-            assert_eq!(
-                bench.read(1, id, 2).unwrap(),
-                [if change { 9 } else { 5 }, 5]
-            );
+            assert_eq!(bench.read(1, id, 2).unwrap(), [if change { 9 } else { 5 }, 5]);
             assert_eq!(bench.read(0, w, 100).unwrap(), content);
         }
 
@@ -457,10 +359,7 @@ fn a_weight_moves_once_and_is_shared_within_one_identity() {
         assert_eq!(bench.counter("node.weights"), 0);
         let late = bench.clients[1].tape.alloc(100);
         bench.clients[1].tape.bind_weight(late, &hash);
-        assert_eq!(
-            bench.read(1, late, 1).unwrap_err().0,
-            ErrorCode::WeightMissing
-        );
+        assert_eq!(bench.read(1, late, 1).unwrap_err().0, ErrorCode::WeightMissing);
         bench.close(1);
         bench.close(2);
         assert_eq!(bench.node.ledger.used(), 0);
@@ -487,64 +386,29 @@ fn a_weight_is_stored_under_its_true_hash_only() {
     bench.tape().store_weight(same, &hash);
     bench.tape().store_weight(same, &hash);
     bench.flush(0).unwrap();
-    assert_eq!(
-        (bench.counter("node.weights"), bench.node.ledger.used()),
-        (1, 6)
-    );
+    assert_eq!((bench.counter("node.weights"), bench.node.ledger.used()), (1, 6));
 }
 
 #[test]
 fn run_records_are_answered() {
     let mut bench = bench(&["me"]);
     let x = bench.upload(0, &[1, 2]);
-    let first = bench.tape().run(
-        7,
-        &template("fake::add", 1, 0, &[], &[2, 1]),
-        &[x.0],
-        &[],
-        4,
-    );
+    let first = bench.tape().run(7, &template("fake::add", 1, 0, &[], &[2, 1]), &[x.0], &[], 4);
     bench.flush(0).unwrap();
     let body = bench.reply(0);
-    let expect = Reply::Outputs {
-        storage_bytes: vec![2, 1],
-        outputs: vec![],
-        scalars: &[],
-    };
+    let expect = Reply::Outputs { storage_bytes: vec![2, 1], outputs: vec![], scalars: &[] };
     assert_eq!(Reply::decode(&body), Ok((7, expect)));
     assert_eq!(bench.read(0, first, 2).unwrap(), [1, 2]);
     assert_eq!(bench.read(0, StorageId(first.0 + 1), 1).unwrap(), [1]);
-    bench
-        .tape()
-        .run(8, &template("fake::fail", 1, 0, &[0], &[]), &[x.0], &[], 1);
+    bench.tape().run(8, &template("fake::fail", 1, 0, &[0], &[]), &[x.0], &[], 1);
     bench.flush(0).unwrap();
     let body = bench.reply(0);
-    assert!(matches!(
-        Reply::decode(&body),
-        Ok((
-            8,
-            Reply::Error {
-                code: ErrorCode::Index,
-                ..
-            }
-        ))
-    ));
+    assert!(matches!(Reply::decode(&body), Ok((8, Reply::Error { code: ErrorCode::Index, .. }))));
     assert_eq!(bench.read(0, x, 1).unwrap_err().0, ErrorCode::Index);
-    bench
-        .tape()
-        .run(9, &template("fake::add", 1, 0, &[], &[1]), &[x.0], &[], 1);
+    bench.tape().run(9, &template("fake::add", 1, 0, &[], &[1]), &[x.0], &[], 1);
     bench.flush(0).unwrap();
     let body = bench.reply(0);
-    assert!(matches!(
-        Reply::decode(&body),
-        Ok((
-            9,
-            Reply::Error {
-                code: ErrorCode::Index,
-                ..
-            }
-        ))
-    ));
+    assert!(matches!(Reply::decode(&body), Ok((9, Reply::Error { code: ErrorCode::Index, .. }))));
 }
 
 #[test]
@@ -579,18 +443,13 @@ fn each_session_has_a_generator_of_its_own() {
 fn many_inputs_and_turns_of_few_records_work() {
     let mut bench = bench(&["me"]);
     let inputs: Vec<u64> = (0..40).map(|_| bench.upload(0, &[1]).0).collect();
-    let add = bench
-        .tape()
-        .define(&template("fake::add", 40, 0, &[39], &[1]));
+    let add = bench.tape().define(&template("fake::add", 40, 0, &[39], &[1]));
     let sum = bench.tape().op(add, &inputs, &[], 1);
     let client = &mut bench.clients[0];
     let (tape, mut position) = (client.tape.take(Vec::new()), 0);
     while position < tape.len() {
         let session = client.session.as_mut().unwrap();
-        bench
-            .node
-            .execute(session, &tape, &mut position, 1, &mut client.sent)
-            .unwrap();
+        bench.node.execute(session, &tape, &mut position, 1, &mut client.sent).unwrap();
     }
     assert_eq!(bench.read(0, sum, 1).unwrap(), [40]);
     assert_eq!(bench.read(0, StorageId(inputs[39]), 1).unwrap(), [40]);
@@ -599,17 +458,12 @@ fn many_inputs_and_turns_of_few_records_work() {
 #[test]
 fn the_clients_thread_count_is_set_when_sessions_change() {
     let mut node = Executor::new(Fake::default(), BUDGET);
-    let settings = |threads| SessionSettings {
-        identity: String::new(),
-        threads,
-    };
-    let mut sessions: Vec<_> = [2, 1, 0, 1_000_000]
-        .map(|threads| node.open(settings(threads)).unwrap())
-        .into();
+    let settings = |threads| SessionSettings { identity: String::new(), threads };
+    let mut sessions: Vec<_> =
+        [2, 1, 0, 1_000_000].map(|threads| node.open(settings(threads)).unwrap()).into();
     let expect = [2, 1, 1, THREADS_MAX];
     for (session, threads) in sessions.iter_mut().zip(expect) {
-        node.execute(session, &[], &mut 0, 1, &mut SentFrames::default())
-            .unwrap();
+        node.execute(session, &[], &mut 0, 1, &mut SentFrames::default()).unwrap();
         assert_eq!(node.backend.threads.get(), threads);
     }
 }
@@ -623,12 +477,7 @@ enum Step {
     Alloc(u8),
     Overwrite(u8, u8, u8),
     Resize(u8, u8),
-    Op {
-        inputs: [u8; 3],
-        mutate: bool,
-        new: u8,
-        scalar: u8,
-    },
+    Op { inputs: [u8; 3], mutate: bool, new: u8, scalar: u8 },
     Free(u8),
     Read(u8),
     Store(u8),
@@ -645,12 +494,7 @@ fn steps() -> impl Strategy<Value = Vec<(bool, Step)>> {
         any::<(u8, u8, u8)>().prop_map(|(a, b, c)| Step::Overwrite(a, b % 4, c)),
         any::<(u8, u8)>().prop_map(|(a, b)| Step::Resize(a, b % 4)),
         any::<([u8; 3], bool, u8, u8)>().prop_map(|(inputs, mutate, new, scalar)| {
-            Step::Op {
-                inputs,
-                mutate,
-                new: new % 3,
-                scalar,
-            }
+            Step::Op { inputs, mutate, new: new % 3, scalar }
         }),
         any::<u8>().prop_map(Step::Free),
         any::<u8>().prop_map(Step::Read),
@@ -735,9 +579,7 @@ fn play(bench: &mut Bench, steps: &[(bool, Step)]) -> [Model; 2] {
                 let Some((id, expected)) = model.pick(*choice) else {
                     continue;
                 };
-                bench.clients[who]
-                    .tape
-                    .upload_inline(*id, (*offset).into(), &[*byte]);
+                bench.clients[who].tape.upload_inline(*id, (*offset).into(), &[*byte]);
                 if let Ok(bytes) = expected {
                     match bytes.get_mut(usize::from(*offset)) {
                         Some(place) => *place = *byte,
@@ -754,22 +596,11 @@ fn play(bench: &mut Bench, steps: &[(bool, Step)]) -> [Model; 2] {
                     content.resize((*bytes).into(), 0);
                 }
             }
-            Step::Op {
-                inputs,
-                mutate,
-                new,
-                scalar,
-            } => {
-                let picked: Vec<_> = inputs
-                    .iter()
-                    .filter_map(|c| model.pick(*c).map(|p| p.clone()))
-                    .collect();
+            Step::Op { inputs, mutate, new, scalar } => {
+                let picked: Vec<_> =
+                    inputs.iter().filter_map(|c| model.pick(*c).map(|p| p.clone())).collect();
                 let ids: Vec<u64> = picked.iter().map(|(id, _)| id.0).collect();
-                let mutated: &[u32] = if *mutate && !ids.is_empty() {
-                    &[0]
-                } else {
-                    &[]
-                };
+                let mutated: &[u32] = if *mutate && !ids.is_empty() { &[0] } else { &[] };
                 let new_bytes = vec![2; (*new).into()];
                 let tape = &mut bench.clients[who].tape;
                 let add = template("fake::add", ids.len() as u32, 1, mutated, &new_bytes);
@@ -790,11 +621,7 @@ fn play(bench: &mut Bench, steps: &[(bool, Step)]) -> [Model; 2] {
                 if !mutated.is_empty() {
                     let (id, before) = &picked[0];
                     let after = result(before.as_ref().map_or(0, Vec::len));
-                    let place = model
-                        .storages
-                        .iter_mut()
-                        .find(|(other, _)| other == id)
-                        .unwrap();
+                    let place = model.storages.iter_mut().find(|(other, _)| other == id).unwrap();
                     if place.1.is_ok() {
                         place.1 = after;
                     }
@@ -823,9 +650,7 @@ fn play(bench: &mut Bench, steps: &[(bool, Step)]) -> [Model; 2] {
                     continue;
                 };
                 let content = expected.unwrap_or_default();
-                bench.clients[who]
-                    .tape
-                    .store_weight(id, blake3::hash(&content).as_bytes());
+                bench.clients[who].tape.store_weight(id, blake3::hash(&content).as_bytes());
                 weights.push(content);
             }
             Step::StoreWrong(choice) => {
@@ -858,10 +683,7 @@ fn play(bench: &mut Bench, steps: &[(bool, Step)]) -> [Model; 2] {
                     while position < bytes.len() {
                         known = bench.node.weights.get(&identity, &hash).is_some();
                         let sent = &mut client.sent;
-                        bench
-                            .node
-                            .execute(session, &bytes, &mut position, 1, sent)
-                            .unwrap();
+                        bench.node.execute(session, &bytes, &mut position, 1, sent).unwrap();
                     }
                     known
                 };
@@ -879,9 +701,7 @@ fn play(bench: &mut Bench, steps: &[(bool, Step)]) -> [Model; 2] {
                 let Some(content) = weights.get(usize::from(*weight) % weights.len().max(1)) else {
                     continue;
                 };
-                bench.clients[who]
-                    .tape
-                    .forget_weight(blake3::hash(content).as_bytes());
+                bench.clients[who].tape.forget_weight(blake3::hash(content).as_bytes());
             }
             Step::Fail(input, new) => {
                 let Some((id, expected)) = model.pick(*input) else {

@@ -32,9 +32,7 @@ pub(crate) struct Storages<S> {
 
 impl<S> Storages<S> {
     pub(crate) fn new() -> Self {
-        Storages {
-            slots: HashMap::default(),
-        }
+        Storages { slots: HashMap::default() }
     }
 
     #[inline]
@@ -69,10 +67,7 @@ impl<S> Storages<S> {
         ledger: &mut Ledger,
     ) -> Result<(), SessionError> {
         if self.slots.len() >= STORAGES_MAX && !self.slots.contains_key(&id.0) {
-            return Err(SessionError::TooMany {
-                what: "storages",
-                max: STORAGES_MAX as u64,
-            });
+            return Err(SessionError::TooMany { what: "storages", max: STORAGES_MAX as u64 });
         }
         if let Slot::Live { bytes, .. } = slot {
             ledger.charge(bytes);
@@ -110,9 +105,7 @@ impl<S> Storages<S> {
         ledger: &mut Ledger,
     ) -> Result<(), Failure> {
         if let Some(slot @ Slot::Unallocated { .. }) = self.slots.get_mut(&id.0) {
-            let Slot::Unallocated { bytes } = *slot else {
-                unreachable!("matched above")
-            };
+            let Slot::Unallocated { bytes } = *slot else { unreachable!("matched above") };
             *slot = fresh(bytes, backend, ledger)?;
         }
         Ok(())
@@ -136,10 +129,7 @@ impl<S> Storages<S> {
                 ledger.check(weight.bytes)?;
                 let storage = backend.duplicate(&weight.storage)?;
                 ledger.charge(weight.bytes);
-                Some(Slot::Live {
-                    storage,
-                    bytes: weight.bytes,
-                })
+                Some(Slot::Live { storage, bytes: weight.bytes })
             }
             Slot::Poisoned(failure) => return Err(failure.as_ref().clone()),
         };
@@ -198,11 +188,7 @@ impl<S> Storages<S> {
             return None;
         };
         // The ledger's charge passes on to the weight.
-        let weight = Arc::new(Weight {
-            storage,
-            bytes,
-            hash,
-        });
+        let weight = Arc::new(Weight { storage, bytes, hash });
         self.slots.insert(id.0, Slot::Shared(weight.clone()));
         Some(weight)
     }
@@ -228,10 +214,7 @@ fn discharge<S>(slot: Slot<S>, ledger: &mut Ledger) {
 }
 
 fn gone() -> Failure {
-    Failure::new(
-        ErrorCode::Runtime,
-        "the storage vanished while it was prepared",
-    )
+    Failure::new(ErrorCode::Runtime, "the storage vanished while it was prepared")
 }
 
 /// Ids are dense and chosen by the writer's counter: one multiplication spreads them.

@@ -62,11 +62,7 @@ impl Supervisor {
         let signals = ending_signals()?;
         let parent = parent_pid.map(parent).transpose()?;
         let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        Ok(Supervisor {
-            signals,
-            parent,
-            ended,
-        })
+        Ok(Supervisor { signals, parent, ended })
     }
 
     pub fn ended_flag(&self) -> anyhow::Result<EndedFlag> {
@@ -75,16 +71,11 @@ impl Supervisor {
 
     /// Waits for the first thing that ends the node.
     pub fn wait(&self) -> anyhow::Result<Ended> {
-        let mut fds = vec![
-            (Ended::Signal, &self.signals),
-            (Ended::Server, &*self.ended),
-        ];
+        let mut fds = vec![(Ended::Signal, &self.signals), (Ended::Server, &*self.ended)];
         fds.extend(self.parent.iter().map(|parent| (Ended::Parent, parent)));
         loop {
-            let mut polled: Vec<_> = fds
-                .iter()
-                .map(|(_, fd)| PollFd::new(*fd, PollFlags::IN))
-                .collect();
+            let mut polled: Vec<_> =
+                fds.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::IN)).collect();
             match poll(&mut polled, None) {
                 Err(rustix::io::Errno::INTR) => continue,
                 result => result.context("wait for the end")?,
@@ -110,10 +101,7 @@ impl Supervisor {
                 std::thread::yield_now();
             }
             let wait = left.min(Duration::from_millis(10));
-            let wait = Timespec {
-                tv_sec: 0,
-                tv_nsec: wait.subsec_nanos().into(),
-            };
+            let wait = Timespec { tv_sec: 0, tv_nsec: wait.subsec_nanos().into() };
             // An error here only makes the loop look again.
             let _ = poll(&mut [PollFd::new(&*self.ended, PollFlags::IN)], Some(&wait));
         }
@@ -123,9 +111,7 @@ impl Supervisor {
 
 /// A descriptor that becomes readable when the process ends.
 fn parent(pid: i32) -> anyhow::Result<OwnedFd> {
-    let pid = Pid::from_raw(pid)
-        .filter(|_| pid > 0)
-        .context("--parent-pid must be positive")?;
+    let pid = Pid::from_raw(pid).filter(|_| pid > 0).context("--parent-pid must be positive")?;
     pidfd_open(pid, PidfdFlags::empty())
         .with_context(|| format!("watch the parent process {pid} (--parent-pid); did it end?"))
 }

@@ -31,10 +31,7 @@ pub(crate) struct Weights<S> {
 
 impl<S> Weights<S> {
     pub(crate) fn new() -> Self {
-        Weights {
-            by_hash: HashMap::new(),
-            bytes: 0,
-        }
+        Weights { by_hash: HashMap::new(), bytes: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {

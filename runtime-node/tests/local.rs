@@ -23,25 +23,14 @@ fn a_tape_is_executed_in_this_process() {
         mutated: vec![],
         random: false,
         new_storages: vec![4],
-        args: vec![Value::Tensor {
-            slot: 0,
-            meta: meta.clone(),
-        }],
+        args: vec![Value::Tensor { slot: 0, meta: meta.clone() }],
         outputs: vec![OutputSpec::New { index: 0, meta }],
     };
     let mut encoded = Vec::new();
     template.encode(&mut encoded);
     let mut tape = TapeWriter::new();
     let x = tape.alloc(4);
-    tape.upload(
-        x,
-        0,
-        4,
-        RegionSpan {
-            region: 0,
-            offset: 0,
-        },
-    );
+    tape.upload(x, 0, 4, RegionSpan { region: 0, offset: 0 });
     let abs = tape.define(&encoded);
     let y = tape.op(abs, &[x.0], &[], 1);
     tape.read(1, y, 0, 4, None);
@@ -49,16 +38,9 @@ fn a_tape_is_executed_in_this_process() {
 
     let frames: Vec<_> = std::iter::from_fn(|| node.next_frame()).collect();
     assert_eq!(frames[0].0, FrameKind::Reply);
-    assert_eq!(
-        Reply::decode(&frames[0].1),
-        Ok((1, Reply::Bytes(&2.5f32.to_le_bytes())))
-    );
+    assert_eq!(Reply::decode(&frames[0].1), Ok((1, Reply::Bytes(&2.5f32.to_le_bytes()))));
     assert_eq!(frames[1].0, FrameKind::Released);
-    assert!(
-        node.counters()
-            .iter()
-            .any(|c| c.name == "node.ops_executed" && c.value == 1)
-    );
+    assert!(node.counters().iter().any(|c| c.name == "node.ops_executed" && c.value == 1));
     // Garbage is an error, not a panic.
     assert!(node.feed(&[0xff; 20]).is_err());
 }

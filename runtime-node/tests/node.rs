@@ -44,15 +44,9 @@ impl Node {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, format!("ready unix:{}\n", socket.display()));
-        Node {
-            child,
-            socket,
-            _dir: dir,
-        }
+        Node { child, socket, _dir: dir }
     }
 
     fn client(&self) -> Client {
@@ -61,12 +55,7 @@ impl Node {
 
     fn client_of(&self, identity: &str) -> Client {
         let link = connect(&self.socket).unwrap();
-        let mut client = Client {
-            link,
-            tape: TapeWriter::new(),
-            token: 0,
-            later: Vec::new(),
-        };
+        let mut client = Client { link, tape: TapeWriter::new(), token: 0, later: Vec::new() };
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
             software: "test".to_owned(),
@@ -148,12 +137,7 @@ impl Client {
             if frame.kind == kind {
                 return frame.body;
             }
-            assert_ne!(
-                frame.kind,
-                FrameKind::Refusal,
-                "{:?}",
-                Refusal::decode(&frame.body[..])
-            );
+            assert_ne!(frame.kind, FrameKind::Refusal, "{:?}", Refusal::decode(&frame.body[..]));
             self.later.push(frame);
         }
     }
@@ -163,10 +147,7 @@ impl Client {
     }
 
     fn upload(&mut self, values: &[f32]) -> StorageId {
-        let bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let id = self.tape.alloc(bytes.len() as u64);
         self.tape.upload_inline(id, 0, &bytes);
         id
@@ -188,17 +169,9 @@ impl Client {
     }
 
     fn counter(&mut self, name: &str) -> u64 {
-        self.send(
-            FrameKind::StatusRequest,
-            &StatusRequest { token: 1 }.encode_to_vec(),
-        );
+        self.send(FrameKind::StatusRequest, &StatusRequest { token: 1 }.encode_to_vec());
         let status = Status::decode(&self.next_of(FrameKind::Status)[..]).unwrap();
-        status
-            .counters
-            .iter()
-            .find(|counter| counter.name == name)
-            .expect(name)
-            .value
+        status.counters.iter().find(|counter| counter.name == name).expect(name).value
     }
 
     fn store(&mut self, id: StorageId, hash: [u8; 32]) -> WeightStored {
@@ -209,22 +182,12 @@ impl Client {
 }
 
 fn wait(link: &UnixLink, flags: PollFlags) {
-    let timeout = Timespec {
-        tv_sec: 30,
-        tv_nsec: 0,
-    };
-    assert_eq!(
-        poll(&mut [PollFd::new(link, flags)], Some(&timeout)).unwrap(),
-        1,
-        "nothing came"
-    );
+    let timeout = Timespec { tv_sec: 30, tv_nsec: 0 };
+    assert_eq!(poll(&mut [PollFd::new(link, flags)], Some(&timeout)).unwrap(), 1, "nothing came");
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks(4)
-        .map(|chunk| f32::from_le_bytes(chunk.try_into().unwrap()))
-        .collect()
+    bytes.chunks(4).map(|chunk| f32::from_le_bytes(chunk.try_into().unwrap())).collect()
 }
 
 fn vector(values: u64) -> TensorMeta {
@@ -247,24 +210,13 @@ fn op(name: &str, values: u64, slots: u32, args: Vec<Value>) -> Template {
         random: false,
         new_storages: vec![values * 4],
         args,
-        outputs: vec![OutputSpec::New {
-            index: 0,
-            meta: vector(values),
-        }],
+        outputs: vec![OutputSpec::New { index: 0, meta: vector(values) }],
     }
 }
 
 fn add(values: u64) -> Template {
-    let tensor = |slot| Value::Tensor {
-        slot,
-        meta: vector(values),
-    };
-    op(
-        "aten::add.Tensor",
-        values,
-        2,
-        vec![tensor(0), tensor(1), Value::Int(1)],
-    )
+    let tensor = |slot| Value::Tensor { slot, meta: vector(values) };
+    op("aten::add.Tensor", values, 2, vec![tensor(0), tensor(1), Value::Int(1)])
 }
 
 /// `aten::fill_.Scalar` over the vector in slot 0.
@@ -272,21 +224,12 @@ fn fill(values: u64, value: f64) -> Template {
     Template {
         mutated: vec![0],
         new_storages: vec![],
-        outputs: vec![OutputSpec::Alias {
-            slot: 0,
-            meta: vector(values),
-        }],
+        outputs: vec![OutputSpec::Alias { slot: 0, meta: vector(values) }],
         ..op(
             "aten::fill_.Scalar",
             values,
             1,
-            vec![
-                Value::Tensor {
-                    slot: 0,
-                    meta: vector(values),
-                },
-                Value::Double(value),
-            ],
+            vec![Value::Tensor { slot: 0, meta: vector(values) }, Value::Double(value)],
         )
     }
 }
@@ -308,36 +251,18 @@ fn operators_run_and_errors_are_told_at_the_read() {
     assert_eq!(client.read(empty, 3).unwrap(), [0.5; 3]);
 
     // The inferred output is not what the operator makes.
-    let mut wrong = op(
-        "aten::relu",
-        3,
-        1,
-        vec![Value::Tensor {
-            slot: 0,
-            meta: vector(3),
-        }],
-    );
-    wrong.outputs = vec![OutputSpec::New {
-        index: 0,
-        meta: vector(2),
-    }];
+    let mut wrong = op("aten::relu", 3, 1, vec![Value::Tensor { slot: 0, meta: vector(3) }]);
+    wrong.outputs = vec![OutputSpec::New { index: 0, meta: vector(2) }];
     wrong.new_storages = vec![8];
     let wrong = client.define(wrong);
     let symbol = client.tape.symbol("act\0ReLU");
-    client
-        .tape
-        .mark(genie_wire::record::MarkKind::ModuleEnter, symbol);
+    client.tape.mark(genie_wire::record::MarkKind::ModuleEnter, symbol);
     let bad = client.tape.op(wrong, &[x.0], &[], 1);
-    client
-        .tape
-        .mark(genie_wire::record::MarkKind::ModuleExit, symbol);
+    client.tape.mark(genie_wire::record::MarkKind::ModuleExit, symbol);
     let worse = client.tape.op(add, &[bad.0, x.0], &[], 1);
     let (code, message) = client.read(worse, 2).unwrap_err();
     assert_eq!(code, ErrorCode::TemplateMismatch, "{message}");
-    assert!(
-        message.contains("aten::relu") && message.contains("act (ReLU)"),
-        "{message}"
-    );
+    assert!(message.contains("aten::relu") && message.contains("act (ReLU)"), "{message}");
 
     let unknown = client.define(op("aten::no_such_op", 1, 0, vec![]));
     let id = client.tape.op(unknown, &[], &[], 1);
@@ -355,43 +280,22 @@ fn shapes_that_depend_on_data_are_answered() {
     let nonzero = Template {
         new_storages: vec![],
         outputs: vec![],
-        ..op(
-            "aten::nonzero",
-            4,
-            1,
-            vec![Value::Tensor {
-                slot: 0,
-                meta: vector(4),
-            }],
-        )
+        ..op("aten::nonzero", 4, 1, vec![Value::Tensor { slot: 0, meta: vector(4) }])
     };
     let first = client.tape.run(3, &encoded(&nonzero), &[x.0], &[], 2);
     client.flush();
     let body = client.next_of(FrameKind::Reply);
-    let (
-        token,
-        Reply::Outputs {
-            storage_bytes,
-            outputs,
-            ..
-        },
-    ) = Reply::decode(&body).unwrap()
+    let (token, Reply::Outputs { storage_bytes, outputs, .. }) = Reply::decode(&body).unwrap()
     else {
         panic!("{body:?}");
     };
     assert_eq!((token, storage_bytes.as_slice()), (3, [16].as_slice()));
     let meta = outputs[0].meta().unwrap();
-    assert_eq!(
-        (meta.dtype, meta.sizes.as_slice()),
-        (DType::INT64, [2, 1].as_slice())
-    );
+    assert_eq!((meta.dtype, meta.sizes.as_slice()), (DType::INT64, [2, 1].as_slice()));
     client.tape.read(4, first, 0, 16, None);
     client.flush();
     let body = client.next_of(FrameKind::Reply);
-    let expect: Vec<u8> = [1i64, 3]
-        .iter()
-        .flat_map(|index| index.to_le_bytes())
-        .collect();
+    let expect: Vec<u8> = [1i64, 3].iter().flat_map(|index| index.to_le_bytes()).collect();
     assert_eq!(Reply::decode(&body), Ok((4, Reply::Bytes(&expect))));
 }
 
@@ -401,31 +305,14 @@ fn a_weight_of_one_session_is_bound_by_another() {
     let (mut one, mut other, mut stranger) =
         (node.client(), node.client(), node.client_of("stranger"));
     let values: Vec<f32> = (0..4096).map(|i| i as f32).collect();
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let hash = *blake3::hash(&bytes).as_bytes();
     let memory = SharedMemory::create(1 << 16).unwrap();
-    let region = Region {
-        id: 0,
-        bytes: 1 << 16,
-    }
-    .encode_to_vec();
-    one.link
-        .post_send(FrameKind::Region, &[&region], Some(&memory))
-        .unwrap();
+    let region = Region { id: 0, bytes: 1 << 16 }.encode_to_vec();
+    one.link.post_send(FrameKind::Region, &[&region], Some(&memory)).unwrap();
     memory.write(256, &bytes).unwrap();
     let w = one.tape.alloc(bytes.len() as u64);
-    one.tape.upload(
-        w,
-        0,
-        bytes.len() as u64,
-        RegionSpan {
-            region: 0,
-            offset: 256,
-        },
-    );
+    one.tape.upload(w, 0, bytes.len() as u64, RegionSpan { region: 0, offset: 256 });
     assert_eq!(one.store(w, hash).refused, "");
 
     let bound = other.tape.alloc(bytes.len() as u64);
@@ -440,10 +327,7 @@ fn a_weight_of_one_session_is_bound_by_another() {
 
     let denied = stranger.tape.alloc(bytes.len() as u64);
     stranger.tape.bind_weight(denied, &hash);
-    assert_eq!(
-        stranger.read(denied, 1).unwrap_err().0,
-        ErrorCode::WeightMissing
-    );
+    assert_eq!(stranger.read(denied, 1).unwrap_err().0, ErrorCode::WeightMissing);
     let liar = stranger.upload(&[0.0]);
     assert!(!stranger.store(liar, hash).refused.is_empty());
 }
@@ -513,19 +397,13 @@ fn the_generator_is_that_of_pytorch() {
         mutated: vec![0],
         random: true,
         new_storages: vec![],
-        outputs: vec![OutputSpec::Alias {
-            slot: 0,
-            meta: vector(3),
-        }],
+        outputs: vec![OutputSpec::Alias { slot: 0, meta: vector(3) }],
         ..op(
             "aten::uniform_",
             3,
             1,
             vec![
-                Value::Tensor {
-                    slot: 0,
-                    meta: vector(3),
-                },
+                Value::Tensor { slot: 0, meta: vector(3) },
                 Value::Double(0.0),
                 Value::Double(1.0),
                 Value::Generator,
@@ -541,9 +419,7 @@ fn the_generator_is_that_of_pytorch() {
     client.tape.get_generator_state(9);
     client.flush();
     let body = client.next_of(FrameKind::Reply);
-    let (_, Reply::Bytes(state)) = Reply::decode(&body).unwrap() else {
-        panic!("{body:?}")
-    };
+    let (_, Reply::Bytes(state)) = Reply::decode(&body).unwrap() else { panic!("{body:?}") };
     assert_eq!(state.len(), 5056);
     let state = state.to_vec();
     client.tape.op(uniform, &[x.0], &[], 0);
@@ -602,16 +478,10 @@ fn it_ends_with_its_parent() {
     let mut client = node.client();
     // Also in the middle of much work: a thousand products of large matrices.
     let meta = TensorMeta::contiguous(DType::FLOAT32, &[1500, 1500]);
-    let matrix = |slot| Value::Tensor {
-        slot,
-        meta: meta.clone(),
-    };
+    let matrix = |slot| Value::Tensor { slot, meta: meta.clone() };
     let product = Template {
         new_storages: vec![1500 * 1500 * 4],
-        outputs: vec![OutputSpec::New {
-            index: 0,
-            meta: meta.clone(),
-        }],
+        outputs: vec![OutputSpec::New { index: 0, meta: meta.clone() }],
         ..op("aten::mm", 1, 2, vec![matrix(0), matrix(1)])
     };
     let product = client.define(product);
@@ -625,11 +495,7 @@ fn it_ends_with_its_parent() {
     parent.wait().unwrap();
     let start = Instant::now();
     assert!(node.ended());
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert!(!node.socket.exists());
 }
 

@@ -217,7 +217,7 @@ def test_sessions_are_isolated(host, program):
     second = program(
         READY
         + """
-bad = torch.arange(3, device=DEVICE).index_select(0, torch.tensor([99], device=DEVICE))
+bad = torch.arange(3.0, device=DEVICE).index_select(0, torch.tensor([99], device=DEVICE))
 try:
     bad.cpu()
 except Exception as error:

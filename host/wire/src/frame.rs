@@ -1,7 +1,7 @@
 //! Frames: the unit a stream transport carries. An 8-byte header, then the body.
 
-use crate::limits::FRAME_BYTES_MAX;
 use crate::WireError;
+use crate::limits::FRAME_BYTES_MAX;
 
 pub const HEADER_BYTES: usize = 8;
 
@@ -39,8 +39,18 @@ impl FrameKind {
     pub fn from_u8(value: u8) -> Option<Self> {
         use FrameKind::*;
         [
-            Hello, Tape, Region, Have, StatusRequest, Welcome, Reply, Released, HaveAnswer,
-            WeightStored, Status, Refusal,
+            Hello,
+            Tape,
+            Region,
+            Have,
+            StatusRequest,
+            Welcome,
+            Reply,
+            Released,
+            HaveAnswer,
+            WeightStored,
+            Status,
+            Refusal,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == value)

@@ -9,13 +9,13 @@
 
 use std::sync::Arc;
 
+use crate::WireError;
 use crate::limits::{
     GENERATOR_STATE_BYTES_MAX, INLINE_BYTES_MAX, REGION_BYTES_MAX, RUN_RESERVE_MAX,
     STORAGE_BYTES_MAX, STRING_BYTES_MAX, SYMBOLS_MAX, TEMPLATE_BYTES_MAX, TEMPLATES_MAX,
 };
 use crate::template::Template;
 use crate::varint::{Reader, put, put_bytes};
-use crate::WireError;
 
 /// A storage of one session. Never reused within the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,7 +53,11 @@ pub enum MarkKind {
 #[derive(Debug, PartialEq)]
 pub enum Record<'a> {
     /// Defines the next template. `bytes` is its encoding, as received.
-    Define { id: TemplateId, template: &'a Arc<Template>, bytes: &'a [u8] },
+    Define {
+        id: TemplateId,
+        template: &'a Arc<Template>,
+        bytes: &'a [u8],
+    },
     /// Runs an operator. Its new storages are `first_new`, `first_new + 1`, ...
     Op {
         id: TemplateId,
@@ -73,33 +77,80 @@ pub enum Record<'a> {
         reserve: u64,
     },
     /// Drops the program's hold on a storage.
-    Free { id: StorageId },
+    Free {
+        id: StorageId,
+    },
     /// Makes a storage of `bytes` uninitialised bytes.
-    Alloc { id: StorageId, bytes: u64 },
-    Resize { id: StorageId, bytes: u64 },
+    Alloc {
+        id: StorageId,
+        bytes: u64,
+    },
+    Resize {
+        id: StorageId,
+        bytes: u64,
+    },
     /// Copies `len` bytes from a region into a storage at `offset`.
-    Upload { id: StorageId, offset: u64, len: u64, source: RegionSpan },
+    Upload {
+        id: StorageId,
+        offset: u64,
+        len: u64,
+        source: RegionSpan,
+    },
     /// Copies the bytes in the record into a storage at `offset`.
-    UploadInline { id: StorageId, offset: u64, bytes: &'a [u8] },
+    UploadInline {
+        id: StorageId,
+        offset: u64,
+        bytes: &'a [u8],
+    },
     /// The whole content of the storage is the stored weight with this hash.
-    BindWeight { id: StorageId, hash: WeightHash },
+    BindWeight {
+        id: StorageId,
+        hash: WeightHash,
+    },
     /// Keep the whole content of the storage as a weight under this hash (checked by the node).
-    StoreWeight { id: StorageId, hash: WeightHash },
+    StoreWeight {
+        id: StorageId,
+        hash: WeightHash,
+    },
     /// Drop a weight from the store (sent by the host only).
-    ForgetWeight { hash: WeightHash },
+    ForgetWeight {
+        hash: WeightHash,
+    },
     /// Send `len` bytes of a storage from `offset`, inline in the reply or into a region.
-    Read { token: u64, id: StorageId, offset: u64, len: u64, dest: Option<RegionSpan> },
+    Read {
+        token: u64,
+        id: StorageId,
+        offset: u64,
+        len: u64,
+        dest: Option<RegionSpan>,
+    },
     /// Reply when everything before has been executed.
-    Fence { token: u64 },
+    Fence {
+        token: u64,
+    },
     /// Seeds the random generator.
-    Seed { seed: u64 },
-    SetGeneratorState { state: &'a [u8] },
-    GetGeneratorState { token: u64 },
+    Seed {
+        seed: u64,
+    },
+    SetGeneratorState {
+        state: &'a [u8],
+    },
+    GetGeneratorState {
+        token: u64,
+    },
     /// Defines the next symbol.
-    Symbol { id: u32, text: &'a str },
-    Mark { kind: MarkKind, symbol: u32 },
+    Symbol {
+        id: u32,
+        text: &'a str,
+    },
+    Mark {
+        kind: MarkKind,
+        symbol: u32,
+    },
     /// Passes over `count` storage ids.
-    Skip { count: u64 },
+    Skip {
+        count: u64,
+    },
     /// Forgets every template; the next one defined is template 0 again.
     ForgetTemplates,
 }

@@ -1,9 +1,9 @@
 //! Answers to records that carry a token.
 
+use crate::WireError;
 use crate::limits::{FRAME_BYTES_MAX, OUTPUTS_MAX};
 use crate::template::OutputSpec;
 use crate::varint::{Reader, put, put_bytes};
-use crate::WireError;
 
 /// Which exception an error becomes in the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,8 +30,17 @@ impl ErrorCode {
     pub fn from_u8(value: u8) -> Option<Self> {
         use ErrorCode::*;
         [
-            Runtime, OutOfMemory, NodeLost, Index, Value, Type, NotImplemented, Linalg,
-            TemplateMismatch, Protocol, WeightMissing,
+            Runtime,
+            OutOfMemory,
+            NodeLost,
+            Index,
+            Value,
+            Type,
+            NotImplemented,
+            Linalg,
+            TemplateMismatch,
+            Protocol,
+            WeightMissing,
         ]
         .into_iter()
         .find(|code| *code as u8 == value)
@@ -48,8 +57,15 @@ pub enum Reply<'a> {
     /// What a `Run` record made. `New { index }` counts from the record's first reserved id;
     /// `storage_bytes[index]` is the size of that storage. `scalars` holds the non-tensor
     /// returns (encoded values), in order.
-    Outputs { storage_bytes: Vec<u64>, outputs: Vec<OutputSpec>, scalars: &'a [u8] },
-    Error { code: ErrorCode, message: &'a str },
+    Outputs {
+        storage_bytes: Vec<u64>,
+        outputs: Vec<OutputSpec>,
+        scalars: &'a [u8],
+    },
+    Error {
+        code: ErrorCode,
+        message: &'a str,
+    },
 }
 
 impl<'a> Reply<'a> {

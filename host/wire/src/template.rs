@@ -1,12 +1,12 @@
 //! Templates: an operator with its argument layout, defined once and repeated by small records.
 
+use crate::WireError;
 use crate::limits::{
     LIST_MAX, OUTPUTS_MAX, SCALARS_MAX, SLOTS_MAX, STORAGE_BYTES_MAX, STRING_BYTES_MAX,
     TEMPLATE_BYTES_MAX,
 };
 use crate::value::{TensorMeta, Value};
 use crate::varint::{Reader, put, put_bytes};
-use crate::WireError;
 
 /// What a record of this template reads, writes and makes.
 ///

@@ -3,9 +3,9 @@
 //! The C++ shim (`runtime-node/aten/cpp/codec.h`) writes and reads the same format; the tests of
 //! that crate hold the two together.
 
+use crate::WireError;
 use crate::limits::{DIMS_MAX, LIST_MAX, NESTING_MAX, STRING_BYTES_MAX};
 use crate::varint::{Reader, put, put_bytes, put_signed};
-use crate::WireError;
 
 /// A PyTorch scalar type, by its `c10::ScalarType` number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,8 +38,21 @@ impl DType {
 
     pub fn name(self) -> &'static str {
         const NAMES: [&str; 16] = [
-            "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64",
-            "complex32", "complex64", "complex128", "bool", "qint8", "quint8", "qint32",
+            "uint8",
+            "int8",
+            "int16",
+            "int32",
+            "int64",
+            "float16",
+            "float32",
+            "float64",
+            "complex32",
+            "complex64",
+            "complex128",
+            "bool",
+            "qint8",
+            "quint8",
+            "qint32",
             "bfloat16",
         ];
         NAMES.get(usize::from(self.0)).copied().unwrap_or("other")
@@ -133,22 +146,37 @@ pub fn contiguous_strides(sizes: &[u64]) -> Vec<u64> {
 pub enum Value {
     None,
     /// A tensor over the storage in input slot `slot` of the record.
-    Tensor { slot: u32, meta: TensorMeta },
+    Tensor {
+        slot: u32,
+        meta: TensorMeta,
+    },
     UndefinedTensor,
     /// A 0-dim CPU tensor: its value is varying scalar `scalar` of the record. `wrapped` marks a
     /// Python number, which takes part in type promotion differently.
-    ScalarTensor { scalar: u32, dtype: DType, wrapped: bool },
+    ScalarTensor {
+        scalar: u32,
+        dtype: DType,
+        wrapped: bool,
+    },
     Int(i64),
     Double(f64),
     Bool(bool),
     Complex(f64, f64),
     String(String),
     /// A number whose value is varying scalar `scalar` of the record.
-    VaryingDouble { scalar: u32 },
-    VaryingInt { scalar: u32 },
-    VaryingComplex { scalar: u32 },
+    VaryingDouble {
+        scalar: u32,
+    },
+    VaryingInt {
+        scalar: u32,
+    },
+    VaryingComplex {
+        scalar: u32,
+    },
     /// The accelerator device of the node that executes the record; `None` means the CPU.
-    Device { accelerator: Option<u8> },
+    Device {
+        accelerator: Option<u8>,
+    },
     /// The session's random generator.
     Generator,
     List(Vec<Value>),

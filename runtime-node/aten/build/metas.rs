@@ -147,9 +147,10 @@ fn quoted(line: &str) -> Option<String> {
 /// The declared function with the operator's name and signature.
 fn matching(operator: &Operator, declared: &BTreeMap<String, Vec<String>>) -> Option<String> {
     let base = operator.name.strip_prefix("aten::")?;
-    ["", "_symint", "_outf", "_symint_outf"].iter().map(|suffix| format!("{base}{suffix}")).find(
-        |name| declared.get(name).is_some_and(|all| all.contains(&operator.signature)),
-    )
+    ["", "_symint", "_outf", "_symint_outf"]
+        .iter()
+        .map(|suffix| format!("{base}{suffix}"))
+        .find(|name| declared.get(name).is_some_and(|all| all.contains(&operator.signature)))
 }
 
 /// `R (A, B)` -> `R (*)(A, B)`

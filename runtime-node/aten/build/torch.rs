@@ -17,7 +17,10 @@ impl Torch {
         let script = "import importlib.util as u; s = u.find_spec('torch'); \
                       print(s.submodule_search_locations[0] if s else '')";
         let output = Command::new(&python).args(["-c", script]).output().map_err(|error| {
-            format!("cannot run {}: {error}; set GENIE_PYTHON to a Python with torch", python.display())
+            format!(
+                "cannot run {}: {error}; set GENIE_PYTHON to a Python with torch",
+                python.display()
+            )
         })?;
         let root = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         if root.is_empty() {

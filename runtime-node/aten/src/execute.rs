@@ -310,9 +310,7 @@ impl Storage {
             let data = genie_storage_data(self.0.as_ptr());
             match self.bytes() {
                 0 => Some(&[]),
-                bytes if !data.is_null() => {
-                    Some(std::slice::from_raw_parts(data, bytes as usize))
-                }
+                bytes if !data.is_null() => Some(std::slice::from_raw_parts(data, bytes as usize)),
                 _ => None,
             }
         }
@@ -449,22 +447,15 @@ unsafe extern "C" {
         out: *mut *mut RawStorage,
         error: *mut GenieError,
     ) -> i32;
-    fn genie_storage_resize(
-        storage: *mut RawStorage,
-        bytes: u64,
-        error: *mut GenieError,
-    ) -> i32;
+    fn genie_storage_resize(storage: *mut RawStorage, bytes: u64, error: *mut GenieError) -> i32;
     fn genie_generator_new(
         device: Device,
         out: *mut *mut RawGenerator,
         error: *mut GenieError,
     ) -> i32;
     fn genie_generator_free(generator: *mut RawGenerator);
-    fn genie_generator_seed(
-        generator: *mut RawGenerator,
-        seed: u64,
-        error: *mut GenieError,
-    ) -> i32;
+    fn genie_generator_seed(generator: *mut RawGenerator, seed: u64, error: *mut GenieError)
+    -> i32;
     fn genie_generator_state(
         generator: *mut RawGenerator,
         out: *mut u8,

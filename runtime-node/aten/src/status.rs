@@ -70,8 +70,7 @@ impl AtenError {
         let code = unsafe { (&raw const (*error).code).read() };
         // SAFETY: `check` wrote a NUL, and C++ ends what it writes over it with one
         // (cpp/status.h), so the bytes up to the first NUL are initialised and inside `error`.
-        let message =
-            unsafe { std::ffi::CStr::from_ptr((&raw const (*error).message).cast()) };
+        let message = unsafe { std::ffi::CStr::from_ptr((&raw const (*error).message).cast()) };
         AtenError { code, message: message.to_string_lossy().into_owned() }
     }
 }

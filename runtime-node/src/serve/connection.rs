@@ -118,10 +118,7 @@ impl<B: Backend> Connection<B> {
             Err(panic) => {
                 let what = panic_text(&*panic);
                 tracing::error!(what, "a session's turn panicked");
-                End::Refused(
-                    ErrorCode::Runtime,
-                    format!("the node failed inside: {what}"),
-                )
+                End::Refused(ErrorCode::Runtime, format!("the node failed inside: {what}"))
             }
         };
         match end {
@@ -151,10 +148,7 @@ impl<B: Backend> Connection<B> {
             if let Stage::Open(open) = &mut self.stage
                 && let Some((tape, position)) = &mut open.tape
             {
-                let mut outbox = LinkOutbox {
-                    link: &mut self.link,
-                    failed: None,
-                };
+                let mut outbox = LinkOutbox { link: &mut self.link, failed: None };
                 let done = host.executor.execute(
                     &mut open.session,
                     tape,
@@ -186,10 +180,7 @@ impl<B: Backend> Connection<B> {
                 Some(frame) => self.frame(frame, host)?,
                 None => {
                     if let Stage::Open(open) = &mut self.stage {
-                        let mut outbox = LinkOutbox {
-                            link: &mut self.link,
-                            failed: None,
-                        };
+                        let mut outbox = LinkOutbox { link: &mut self.link, failed: None };
                         host.executor.idle(&mut open.session, &mut outbox);
                         outbox.finish()?;
                     }
@@ -207,10 +198,7 @@ impl<B: Backend> Connection<B> {
         };
         let (mut tape, mut position) = open.tape.take().unwrap_or_default();
         loop {
-            if executor
-                .wind_up(&mut open.session, &tape, &mut position)
-                .is_err()
-            {
+            if executor.wind_up(&mut open.session, &tape, &mut position).is_err() {
                 return;
             }
             // `None` may only mean that the link looks at its socket the next time.
@@ -253,16 +241,9 @@ impl<B: Backend> Connection<B> {
                 let request = StatusRequest::decode(&frame.body[..]).map_err(malformed)?;
                 let mut counters = host.executor.counters();
                 let value = memory::resident_bytes();
-                counters.push(Counter {
-                    name: "node.resident_bytes".to_owned(),
-                    value,
-                });
-                let status = Status {
-                    token: request.token,
-                    counters,
-                };
-                self.link
-                    .post_send(FrameKind::Status, &[&status.encode_to_vec()], None)?;
+                counters.push(Counter { name: "node.resident_bytes".to_owned(), value });
+                let status = Status { token: request.token, counters };
+                self.link.post_send(FrameKind::Status, &[&status.encode_to_vec()], None)?;
             }
             kind => {
                 let message = format!("a node does not take {kind:?} frames");
@@ -284,10 +265,7 @@ impl<B: Backend> Connection<B> {
             return refuse(ErrorCode::Protocol, message);
         }
         if hello.identity.len() > STRING_BYTES_MAX {
-            return refuse(
-                ErrorCode::Protocol,
-                "the client's identity is too long".to_owned(),
-            );
+            return refuse(ErrorCode::Protocol, "the client's identity is too long".to_owned());
         }
         let device = hello.device as usize;
         if device >= facts.devices.len() {
@@ -331,9 +309,7 @@ impl<B: Backend> Connection<B> {
             pid: std::process::id(),
             node_pid: 0,
         };
-        Ok(self
-            .link
-            .post_send(FrameKind::Welcome, &[&welcome.encode_to_vec()], None)?)
+        Ok(self.link.post_send(FrameKind::Welcome, &[&welcome.encode_to_vec()], None)?)
     }
 }
 
@@ -355,10 +331,9 @@ impl LinkOutbox<'_> {
     fn finish(self) -> Result<(), End> {
         match self.failed {
             None => Ok(()),
-            Some(error @ LinkError::OutOfCredit { .. }) => Err(End::Refused(
-                ErrorCode::Protocol,
-                format!("answers are not read: {error}"),
-            )),
+            Some(error @ LinkError::OutOfCredit { .. }) => {
+                Err(End::Refused(ErrorCode::Protocol, format!("answers are not read: {error}")))
+            }
             Some(error) => Err(error.into()),
         }
     }
@@ -366,10 +341,7 @@ impl LinkOutbox<'_> {
 
 /// Tells the peer why it is left, if it still listens.
 pub(super) fn refuse(link: &mut UnixLink, code: ErrorCode, message: &str) {
-    let refusal = Refusal {
-        code: code as u32,
-        message: message.to_owned(),
-    };
+    let refusal = Refusal { code: code as u32, message: message.to_owned() };
     if let Err(error) = link.post_send(FrameKind::Refusal, &[&refusal.encode_to_vec()], None) {
         tracing::debug!(%error, "the peer does not take its refusal");
     }

@@ -27,11 +27,7 @@ impl std::fmt::Debug for Delivered {
 impl Mailbox {
     pub fn new() -> std::io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Mailbox {
-            event,
-            stop: AtomicBool::new(false),
-            links: Mutex::new(Vec::new()),
-        })
+        Ok(Mailbox { event, stop: AtomicBool::new(false), links: Mutex::new(Vec::new()) })
     }
 
     /// Ends the server after the turn it is in.
@@ -45,10 +41,7 @@ impl Mailbox {
     }
 
     pub(super) fn deliver(&self, link: UnixLink, hello: Hello) {
-        self.links
-            .lock()
-            .expect("no holder of this lock panics")
-            .push(Delivered(link, hello));
+        self.links.lock().expect("no holder of this lock panics").push(Delivered(link, hello));
         self.wake();
     }
 
@@ -56,10 +49,7 @@ impl Mailbox {
         // An event counter that is not readable was taken before: nothing to do about that.
         let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
         let links = std::mem::take(&mut *self.links.lock().expect("no holder panics"));
-        links
-            .into_iter()
-            .map(|Delivered(link, hello)| (link, hello))
-            .collect()
+        links.into_iter().map(|Delivered(link, hello)| (link, hello)).collect()
     }
 
     pub(super) fn event_fd(&self) -> BorrowedFd<'_> {

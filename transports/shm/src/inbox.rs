@@ -87,11 +87,7 @@ impl Inbox {
         self.start += frame_bytes;
         self.start_position += frame_bytes as u64;
         let memory = self.take_memory(header.kind, &body)?;
-        Ok(Some(Frame {
-            kind: header.kind,
-            body,
-            memory,
-        }))
+        Ok(Some(Frame { kind: header.kind, body, memory }))
     }
 
     /// The memory of the frame that ends at `start_position`.
@@ -101,16 +97,10 @@ impl Inbox {
         body: &[u8],
     ) -> Result<Option<SharedMemory>, LinkError> {
         let mut descriptor = None;
-        while self
-            .descriptors
-            .front()
-            .is_some_and(|(end, _)| *end <= self.start_position)
-        {
+        while self.descriptors.front().is_some_and(|(end, _)| *end <= self.start_position) {
             let (_, fd) = self.descriptors.pop_front().expect("front was just seen");
             if kind != FrameKind::Region || descriptor.replace(fd).is_some() {
-                return Err(malformed(
-                    "a descriptor came with it that it does not announce",
-                ));
+                return Err(malformed("a descriptor came with it that it does not announce"));
             }
         }
         match (kind, descriptor) {
@@ -155,9 +145,7 @@ impl Inbox {
             }
         }
         if flags.contains(ReturnFlags::CTRUNC) {
-            return Err(malformed(
-                "more descriptors came with it than any frame has",
-            ));
+            return Err(malformed("more descriptors came with it than any frame has"));
         }
         self.drained = bytes < space_bytes && !carried;
         Ok(true)
@@ -181,8 +169,7 @@ impl Inbox {
         }
         // Grown by doubling, so that a header alone does not claim a whole frame's memory.
         if self.end == self.buffer.len() {
-            self.buffer
-                .resize(size.min((2 * self.end).max(READ_BYTES)), 0);
+            self.buffer.resize(size.min((2 * self.end).max(READ_BYTES)), 0);
         }
         Ok(())
     }

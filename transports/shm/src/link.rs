@@ -36,13 +36,8 @@ pub struct UnixLink {
 pub fn connect(path: impl AsRef<Path>) -> Result<UnixLink, LinkError> {
     let address = SocketAddrUnix::new(path.as_ref())
         .map_err(|errno| failure("use the socket's path (longer than 107 bytes?)", errno))?;
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|errno| failure("make a socket", errno))?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| failure("make a socket", errno))?;
     set_socket_timeout(&socket, Timeout::Send, Some(CONNECT_TIMEOUT))
         .map_err(|errno| failure("bound the time to connect", errno))?;
     rustix::net::connect(&socket, &address)
@@ -57,13 +52,7 @@ impl UnixLink {
     pub(crate) fn over(socket: OwnedFd) -> Result<Self, LinkError> {
         let peer = peer_credentials(socket.as_fd())?;
         let (inbox, outbox) = (Inbox::new(), Outbox::default());
-        Ok(UnixLink {
-            socket,
-            peer,
-            inbox,
-            outbox,
-            ended: false,
-        })
+        Ok(UnixLink { socket, peer, inbox, outbox, ended: false })
     }
 
     /// Two links connected to each other, for tests and for links inside one process.
@@ -114,27 +103,17 @@ impl Link for UnixLink {
                 max: FRAME_BYTES_MAX as u64,
             }));
         }
-        debug_assert_eq!(
-            kind == FrameKind::Region,
-            memory.is_some(),
-            "regions carry memory"
-        );
-        let header = FrameHeader {
-            kind,
-            body_bytes: body_bytes as u32,
-        }
-        .encode();
+        debug_assert_eq!(kind == FrameKind::Region, memory.is_some(), "regions carry memory");
+        let header = FrameHeader { kind, body_bytes: body_bytes as u32 }.encode();
         let descriptor = memory.map(SharedMemory::fd);
         let socket = self.socket.as_fd();
         if parts.len() <= PARTS_INLINE {
             let mut with_header: [&[u8]; PARTS_INLINE + 1] = [&[]; PARTS_INLINE + 1];
             with_header[0] = &header;
             with_header[1..=parts.len()].copy_from_slice(parts);
-            self.outbox
-                .post(socket, &with_header[..=parts.len()], descriptor)
+            self.outbox.post(socket, &with_header[..=parts.len()], descriptor)
         } else {
-            self.outbox
-                .post(socket, &[&header, &parts.concat()], descriptor)
+            self.outbox.post(socket, &[&header, &parts.concat()], descriptor)
         }
     }
 
@@ -156,11 +135,7 @@ impl Link for UnixLink {
 
 /// Not by rustix, whose process ids cannot be 0.
 fn peer_credentials(socket: BorrowedFd<'_>) -> Result<(u32, u32), LinkError> {
-    let mut credentials = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes to `credentials`, a plain struct of that size.
     let result = unsafe {
@@ -174,10 +149,7 @@ fn peer_credentials(socket: BorrowedFd<'_>) -> Result<(u32, u32), LinkError> {
     };
     if result != 0 {
         let source = std::io::Error::last_os_error();
-        return Err(LinkError::Io {
-            doing: "ask for the peer's credentials",
-            source,
-        });
+        return Err(LinkError::Io { doing: "ask for the peer's credentials", source });
     }
     Ok((credentials.pid as u32, credentials.uid))
 }
@@ -186,9 +158,6 @@ fn peer_credentials(socket: BorrowedFd<'_>) -> Result<(u32, u32), LinkError> {
 pub(crate) fn failure(doing: &'static str, errno: Errno) -> LinkError {
     match errno {
         Errno::PIPE | Errno::CONNRESET => LinkError::Closed,
-        _ => LinkError::Io {
-            doing,
-            source: errno.into(),
-        },
+        _ => LinkError::Io { doing, source: errno.into() },
     }
 }

@@ -32,11 +32,7 @@ pub enum BindError {
     #[error("{path} exists and is not a socket; it is left as it is, choose another path")]
     NotASocket { path: PathBuf },
     #[error("{doing} {path}: {source}")]
-    Io {
-        doing: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { doing: &'static str, path: PathBuf, source: std::io::Error },
 }
 
 impl Listener {
@@ -44,11 +40,7 @@ impl Listener {
     pub fn bind(path: impl AsRef<Path>) -> Result<Self, BindError> {
         let path = path.as_ref();
         let io = |doing| {
-            move |errno: Errno| BindError::Io {
-                doing,
-                path: path.into(),
-                source: errno.into(),
-            }
+            move |errno: Errno| BindError::Io { doing, path: path.into(), source: errno.into() }
         };
         let address = SocketAddrUnix::new(path).map_err(io("use as a socket's path"))?;
         remove_stale(path, &address)?;
@@ -59,11 +51,7 @@ impl Listener {
         fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(io("protect the socket of"))?;
         bind(&socket, &address).map_err(io("bind a socket to"))?;
         let stat = lstat(path).map_err(io("look at the new socket"))?;
-        let listener = Listener {
-            socket,
-            path: path.into(),
-            file: (stat.st_dev, stat.st_ino),
-        };
+        let listener = Listener { socket, path: path.into(), file: (stat.st_dev, stat.st_ino) };
         listen(&listener.socket, BACKLOG).map_err(io("listen at"))?;
         Ok(listener)
     }
@@ -103,11 +91,7 @@ impl Drop for Listener {
 
 fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), BindError> {
     let io = |doing| {
-        move |errno: Errno| BindError::Io {
-            doing,
-            path: path.into(),
-            source: errno.into(),
-        }
+        move |errno: Errno| BindError::Io { doing, path: path.into(), source: errno.into() }
     };
     match lstat(path) {
         Err(Errno::NOENT) => return Ok(()),

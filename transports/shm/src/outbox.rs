@@ -46,23 +46,14 @@ impl Outbox {
         }
         let total: usize = parts.iter().map(|part| part.len()).sum();
         if self.queued + total > SEND_QUEUE_BYTES_MAX {
-            return Err(LinkError::OutOfCredit {
-                queued: self.queued,
-            });
+            return Err(LinkError::OutOfCredit { queued: self.queued });
         }
-        let sent = if self.queued == 0 {
-            send_parts(socket, parts, descriptor)?
-        } else {
-            0
-        };
+        let sent = if self.queued == 0 { send_parts(socket, parts, descriptor)? } else { 0 };
         if sent < total {
             let descriptor = match descriptor {
-                Some(fd) if sent == 0 => {
-                    Some(fd.try_clone_to_owned().map_err(|source| LinkError::Io {
-                        doing: "keep a descriptor for the peer",
-                        source,
-                    })?)
-                }
+                Some(fd) if sent == 0 => Some(fd.try_clone_to_owned().map_err(|source| {
+                    LinkError::Io { doing: "keep a descriptor for the peer", source }
+                })?),
                 _ => None,
             };
             self.enqueue(parts, sent, total, descriptor);
@@ -84,17 +75,9 @@ impl Outbox {
             });
         if !joins {
             let bytes = Vec::with_capacity(rest);
-            self.segments.push_back(Segment {
-                bytes,
-                sent: 0,
-                descriptor,
-            });
+            self.segments.push_back(Segment { bytes, sent: 0, descriptor });
         }
-        let bytes = &mut self
-            .segments
-            .back_mut()
-            .expect("pushed or seen above")
-            .bytes;
+        let bytes = &mut self.segments.back_mut().expect("pushed or seen above").bytes;
         for part in parts {
             let skip = sent.min(part.len());
             bytes.extend_from_slice(&part[skip..]);
@@ -155,12 +138,7 @@ fn send(
         assert!(fits, "the buffer was sized for one descriptor");
     }
     loop {
-        match sendmsg(
-            socket,
-            slices,
-            &mut control,
-            SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-        ) {
+        match sendmsg(socket, slices, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(sent) => return Ok(sent),
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::AGAIN) => return Ok(0),

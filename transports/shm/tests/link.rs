@@ -25,10 +25,7 @@ fn next(link: &mut UnixLink) -> Result<Frame, LinkError> {
 }
 
 fn wait(fd: impl AsFd, flags: PollFlags) {
-    let timeout = rustix::event::Timespec {
-        tv_sec: 10,
-        tv_nsec: 0,
-    };
+    let timeout = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
     let ready = rustix::event::poll(&mut [PollFd::new(&fd, flags)], Some(&timeout)).unwrap();
     assert_eq!(ready, 1, "nothing happened within 10 s");
 }
@@ -42,11 +39,7 @@ fn raw_pair() -> (UnixLink, UnixStream, tempfile::TempDir) {
 }
 
 fn frame_bytes(kind: FrameKind, body: &[u8]) -> Vec<u8> {
-    let header = FrameHeader {
-        kind,
-        body_bytes: body.len() as u32,
-    }
-    .encode();
+    let header = FrameHeader { kind, body_bytes: body.len() as u32 }.encode();
     [&header, body].concat()
 }
 
@@ -57,29 +50,20 @@ fn send_with(stream: &UnixStream, bytes: &[u8], fds: &[&OwnedFd]) {
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-    let sent = sendmsg(
-        stream,
-        &[std::io::IoSlice::new(bytes)],
-        &mut control,
-        SendFlags::empty(),
-    )
-    .unwrap();
+    let sent =
+        sendmsg(stream, &[std::io::IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
     assert_eq!(sent, bytes.len());
 }
 
 #[test]
 fn frames_arrive_whole_and_in_order() {
     let (mut one, mut other) = UnixLink::pair().unwrap();
-    one.post_send(FrameKind::Tape, &[b"ab", b"", b"cd"], None)
-        .unwrap();
+    one.post_send(FrameKind::Tape, &[b"ab", b"", b"cd"], None).unwrap();
     one.post_send(FrameKind::Reply, &[], None).unwrap();
     let many: Vec<&[u8]> = vec![b"x"; 20];
     one.post_send(FrameKind::Tape, &many, None).unwrap();
     let frame = next(&mut other).unwrap();
-    assert_eq!(
-        (frame.kind, frame.body.as_slice()),
-        (FrameKind::Tape, b"abcd".as_slice())
-    );
+    assert_eq!((frame.kind, frame.body.as_slice()), (FrameKind::Tape, b"abcd".as_slice()));
     let frame = next(&mut other).unwrap();
     assert_eq!((frame.kind, frame.body.len()), (FrameKind::Reply, 0));
     assert_eq!(next(&mut other).unwrap().body, [b'x'; 20]);
@@ -142,13 +126,8 @@ fn memory_travels_beside_its_region_frame_even_when_queued() {
     let memories: Vec<_> = (1..=3u64)
         .map(|id| {
             let memory = SharedMemory::create(4096 * id).unwrap();
-            let body = Region {
-                id: id as u32,
-                bytes: 4096 * id,
-            }
-            .encode_to_vec();
-            one.post_send(FrameKind::Region, &[&body], Some(&memory))
-                .unwrap();
+            let body = Region { id: id as u32, bytes: 4096 * id }.encode_to_vec();
+            one.post_send(FrameKind::Region, &[&body], Some(&memory)).unwrap();
             one.post_send(FrameKind::Tape, &[b"t"], None).unwrap();
             memory
         })
@@ -160,10 +139,7 @@ fn memory_travels_beside_its_region_frame_even_when_queued() {
     }
     for (i, memory) in memories.iter().enumerate() {
         memory.write(8, b"hello").unwrap();
-        let received = frames[1 + 2 * i]
-            .memory
-            .as_ref()
-            .expect("a region has its memory");
+        let received = frames[1 + 2 * i].memory.as_ref().expect("a region has its memory");
         let mut bytes = [0; 5];
         received.read(8, &mut bytes).unwrap();
         assert_eq!((&bytes, received.bytes()), (b"hello", memory.bytes()));
@@ -191,18 +167,11 @@ fn descriptors_that_are_not_announced_are_closed_and_refused() {
             result = next(&mut link);
         }
         let error = result.unwrap_err();
-        assert!(
-            matches!(error, LinkError::Wire(_) | LinkError::Memory(_)),
-            "{what}: {error}"
-        );
+        assert!(matches!(error, LinkError::Wire(_) | LinkError::Memory(_)), "{what}: {error}");
         assert!(matches!(link.poll(), Err(LinkError::Closed)), "{what}");
         drop((link, given));
         // Every copy of the write end is closed, so the pipe reports its end.
-        assert_eq!(
-            probe.read(&mut [0]).unwrap(),
-            0,
-            "{what}: a descriptor leaked"
-        );
+        assert_eq!(probe.read(&mut [0]).unwrap(), 0, "{what}: a descriptor leaked");
     };
     check("beside a tape", &tape, 1);
     check("a region without one", &region(4096), 0);
@@ -230,17 +199,12 @@ fn memory_that_could_shrink_or_has_another_size_is_refused() {
 #[test]
 fn what_arrived_before_the_end_is_returned_first() {
     let (mut one, mut other) = UnixLink::pair().unwrap();
-    other
-        .post_send(FrameKind::Tape, &[b"never read"], None)
-        .unwrap();
+    other.post_send(FrameKind::Tape, &[b"never read"], None).unwrap();
     one.post_send(FrameKind::Tape, &[b"1"], None).unwrap();
     one.post_send(FrameKind::Tape, &[b"2"], None).unwrap();
     drop(one);
     // Sending notices the end first; what arrived is still there.
-    assert!(matches!(
-        other.post_send(FrameKind::Tape, &[b"x"], None),
-        Err(LinkError::Closed)
-    ));
+    assert!(matches!(other.post_send(FrameKind::Tape, &[b"x"], None), Err(LinkError::Closed)));
     assert_eq!(next(&mut other).unwrap().body, b"1");
     assert_eq!(next(&mut other).unwrap().body, b"2");
     assert!(matches!(next(&mut other), Err(LinkError::Closed)));
@@ -255,14 +219,8 @@ fn a_listener_is_private_refuses_a_living_one_and_replaces_a_stale_one() {
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());
     let listener = Listener::bind(&path).unwrap();
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
-    assert!(matches!(
-        Listener::bind(&path),
-        Err(BindError::InUse { .. })
-    ));
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(matches!(Listener::bind(&path), Err(BindError::InUse { .. })));
     // The refused probe must not have disturbed it; its connection ends at once.
     let mut probe = listener.accept().unwrap().expect("the probe's connection");
     assert!(matches!(next(&mut probe), Err(LinkError::Closed)));
@@ -286,10 +244,7 @@ fn a_file_that_is_not_a_socket_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     std::fs::write(&path, "precious").unwrap();
-    assert!(matches!(
-        Listener::bind(&path),
-        Err(BindError::NotASocket { .. })
-    ));
+    assert!(matches!(Listener::bind(&path), Err(BindError::NotASocket { .. })));
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     let long = dir.path().join("x".repeat(200));
     assert!(matches!(Listener::bind(&long), Err(BindError::Io { .. })));
@@ -353,11 +308,7 @@ proptest! {
 
 #[test]
 fn a_header_is_refused_before_its_body_comes() {
-    let mut header = FrameHeader {
-        kind: FrameKind::Tape,
-        body_bytes: 0,
-    }
-    .encode();
+    let mut header = FrameHeader { kind: FrameKind::Tape, body_bytes: 0 }.encode();
     header[..4].copy_from_slice(&(FRAME_BYTES_MAX as u32 + 1).to_le_bytes());
     let (mut link, stream, _dir) = raw_pair();
     (&stream).write_all(&header).unwrap();

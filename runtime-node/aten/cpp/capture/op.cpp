@@ -407,6 +407,7 @@ Operator::Operator(c10::OperatorHandle handle)
   ambiguous_lists_ = lists > 1;
   dynamic_ = scalar_results || handle.hasTag(at::Tag::dynamic_output_shape) ||
              handle.hasTag(at::Tag::data_dependent_output);
+  mask_decides_ = name_ == "aten::index.Tensor" || name_ == "aten::_unsafe_index.Tensor";
   random_ = random_ || handle.hasTag(at::Tag::nondeterministic_seeded);
   values_shape_ = shape_from_values(name_);
   rule_ = rule_for(name_);
@@ -426,6 +427,7 @@ bool Operator::node_runs_it() {
 }
 
 void Operator::record(torch::jit::Stack* stack) {
+  ensure();
   uint64_t begin = ticks();
   uint64_t waited_before = waited_ticks();
   struct Timer {
@@ -437,7 +439,6 @@ void Operator::record(torch::jit::Stack* stack) {
     }
   } timer{begin, waited_before};
 
-  ensure();
   if (C10_UNLIKELY(log_intercepts.load(std::memory_order_relaxed)))
     fprintf(stderr, "genie: intercepted %s\n", name_.c_str());
   if (C10_UNLIKELY(!aten_impl.load(std::memory_order_relaxed)))
@@ -452,7 +453,7 @@ void Operator::record(torch::jit::Stack* stack) {
   {
     std::unique_lock<std::mutex> lock(capture_mutex);
     outcome = encoder.encode(*this, args);
-    if (C10_LIKELY(outcome == Encoder::kOk && !dynamic_ && !encoder.generator)) {
+    if (C10_LIKELY(outcome == Encoder::kOk && !is_dynamic(args) && !encoder.generator)) {
       auto key = encoder.bytes.view();
       if (const auto* found = cache_->find(key, key_hash(key))) {
         auto tmpl = *found;
@@ -516,6 +517,19 @@ bool Operator::move_indices(torch::jit::Stack* stack) {
   return moved;
 }
 
+// Whether this call's results have shapes that only the data tells.
+bool Operator::is_dynamic(const c10::IValue* args) const {
+  if (C10_LIKELY(!dynamic_)) return false;
+  if (!mask_decides_) return true;
+  // Indexing: masks count their true elements, integers do not.
+  for (const auto& index : args[1].toListRef()) {
+    if (!index.isTensor() || !index.toTensor().defined()) continue;
+    auto dtype = index.toTensor().scalar_type();
+    if (dtype == at::kBool || dtype == at::kByte) return true;
+  }
+  return false;
+}
+
 // The dtypes of the call's tensors if the operator may refuse them, else 0. Shape functions look
 // at shapes; kernels refuse mixed floating types and types they are not built for.
 uint64_t Operator::doubtful_dtypes(const c10::IValue* args) const {
@@ -544,7 +558,8 @@ uint64_t Operator::doubtful_dtypes(const c10::IValue* args) const {
 }
 
 void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
-  if (dynamic_) return run(stack, encoder, nullptr);
+  const c10::IValue* first_arg = stack->data() + (stack->size() - arguments_.size());
+  if (is_dynamic(first_arg)) return run(stack, encoder, nullptr);
   counters().misses.fetch_add(1, std::memory_order_relaxed);
   Results results;
   bool known = false;
@@ -558,7 +573,6 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
     // Let the node judge: it refuses in eager's words, or shows that the rule was wrong.
     known = false;
   }
-  const c10::IValue* first_arg = stack->data() + (stack->size() - arguments_.size());
   if (uint64_t dtypes = known ? doubtful_dtypes(first_arg) : 0; dtypes && !accepted(dtypes)) {
     // Let the node say once whether it takes these dtypes, so that a refusal comes at the call.
     run(stack, encoder, nullptr);

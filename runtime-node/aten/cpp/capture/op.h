@@ -46,6 +46,7 @@ class Operator {
   void emit(torch::jit::Stack* stack, const Template& tmpl, uint64_t first,
             const Encoder& encoder);
   bool node_runs_it();
+  bool is_dynamic(const c10::IValue* args) const;
   uint64_t doubtful_dtypes(const c10::IValue* args) const;
   bool accepted(uint64_t dtypes);
   void accept(uint64_t dtypes);
@@ -59,6 +60,7 @@ class Operator {
   std::vector<Argument> arguments_;
   std::vector<Return> returns_;
   bool random_ = false;
+  bool mask_decides_ = false; // dynamic only when indexed by masks
   bool dynamic_ = false;      // results' shapes depend on data, or are not all tensors
   bool values_shape_ = false; // floating scalars decide shapes: keep them in the key
   bool ambiguous_lists_ = false;
