@@ -13,6 +13,7 @@ use genie_wire::{ErrorCode, Reply, StorageId, TapeWriter, WireError};
 use prost::Message;
 
 use crate::client::limits::{FLUSH_BYTES, FLUSH_OPS, HELD_WEIGHTS_MAX, QUEUE_BYTES_MAX};
+use crate::client::linger::Sleeper;
 use crate::client::session::Stage;
 use crate::client::{ClientError, Counters};
 
@@ -71,6 +72,7 @@ pub(super) struct Core {
     /// Whether a thread polls the link for everyone.
     pub polling: bool,
     pub end: Option<ClientError>,
+    pub sleeper: Sleeper,
     pub counters: Counters,
     /// Whom to name when the link ends.
     peer: String,
@@ -94,6 +96,7 @@ impl Core {
             entering: Vec::new(),
             polling: false,
             end: None,
+            sleeper: Sleeper::default(),
             counters: Counters::default(),
             peer,
         }

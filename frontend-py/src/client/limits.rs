@@ -6,6 +6,12 @@ use std::time::Duration;
 pub const FLUSH_BYTES: usize = 2 << 10;
 /// Operators that wait for company before they are sent.
 pub const FLUSH_OPS: u32 = 32;
+/// How long records wait for company, once or twice, when no more come.
+pub const LINGER: Duration = Duration::from_millis(2);
+/// Turns without records after which nobody looks any more until the next record.
+pub const LINGER_TURNS: u32 = 10;
+/// Bytes of a freed storage that are worth a frame of their own.
+pub const FREE_AT_ONCE_BYTES: u64 = 1 << 20;
 /// Bytes queued for a host that does not keep up, beyond which capturing waits: at each flush
 /// until there is room, a signal comes in or one [`WAIT_SLICE`] has passed.
 pub const QUEUE_BYTES_MAX: usize = 256 << 10;

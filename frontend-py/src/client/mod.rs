@@ -10,6 +10,7 @@ mod counters;
 mod error;
 mod handshake;
 pub mod limits;
+mod linger;
 mod pause;
 mod session;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::client::core::{Answer, Core, Leftover};
 use crate::client::counters::Memory;
-use crate::client::limits::WAIT_SLICE;
+use crate::client::limits::{FREE_AT_ONCE_BYTES, WAIT_SLICE};
 use crate::client::transfer::{Download, UploadRing};
 use crate::client::{ClientError, Counters, Hooks, MemoryUse, Pause};
 
@@ -170,7 +170,8 @@ impl Session {
         let mut core = self.lock();
         if core.end.is_none() {
             core.tape.free(StorageId(id));
-            if core.is_due() {
+            core.sleeper.wake();
+            if core.is_due() || bytes >= FREE_AT_ONCE_BYTES {
                 core.send_tape();
             }
         }
@@ -212,6 +213,7 @@ impl Session {
     fn append<T>(&self, record: impl FnOnce(&mut Core) -> T) -> T {
         let mut core = self.lock();
         let result = record(&mut core);
+        core.sleeper.wake();
         if core.is_due() {
             core.send_tape();
             if core.is_congested() {

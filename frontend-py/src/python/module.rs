@@ -72,7 +72,12 @@ fn connect(
     };
     let session =
         py.detach(|| Session::connect(&path, &options, &gil::HOOKS)).map_err(state::raise)?;
-    begin(session)
+    begin(session)?;
+    // Not in mode `local`: there, sending is executing, which is the program's thread's to do.
+    if let Some(session) = state::current() {
+        session.send_what_lingers()?;
+    }
+    Ok(())
 }
 
 /// Makes a session on the CPU of this process the current one.
