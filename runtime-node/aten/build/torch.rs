@@ -33,7 +33,9 @@ impl Torch {
         let version = version(&root.join("version.py"))?;
         let c10 = root.join("lib/libc10.so");
         let symbols = dynamic_symbols(&c10)?;
-        let cxx11_abi = if symbols.contains("__cxx11") { "1" } else { "0" };
+        // The library's own functions tell: copies of std's templates carry the mark in either case.
+        let marked = |line: &str| line.contains(" _ZN3c10") && line.contains("__cxx11");
+        let cxx11_abi = if symbols.lines().any(marked) { "1" } else { "0" };
         Ok(Torch { root, version, cxx11_abi })
     }
 
