@@ -22,10 +22,13 @@ fn build() -> Result<(), String> {
     println!("cargo::rerun-if-changed=cpp");
     println!("cargo::rerun-if-changed=build");
 
-    let torch = torch::Torch::find()?;
-    println!("cargo::rerun-if-changed={}", torch.version_file().display());
     let capture = std::env::var_os("CARGO_FEATURE_CAPTURE").is_some();
     let execute = std::env::var_os("CARGO_FEATURE_EXECUTE").is_some();
+    if !capture && !execute {
+        return Ok(());
+    }
+    let torch = torch::Torch::find()?;
+    println!("cargo::rerun-if-changed={}", torch.version_file().display());
 
     let mut files: Vec<PathBuf> = Vec::new();
     if execute {
@@ -66,6 +69,8 @@ fn build() -> Result<(), String> {
         println!("cargo::rustc-link-lib=dylib=torch_python");
     }
     println!("cargo::rustc-link-lib=dylib=stdc++");
+    // This crate's own tests find the libraries where they were linked.
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{}", torch.lib().display());
     // For dependents: where the libraries are, to set a run path.
     println!("cargo::metadata=torch_lib={}", torch.lib().display());
     Ok(())
