@@ -93,6 +93,8 @@ PRELUDE = """
 import json, os, signal, sys, threading, time
 import torch
 import genie
+# A shell that starts the tests in the background leaves SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 DEVICE = "remote_accelerator"
 def say(**fields):

@@ -69,7 +69,9 @@ def test_node_killed_while_the_program_waits(program):
         """
     )
     node = running.heard()["pids"]["genie-node"]
-    time.sleep(0.5)  # into the computation: there is no event to wait for
+    busy = psutil.Process(node)
+    idle = busy.cpu_times().user
+    wait_until(lambda: busy.cpu_times().user > idle + 0.2, 30, "the node computes nothing")
     os.kill(node, signal.SIGKILL)
     start = time.monotonic()
     assert running.heard()["lost"]
@@ -134,8 +136,8 @@ def test_terminal_ctrl_c_reaches_only_the_program(program):
     running = program(
         READY
         + """
-say(pids=children())
 try:
+    say(pids=children())
     while True:
         (x + 1).sum().item()
 except KeyboardInterrupt:
@@ -157,8 +159,8 @@ def test_ctrl_c_during_a_long_read(program):
         """
         x = torch.randn(2500, 2500, device=DEVICE)
         x.sum().item()
-        say(ready=True)
         try:
+            say(**children())
             for _ in range(60):
                 x = torch.linalg.svd(x).U
             x.sum().item()
@@ -168,8 +170,9 @@ def test_ctrl_c_during_a_long_read(program):
             os._exit(0)
         """
     )
-    running.heard()
-    time.sleep(0.5)
+    node = psutil.Process(running.heard()["genie-node"])
+    idle = node.cpu_times().user
+    wait_until(lambda: node.cpu_times().user > idle + 0.2, 30, "the node computes nothing")
     start = time.monotonic()
     os.kill(running.pid, signal.SIGINT)
     assert running.heard()["interrupted"]
