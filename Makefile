@@ -4,6 +4,7 @@
 #   PYTHON      the Python that .venv is made from (>= 3.10; found by itself otherwise)
 #   GENIE_VENV  where the environment goes (default .venv)
 #   GENIE_CACHE downloads, cached weights, matrix environments (default ~/.cache/genie)
+#   WHOLE=1     test-matrix: the whole conformance suite -> docs/conformance-versions.md
 #   OPS, LIMIT  conformance: only these operators, or so many
 #   EXAMPLE     demo: only this example
 

@@ -349,6 +349,30 @@ def test_double_backward_and_custom_function(device):
     both(device, run)
 
 
+# Mixed precision
+
+
+@pytest.mark.remote
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_autocast_picks_dtypes(lower, device):
+    model, x = nn.Linear(8, 4).to(device), torch.randn(3, 8, device=device)
+    with torch.autocast(device, dtype=lower):
+        y = model(x)
+        assert y.dtype == lower
+        assert torch.softmax(y, -1).dtype == nn.functional.layer_norm(y, (4,)).dtype == torch.float32
+        assert torch.addcmul(y, y, torch.ones_like(y, dtype=torch.float32)).dtype == torch.float32
+        assert torch.addcmul(y, y, y).dtype == lower
+        with torch.autocast(device, enabled=False):
+            assert model(x).dtype == torch.float32
+        assert model(x).dtype == lower
+        loss = nn.functional.mse_loss(y, torch.zeros_like(y))
+    assert loss.dtype == model(x).dtype == torch.float32
+    loss.backward()
+    assert model.weight.grad.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.allclose(y.float().cpu(), model(x).cpu(), atol=0.1)
+
+
 # Randomness
 
 

@@ -15,7 +15,7 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from genie import _native, device, errors
+    from genie import _native, _versions, device, errors
 
     torch.utils.rename_privateuse1_backend(NAME)
     _native.set_error_type(errors.NODE_LOST, errors.NodeLost)
@@ -25,11 +25,10 @@ def register() -> None:
         aten_impl=env.flag(env.ENABLE_ATEN_IMPL, True),
         debug_lines=env.flag(env.DEBUG, False),
     )
+    _versions.complete(device)
     torch._register_device_module(NAME, device)
     # `x.remote_accelerator()`, `x.is_remote_accelerator`, the same of modules and storages.
-    torch.utils.generate_methods_for_privateuse1_backend(
-        for_tensor=True, for_module=True, for_packed_sequence=True, for_storage=True
-    )
+    _versions.generate_methods()
     # `torch.manual_seed` before this line did not know the device yet.
     seed = torch.initial_seed()
     if seed != _DEFAULT_SEED:

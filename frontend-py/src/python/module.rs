@@ -21,9 +21,9 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 mod _native {
     #[pymodule_export]
     use super::{
-        abandon_fence, capture_stats, connect, connect_local, counters, fallbacks_by_op, fence,
+        abandon_fence, autocast, capture_stats, connect, connect_local, counters, fallbacks_by_op, fence,
         fence_reached, flush, generator_state, is_forked, is_live, last_seed, lost, mark, memory,
-        protocol, register, reset_peak_memory, seed, session_number, set_error_type,
+        protocol, register, reset_peak_memory, seed, session_number, set_autocast, set_error_type,
         set_generator_state, set_stage, shut_down, status, synchronize, wait_fence, welcome,
     };
 }
@@ -280,6 +280,18 @@ fn abandon_fence(token: u64) {
     if let Some(session) = state::current() {
         session.abandon_fence(token);
     }
+}
+
+/// Mixed precision in this thread: whether it is on, and the number of its dtype.
+#[pyfunction]
+fn autocast() -> (bool, u8) {
+    capture::autocast()
+}
+
+#[pyfunction]
+#[pyo3(signature = (enabled, dtype))]
+fn set_autocast(enabled: bool, dtype: u8) {
+    capture::set_autocast(enabled, dtype);
 }
 
 /// Seeds the device's generator, now or at the session's start.

@@ -83,5 +83,8 @@ void genie_capture_log_intercepts(uint8_t on);
 void genie_capture_meta_infer(uint8_t on);
 // Kernels at PrivateUse1 (GENIE_ENABLE_ATEN_IMPL); off: every operator falls back to the CPU.
 void genie_capture_aten_impl(uint8_t on);
+// Mixed precision in this thread: whether it is on, and its dtype (a c10::ScalarType).
+void genie_capture_autocast(uint8_t* enabled, uint8_t* dtype);
+void genie_capture_set_autocast(uint8_t enabled, uint8_t dtype);
 
 }

@@ -111,7 +111,22 @@ pub fn configure(log_intercepts: bool, meta_infer: bool, aten_impl: bool) {
     }
 }
 
+/// Mixed precision in this thread: whether it is on, and its dtype (a `c10::ScalarType`).
+pub fn autocast() -> (bool, u8) {
+    let (mut enabled, mut dtype) = (0, 0);
+    // SAFETY: both places are valid for a write.
+    unsafe { genie_capture_autocast(&mut enabled, &mut dtype) };
+    (enabled != 0, dtype)
+}
+
+pub fn set_autocast(enabled: bool, dtype: u8) {
+    // SAFETY: plain values.
+    unsafe { genie_capture_set_autocast(enabled.into(), dtype) }
+}
+
 unsafe extern "C" {
+    fn genie_capture_autocast(enabled: *mut u8, dtype: *mut u8);
+    fn genie_capture_set_autocast(enabled: u8, dtype: u8);
     fn genie_capture_init(tape: *const Tape, error: *mut GenieError) -> i32;
     fn genie_capture_stats(out: *mut Stats);
     fn genie_capture_new_session();

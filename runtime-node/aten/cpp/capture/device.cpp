@@ -34,7 +34,7 @@ c10::DataPtr data_pointer(uint64_t id, uint64_t bytes) {
   storage->bytes = bytes;
   storage->session = tape().session();
   tape().note_new(id, bytes);
-  return {storage, storage, &free_remote, c10::Device(kRemote, 0)};
+  return {storage->address(), storage, &free_remote, c10::Device(kRemote, 0)};
 }
 
 struct RemoteAllocator final : c10::Allocator {
@@ -272,7 +272,7 @@ void ensure() {
 
 RemoteStorage& remote(const c10::StorageImpl& storage) {
   const auto& pointer = storage.data_ptr();
-  auto* found = static_cast<RemoteStorage*>(const_cast<void*>(pointer.get()));
+  auto* found = RemoteStorage::at(pointer.get());
   TORCH_CHECK(found && found->magic == RemoteStorage::kMagic,
               "remote_accelerator: this tensor's storage was not made by this device");
   if (found->session != tape().session()) {

@@ -1,5 +1,4 @@
 // Registering the device's kernels with PyTorch's dispatcher, and the C boundary of the capture.
-#include <ATen/autocast_mode.h>
 #include <ATen/core/enum_tag.h>
 #include <torch/library.h>
 
@@ -13,6 +12,7 @@
 namespace genie {
 
 void register_attention(torch::Library& here, torch::Library& autograd);
+void register_autocast();
 
 namespace {
 
@@ -38,6 +38,13 @@ const std::unordered_set<std::string>& taken_apart() {
   return names;
 }
 
+// Composite operators with code for the CPU's memory alone: recorded whole. (From 2.5 on it is not
+// composite any more.)
+const std::unordered_set<std::string>& kept_whole() {
+  static const std::unordered_set<std::string> names{"aten::linalg_eigvals.out"};
+  return names;
+}
+
 bool is_view(const c10::FunctionSchema& schema) {
   for (const auto& r : schema.returns())
     if (r.alias_info() && !r.alias_info()->isWrite()) return true;
@@ -55,6 +62,7 @@ bool takes_tensor(const c10::FunctionSchema& schema) {
 // Whether the operator gets the boxed kernel that records it.
 bool is_recorded(const c10::OperatorHandle& op, const std::string& name) {
   using c10::DispatchKey;
+  if (kept_whole().count(name)) return true;
   if (op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) return false;
   if (op.hasKernelForDispatchKey(DispatchKey::PrivateUse1)) return false;  // has its own
   if (taken_apart().count(name)) return false;
@@ -70,6 +78,14 @@ void other_operator(const c10::OperatorHandle& op, c10::DispatchKeySet,
                     torch::jit::Stack* stack) {
   record(op, stack);
 }
+
+#if !GENIE_TORCH_AT_LEAST(2, 5)
+// These versions hand a CSR tensor of the CPU and a tensor of this device to the CPU's kernel.
+void no_sparse(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
+                              ": remote_accelerator holds strided tensors only, not sparse ones");
+}
+#endif
 
 void register_operators() {
   auto* here = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1,
@@ -92,6 +108,10 @@ void register_operators() {
   auto* rest = new torch::Library(torch::Library::IMPL, "_", c10::DispatchKey::PrivateUse1,
                                   __FILE__, __LINE__);
   rest->fallback(torch::CppFunction::makeFromBoxedFunction<&other_operator>());
+#if !GENIE_TORCH_AT_LEAST(2, 5)
+  for (const char* name : {"_sparse_mm_reduce_impl", "sparse_sampled_addmm"})
+    autograd->impl(name, torch::CppFunction::makeFromBoxedFunction<&no_sparse>());
+#endif
 #if !GENIE_TORCH_AT_LEAST(2, 6)
   auto* grad = new torch::Library(torch::Library::IMPL, "_",
                                   c10::DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
@@ -99,34 +119,11 @@ void register_operators() {
 #endif
 }
 
-void register_autocast() {
-  auto* fall = new torch::Library(torch::Library::IMPL, "_",
-                                  c10::DispatchKey::AutocastPrivateUse1, __FILE__, __LINE__);
-  fall->fallback(torch::CppFunction::makeFallthrough());
-}
-
 }  // namespace
 
 const GenieTape& tape() { return *the_tape; }
 
 }  // namespace genie
-
-#if GENIE_TORCH_AT_LEAST(2, 5)
-namespace at::autocast {
-// The operator lists that PyTorch keeps for backends outside its tree.
-#define GENIE_LOWER(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, lower_precision_fp)
-#define GENIE_FP32(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32)
-#define GENIE_SET_DTYPE(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32_set_opt_dtype)
-#define GENIE_PROMOTE(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, promote)
-TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
-  AT_FORALL_LOWER_PRECISION_FP(GENIE_LOWER)
-  AT_FORALL_FP32(GENIE_FP32)
-  AT_FORALL_FP32_SET_OPT_DTYPE(GENIE_SET_DTYPE)
-  AT_FORALL_DIFFERENT_REDISPATCH_SIGNATURE(KERNEL_DIFFERENT_REDISPATCH_SIGNATURE_PRIVATEUSEONE)
-  AT_FORALL_PROMOTE(GENIE_PROMOTE)
-}
-}  // namespace at::autocast
-#endif
 
 extern "C" {
 

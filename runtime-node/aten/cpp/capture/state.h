@@ -25,9 +25,12 @@ inline void check(int code, const GenieError& error) {
 // Makes sure a session exists.
 void ensure();
 
-// What a storage on the device points to instead of bytes. Its address is the storage's data
-// pointer, so that storages rebuilt from a bare address (pickling) are still found.
+// What a storage on the device points to instead of bytes. Its address, marked, is the storage's
+// data pointer, so that storages rebuilt from a bare address (pickling) are still found; the mark
+// makes it an address that no machine maps: a kernel of the CPU that gets hold of such a tensor
+// (beside a CSR tensor, in torch 2.2) faults instead of writing over the heap.
 struct RemoteStorage {
+  static constexpr uintptr_t kMark = uintptr_t{1} << 54;
   static constexpr uint64_t kMagic = 0x67656e6965737467;  // "geniestg"
   uint64_t magic = kMagic;
   uint64_t id = 0;
@@ -36,6 +39,13 @@ struct RemoteStorage {
   // Used by the encoder under the capture lock: the slot this storage has in operator `mark`.
   uint64_t mark = 0;
   uint32_t slot = 0;
+
+  void* address() { return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(this) | kMark); }
+  // The storage with this address; null for an address that is not one.
+  static RemoteStorage* at(const void* address) {
+    auto bits = reinterpret_cast<uintptr_t>(address);
+    return bits & kMark ? reinterpret_cast<RemoteStorage*>(bits & ~kMark) : nullptr;
+  }
 };
 
 // The remote storage behind a tensor or storage of this device; throws if its session ended.
