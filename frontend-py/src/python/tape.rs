@@ -6,7 +6,9 @@ use std::sync::Mutex;
 use genie_aten::GenieError;
 use genie_aten::capture::{ReplyFn, Tape};
 use genie_wire::ErrorCode;
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
+use pyo3::types::PyType;
 
 use crate::client::{ClientError, INTERRUPTED};
 use crate::python::{debug, fallbacks, gil, state};
@@ -34,6 +36,7 @@ pub static TAPE: Tape = Tape {
     set_generator_state,
     fell_back,
     error_type,
+    must_propagate,
 };
 
 /// Storage ids handed out when there is no session any more: no session ever knows them, and the
@@ -267,6 +270,20 @@ pub fn set_error_type(code: u8, class: Py<PyAny>) {
     if let Ok(mut types) = ERROR_TYPES.lock() {
         types[usize::from(code)] = class.into_ptr() as usize;
     }
+}
+
+unsafe extern "C" fn must_propagate(python_class: *mut c_void) -> u8 {
+    if python_class.is_null() {
+        return 0;
+    }
+    gil::with(|py| {
+        // SAFETY: C++ passes the class of an exception that it holds.
+        let class = unsafe { Bound::from_borrowed_ptr(py, python_class.cast()) };
+        let ordinary = class
+            .cast::<PyType>()
+            .is_ok_and(|class| class.is_subclass_of::<PyException>().unwrap_or(true));
+        u8::from(!ordinary)
+    })
 }
 
 extern "C" fn error_type(code: u8) -> *mut c_void {

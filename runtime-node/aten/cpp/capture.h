@@ -60,6 +60,9 @@ struct GenieTape {
   // for code 255, a wait that a signal handler ended (KeyboardInterrupt, usually). Throw
   // genie::PythonError of python_error.h with it, on the thread that got the error.
   void* (*error_type)(uint8_t code);
+  // Whether this Python class is no `Exception`: KeyboardInterrupt, SystemExit. Such must reach
+  // the program whatever was being tried.
+  uint8_t (*must_propagate)(void* python_class);
 };
 
 // Counters of the capture, since the process began.

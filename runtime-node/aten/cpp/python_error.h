@@ -23,6 +23,12 @@ struct __attribute__((visibility("default"))) PyTorchError : public std::excepti
 };
 }  // namespace torch
 
+// What torch throws when Python code that it called raised: read only, and by its first member.
+// Declared in torch/csrc/Exceptions.h (the same from torch 2.2 to 2.15).
+struct __attribute__((visibility("default"))) python_error : public std::exception {
+  _object* type{nullptr};
+};
+
 namespace genie {
 struct __attribute__((visibility("default"))) PythonError : public torch::PyTorchError {
   PythonError(void* type, std::string message)

@@ -67,6 +67,7 @@ pub struct Tape {
         unsafe extern "C" fn(state: *const u8, len: usize, error: *mut GenieError) -> i32,
     pub fell_back: unsafe extern "C" fn(op: *const c_char, reason: *const c_char),
     pub error_type: unsafe extern "C" fn(code: u8) -> *mut c_void,
+    pub must_propagate: unsafe extern "C" fn(python_class: *mut c_void) -> u8,
 }
 
 /// Counters of the capture, since the process began.

@@ -19,6 +19,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "../python_error.h"
 #include "metas.h"
 #include "../torch_version.h"
 
@@ -62,6 +63,16 @@ const std::unordered_map<std::string, c10::KernelFunction>& structured_metas() {
 }
 
 bool starts(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
+
+// In a handler: lets a KeyboardInterrupt pass that arrived while Python code computed shapes.
+void rethrow_interrupt() {
+  try {
+    throw;
+  } catch (const python_error& e) {
+    if (tape().must_propagate(e.type)) throw;
+  } catch (...) {
+  }
+}
 
 // Operators whose floating scalars decide the shape of the result.
 bool shape_from_values(const std::string& name) {
@@ -571,6 +582,7 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
     }
   } catch (const std::exception&) {
     // Let the node judge: it refuses in eager's words, or shows that the rule was wrong.
+    rethrow_interrupt();
     known = false;
   }
   if (uint64_t dtypes = known ? doubtful_dtypes(first_arg) : 0; dtypes && !accepted(dtypes)) {
@@ -614,6 +626,7 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
   try {
     predicts = infer_by_meta(before, predicted);
   } catch (const std::exception&) {
+    rethrow_interrupt();
     predicts = false;
   }
   run(stack, encoder, &seen);
