@@ -64,13 +64,18 @@ const std::unordered_map<std::string, c10::KernelFunction>& structured_metas() {
 
 bool starts(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
 
-// In a handler: lets a KeyboardInterrupt pass that arrived while Python code computed shapes.
+// In a handler: lets a KeyboardInterrupt pass that arrived while Python code computed shapes. It
+// comes as torch's exception or as pybind11's, whose text begins with the class.
 void rethrow_interrupt() {
   try {
     throw;
   } catch (const python_error& e) {
     if (tape().must_propagate(e.type)) throw;
-  } catch (...) {
+  } catch (const std::exception& e) {
+    std::string_view text = e.what();
+    bool of_python = strstr(typeid(e).name(), "error_already_set") != nullptr;
+    for (const char* name : {"KeyboardInterrupt", "SystemExit", "GeneratorExit"})
+      if (of_python && text.rfind(name, 0) == 0) throw;
   }
 }
 
