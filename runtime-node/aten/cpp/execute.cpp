@@ -347,6 +347,11 @@ void call(const GenieTemplate& t, GenieStorage* const* inputs, const uint64_t* s
   const auto& declared = t.op.schema().arguments();
   for (size_t i = 0; i < t.args.size(); ++i)
     stack.push_back(value(t, t.args[i], declared[i].type(), inputs, scalars));
+  // An operator that returns several of its arguments returns references into the stack, which
+  // PyTorch's boxing drops before it copies them: hold what they refer to.
+  c10::SmallVector<c10::IValue, 4> held;
+  const auto& returns = t.op.schema().returns();
+  if (returns.size() > 1 && returns[0].alias_info()) held.append(stack.begin(), stack.end());
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   SwapGenerator swap(t.random ? generator : nullptr);
   t.op.callBoxed(&stack);

@@ -396,6 +396,59 @@ bool to_scalar(Args a, size_t, Results& out) {
   return true;
 }
 
+at::ScalarType sum_dtype(const at::Tensor& t, const c10::IValue& asked) {
+  if (!asked.isNone()) return asked.toScalarType();
+  return at::isIntegralType(t.scalar_type(), /*includeBool=*/true) ? at::kLong : t.scalar_type();
+}
+
+bool sum(Args a, size_t, Results& out) {
+  out.push_back(contiguous(sum_dtype(a[0].toTensor(), a[1]), {}));
+  return true;
+}
+
+bool mean(Args a, size_t, Results& out) {
+  auto dtype = a[1].isNone() ? a[0].toTensor().scalar_type() : a[1].toScalarType();
+  if (!at::isFloatingType(dtype)) return false;
+  out.push_back(contiguous(dtype, {}));
+  return true;
+}
+
+// Offsets, sizes and maxima as the CPU kernel leaves them: `forward_only` skips what only a
+// backward needs.
+bool embedding_bag_of(Args a, bool forward_only, Results& out) {
+  constexpr int64_t kSum = 0, kMax = 2;
+  const auto &weight = a[0].toTensor(), &indices = a[1].toTensor(), &offsets = a[2].toTensor();
+  int64_t mode = a[4].toInt();
+  bool last = a[7].toBool();
+  if (tape().device_kind() != 0 || weight.dim() != 2 || indices.dim() != 1 ||
+      offsets.dim() != 1 || mode < kSum || mode > kMax || offsets.size(0) < 1 + last)
+    return false;
+  int64_t width = weight.size(1), bags = offsets.size(0) - last;
+  bool fast = mode == kSum && weight.scalar_type() != at::kDouble && weight.stride(1) == 1 &&
+              a[8].toInt() < 0 && (!has(a[6]) || a[6].toTensor().stride(0) == 1);
+  auto dtype = at::promoteTypes(indices.scalar_type(), offsets.scalar_type());
+  int64_t sized = forward_only && mode == kSum ? offsets.size(0) : bags;
+  out.push_back(contiguous(weight.scalar_type(), {bags, width}));
+  out.push_back(contiguous(dtype, {fast ? 0 : indices.size(0)}));
+  out.push_back(contiguous(dtype, {sized}));
+  out.push_back(mode == kMax ? contiguous(dtype, {bags, width}) : contiguous(dtype, {sized}));
+  return true;
+}
+
+bool embedding_bag(Args a, size_t, Results& out) { return embedding_bag_of(a, false, out); }
+
+bool embedding_bag_forward_only(Args a, size_t, Results& out) {
+  return embedding_bag_of(a, true, out);
+}
+
+// The fused layer keeps the shape of what it is given.
+bool transformer_layer(Args a, size_t, Results& out) {
+  const auto& t = a[0].toTensor();
+  if (t.dim() != 3 || a[1].toInt() != t.size(2)) return false;
+  out.push_back(contiguous(t.scalar_type(), t.sizes()));
+  return true;
+}
+
 bool repeat(Args a, size_t, Results& out) {
   const auto& t = a[0].toTensor();
   auto repeats = a[1].toDimVector();
@@ -496,12 +549,13 @@ bool attention(Args a, size_t n, Results& out) {
     return true;
   }
   if (choice != 0 || gqa) return false;
-  // Shapes that matmul would refuse or broadcast are the node's to judge.
-  for (int64_t i = 0; i < q.dim() - 2; ++i)
-    if (q.size(i) != k.size(i) || q.size(i) != v.size(i)) return false;
+  // As matmul broadcasts; what it would refuse is the node's to judge.
+  auto batch = at::infer_size(q.sizes().slice(0, q.dim() - 2), k.sizes().slice(0, q.dim() - 2));
+  batch = at::infer_size(batch, v.sizes().slice(0, q.dim() - 2));
+  for (int64_t i = 0; i < q.dim() - 2; ++i) sizes[i] = batch[i];
   if (q.size(-1) != k.size(-1) || k.size(-2) != v.size(-2)) return false;
   if (mask && !at::is_expandable_to(mask->sizes(), [&] {
-        c10::DimVector weights(q.sizes().begin(), q.sizes().end());
+        c10::DimVector weights(sizes.begin(), sizes.end());
         weights.back() = k.size(-2);
         return weights;
       }()))
@@ -574,7 +628,8 @@ const std::unordered_map<std::string, Rule>& rules() {
     for (const char* name : {"logical_not", "isnan"}) t[std::string("aten::") + name] = same_bool;
     for (const char* name : {"logical_and", "logical_or", "logical_xor"})
       t[std::string("aten::") + name] = logical;
-    for (const char* name : {"add.Scalar", "sub.Scalar", "mul.Scalar", "rsub.Scalar"})
+    for (const char* name :
+         {"add.Scalar", "sub.Scalar", "mul.Scalar", "rsub.Scalar", "remainder.Scalar"})
       t[std::string("aten::") + name] = with_scalar;
     // These write only their arguments and accept any value for them.
     for (const char* name :
@@ -610,6 +665,11 @@ const std::unordered_map<std::string, Rule>& rules() {
     t["aten::std_mean.correction"] = variance_mean;
     t["aten::max"] = to_scalar;
     t["aten::min"] = to_scalar;
+    t["aten::sum"] = sum;
+    t["aten::mean"] = mean;
+    t["aten::_embedding_bag"] = embedding_bag;
+    t["aten::_embedding_bag_forward_only"] = embedding_bag_forward_only;
+    t["aten::_transformer_encoder_layer_fwd"] = transformer_layer;
     t["aten::repeat"] = repeat;
     t["aten::stack"] = stack;
     t["aten::constant_pad_nd"] = constant_pad_nd;

@@ -300,7 +300,32 @@ at::Tensor& arange_out(const at::Scalar& start, const at::Scalar& end, const at:
   return out;
 }
 
+// PyTorch computes this window by a kernel per device, not by an operator: the CPU's will do.
+at::Tensor kaiser_window(int64_t length, bool periodic, double beta,
+                         std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
+                         std::optional<at::Device> device, std::optional<bool>) {
+  check_device(device);
+  auto window = at::kaiser_window(length, periodic, beta, dtype, layout, at::kCPU, false);
+  return window.to(at::Device(kRemote, 0));
+}
+
+at::Tensor kaiser_window_default(int64_t length, std::optional<at::ScalarType> dtype,
+                                 std::optional<at::Layout> layout,
+                                 std::optional<at::Device> device, std::optional<bool> pinned) {
+  return kaiser_window(length, true, 12.0, dtype, layout, device, pinned);
+}
+
+at::Tensor kaiser_window_periodic(int64_t length, bool periodic,
+                                  std::optional<at::ScalarType> dtype,
+                                  std::optional<at::Layout> layout,
+                                  std::optional<at::Device> device, std::optional<bool> pinned) {
+  return kaiser_window(length, periodic, 12.0, dtype, layout, device, pinned);
+}
+
 void record_stream(at::Tensor&, c10::Stream) {}
+
+// The device has no nested tensors: `nn.TransformerEncoder` asks this before it makes one.
+bool nested_tensor_from_mask_left_aligned(const at::Tensor&, const at::Tensor&) { return false; }
 
 }  // namespace
 
@@ -325,7 +350,11 @@ void register_kernels(torch::Library& m) {
   m.impl("_has_compatible_shallow_copy_type", TORCH_FN(has_compatible_shallow_copy_type));
   m.impl("_efficientzerotensor", TORCH_FN(zeros_at_once));
   m.impl("arange.start_out", TORCH_FN(arange_out));
+  m.impl("kaiser_window", TORCH_FN(kaiser_window_default));
+  m.impl("kaiser_window.periodic", TORCH_FN(kaiser_window_periodic));
+  m.impl("kaiser_window.beta", TORCH_FN(kaiser_window));
   m.impl("record_stream", TORCH_FN(record_stream));
+  m.impl("_nested_tensor_from_mask_left_aligned", TORCH_FN(nested_tensor_from_mask_left_aligned));
 }
 
 }  // namespace genie

@@ -15,6 +15,7 @@
 #include <ATen/native/CPUFallback.h>
 #include <ATen/native/Resize.h>
 
+#include <algorithm>
 #include <mutex>
 #include <unordered_map>
 #include <unordered_set>
@@ -579,9 +580,11 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
   counters().misses.fetch_add(1, std::memory_order_relaxed);
   Results results;
   bool known = false;
+  uint64_t kind = kind_of_call(first_arg);
+  int trusted = trust(kind);
   try {
     known = infer_fast(*stack, results);
-    if (!known && trust_ >= kTrusted && meta_infer.load(std::memory_order_relaxed)) {
+    if (!known && trusted >= kTrusted && meta_infer.load(std::memory_order_relaxed)) {
       results.clear();
       known = infer_by_meta(*stack, results);
     }
@@ -620,7 +623,7 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
     counters().ops.fetch_add(1, std::memory_order_relaxed);
     return emit(stack, *tmpl, first, encoder);
   }
-  if (rule_ || structured_ || trust_ < 0 || !meta_infer.load(std::memory_order_relaxed))
+  if (rule_ || structured_ || trusted < 0 || !meta_infer.load(std::memory_order_relaxed))
     return run(stack, encoder, nullptr);
 
   // Run on the node, then see whether the Meta kernel would have said the same.
@@ -642,7 +645,47 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
              a.meta.sizes == b.meta.sizes && a.meta.strides == b.meta.strides &&
              a.meta.offset == b.meta.offset && a.shares == b.shares;
   }
-  trust_ = agrees ? trust_ + 1 : -1;
+  judge(kind, agrees);
+}
+
+// What a Meta kernel may decide by, short of sizes: types and layouts of tensors, what is absent,
+// flags, modes and lengths of lists.
+uint64_t Operator::kind_of_call(const c10::IValue* args) const {
+  uint64_t kind = 0xcbf29ce484222325ull;
+  auto mix = [&](uint64_t word) { kind = (kind ^ word) * 0x100000001b3ull; };
+  for (size_t i = 0; i < arguments_.size(); ++i) {
+    const auto& v = args[i];
+    if (v.isTensor() && v.toTensor().defined()) {
+      const auto& t = v.toTensor();
+      mix(1 + static_cast<uint64_t>(t.scalar_type()));
+      mix(static_cast<uint64_t>(t.dim()));
+      mix(t.is_contiguous());
+    } else if (v.isBool()) {
+      mix(100 + v.toBool());
+    } else if (v.isInt()) {
+      // Modes and dtypes are small; larger numbers are sizes.
+      mix(200 + static_cast<uint64_t>(std::clamp<int64_t>(v.toInt(), -1, 16) + 1));
+    } else if (v.isString()) {
+      mix(key_hash(v.toStringRef()));
+    } else if (v.isList()) {
+      mix(300 + v.toListRef().size());
+    } else {
+      mix(400 + v.isNone());
+    }
+  }
+  return kind;
+}
+
+int Operator::trust(uint64_t kind) {
+  std::lock_guard<std::mutex> lock(capture_mutex);
+  auto found = trust_.find(kind);
+  return found == trust_.end() ? 0 : found->second;
+}
+
+void Operator::judge(uint64_t kind, bool agrees) {
+  std::lock_guard<std::mutex> lock(capture_mutex);
+  int& trust = trust_[kind];
+  trust = agrees && trust >= 0 ? trust + 1 : -1;
 }
 
 bool Operator::accepted(uint64_t dtypes) {

@@ -3,6 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <memory>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "infer.h"
@@ -48,6 +49,9 @@ class Operator {
   bool node_runs_it();
   bool is_dynamic(const c10::IValue* args) const;
   uint64_t doubtful_dtypes(const c10::IValue* args) const;
+  uint64_t kind_of_call(const c10::IValue* args) const;
+  int trust(uint64_t kind);
+  void judge(uint64_t kind, bool agrees);
   bool accepted(uint64_t dtypes);
   void accept(uint64_t dtypes);
   bool move_indices(torch::jit::Stack* stack);
@@ -66,9 +70,9 @@ class Operator {
   bool ambiguous_lists_ = false;
   Rule rule_ = nullptr;
   const c10::KernelFunction* structured_ = nullptr;
-  // Whether the dispatcher's Meta kernel has agreed with the node: it counts up to `kTrusted`,
-  // and -1 is for ever no.
-  int trust_ = 0;
+  // Whether the dispatcher's Meta kernel has agreed with the node, by kind of call: it counts up
+  // to `kTrusted`, and -1 is for ever no.
+  std::unordered_map<uint64_t, int> trust_;
   // Signatures of doubtful dtypes that the node has run.
   std::unordered_set<uint64_t> accepted_dtypes_;
   uint64_t node_session_ = 0;
