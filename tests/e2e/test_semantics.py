@@ -373,6 +373,15 @@ def test_autocast_picks_dtypes(lower, device):
         assert torch.allclose(y.float().cpu(), model(x).cpu(), atol=0.1)
 
 
+# Bad arguments
+
+
+def test_too_many_dimensions_raise_and_harm_nothing(device):
+    with pytest.raises(RuntimeError, match="up to 64 dims"):
+        torch.ones([1] * 65, device=device).amax(dim=0)
+    assert torch.ones(2, device=device).sum().item() == 2
+
+
 # Randomness
 
 

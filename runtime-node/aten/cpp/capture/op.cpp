@@ -202,6 +202,9 @@ struct Encoder {
         return kUnsupported;
       }
       if (C10_UNLIKELY(t.is_conj() || t.is_neg())) return kLazyBits;
+      TORCH_CHECK(t.dim() <= static_cast<int64_t>(kDimsMax),
+                  "only tensors with up to ", kDimsMax, " dims are supported, and this has ",
+                  t.dim());
       uint32_t slot = slot_of(t);
       bytes.u8(kTensor);
       bytes.varint(slot);
