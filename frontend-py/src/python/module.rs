@@ -21,10 +21,11 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 mod _native {
     #[pymodule_export]
     use super::{
-        abandon_fence, autocast, capture_stats, connect, connect_local, counters, fallbacks_by_op, fence,
-        fence_reached, flush, generator_state, is_forked, is_live, last_seed, lost, mark, memory,
-        protocol, register, reset_peak_memory, seed, session_number, set_autocast, set_error_type,
-        set_generator_state, set_stage, shut_down, status, synchronize, wait_fence, welcome,
+        abandon_fence, autocast, capture_stats, connect, connect_local, counters, fallbacks_by_op,
+        fence, fence_reached, flush, generator_state, is_forked, is_live, last_seed, lost, mark,
+        memory, protocol, register, reset_peak_memory, seed, session_number, set_autocast,
+        set_error_type, set_generator_state, set_stage, shut_down, status, synchronize, wait_fence,
+        welcome,
     };
 }
 
