@@ -491,7 +491,7 @@ def test_large_tensors_there_and_back(megabytes, device):
 
 @pytest.mark.slow
 def test_one_gibibyte_there_and_back(device):
-    x = torch.arange(1 << 28, dtype=torch.float32)
+    x = torch.arange(1 << 28, dtype=torch.int32)
     there = x.to(device)
     there.add_(1)
     back = there.cpu()

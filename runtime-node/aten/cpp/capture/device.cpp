@@ -79,6 +79,10 @@ struct RemoteGuard final : c10::impl::DeviceGuardImplInterface {
   c10::Stream getStreamFromGlobalPool(c10::Device d, bool) const override {
     return c10::Stream(c10::Stream::DEFAULT, d);
   }
+  // Overrides from torch 2.3 on.
+  c10::Stream getNewStream(c10::Device d, int) const {
+    return c10::Stream(c10::Stream::DEFAULT, d.has_index() ? d : getDevice());
+  }
   c10::Stream exchangeStream(c10::Stream s) const GENIE_STREAM_NOEXCEPT override {
     return c10::Stream(c10::Stream::DEFAULT, s.device());
   }
