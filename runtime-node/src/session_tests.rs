@@ -404,6 +404,10 @@ fn run_records_are_answered() {
     bench.flush(0).unwrap();
     let body = bench.reply(0);
     assert!(matches!(Reply::decode(&body), Ok((8, Reply::Error { code: ErrorCode::Index, .. }))));
+    // The program got the error at the call: what would have been written keeps its value.
+    assert_eq!(bench.read(0, x, 1).unwrap(), [1]);
+    let fail = bench.tape().define(&template("fake::fail", 1, 0, &[0], &[]));
+    bench.tape().op(fail, &[x.0], &[], 0);
     assert_eq!(bench.read(0, x, 1).unwrap_err().0, ErrorCode::Index);
     bench.tape().run(9, &template("fake::add", 1, 0, &[], &[1]), &[x.0], &[], 1);
     bench.flush(0).unwrap();
