@@ -194,7 +194,8 @@ class Host:
         self.address = f"unix:{path}"
         self.environment = {"GENIE_HOST": self.address}
         self.process = subprocess.Popen(
-            ["genie-host", "serve", "--listen", self.address, *flags],
+            # It ends with the tests, however they end.
+            ["genie-host", "serve", "--listen", self.address, "--parent-pid", str(os.getpid()), *flags],
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
