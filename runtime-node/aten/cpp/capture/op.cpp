@@ -483,7 +483,7 @@ void Operator::record(torch::jit::Stack* stack) {
         lock.unlock();
         counters().ops.fetch_add(1, std::memory_order_relaxed);
         counters().hits.fetch_add(1, std::memory_order_relaxed);
-        return emit(stack, *tmpl, first, encoder);
+        return emit(stack, *tmpl, first);
       }
     }
   }
@@ -604,12 +604,11 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
   }
   if (known) {
     // Shape functions may have resized an `out` argument: what was encoded is old then.
-    const c10::IValue* args = stack->data() + (stack->size() - arguments_.size());
     std::shared_ptr<const Template> tmpl;
     uint64_t first;
     {
       std::lock_guard<std::mutex> lock(capture_mutex);
-      TORCH_INTERNAL_ASSERT(encoder.encode(*this, args) == Encoder::kOk);
+      TORCH_INTERNAL_ASSERT(encoder.encode(*this, first_arg) == Encoder::kOk);
       auto key = encoder.bytes.view();
       uint64_t hash = key_hash(key);
       if (const auto* found = cache_->find(key, hash)) {
@@ -624,14 +623,13 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
                         encoder.scalars.data(), encoder.scalars.size(), tmpl->new_storages);
     }
     counters().ops.fetch_add(1, std::memory_order_relaxed);
-    return emit(stack, *tmpl, first, encoder);
+    return emit(stack, *tmpl, first);
   }
   if (rule_ || structured_ || trusted < 0 || !meta_infer.load(std::memory_order_relaxed))
     return run(stack, encoder, nullptr);
 
   // Run on the node, then see whether the Meta kernel would have said the same.
   torch::jit::Stack before(stack->end() - static_cast<int64_t>(arguments_.size()), stack->end());
-  std::string key(encoder.bytes.view());
   Results seen, predicted;
   bool predicts = false;
   try {
@@ -905,8 +903,7 @@ std::shared_ptr<const Template> Operator::define(const torch::jit::Stack& stack,
   return tmpl;
 }
 
-void Operator::emit(torch::jit::Stack* stack, const Template& tmpl, uint64_t first,
-                    const Encoder&) {
+void Operator::emit(torch::jit::Stack* stack, const Template& tmpl, uint64_t first) {
   size_t n = arguments_.size();
   // In-place operators return their argument: nothing to make.
   if (returns_.size() == 1 && returns_[0].argument >= 0) {
@@ -1011,8 +1008,7 @@ void Operator::run(torch::jit::Stack* stack, Encoder& encoder, Results* seen) {
     }
     found.push_back(std::move(o));
   }
-  uint64_t scalar_bytes = in.bounded(1 << 20);
-  (void)scalar_bytes;
+  in.bounded(1 << 20);  // the length of the values that are no tensors, read below
 
   size_t base = stack->size() - arguments_.size();
   size_t next = 0;

@@ -44,8 +44,7 @@ class Operator {
                 const torch::jit::Stack& original, Results& results);
   std::shared_ptr<const Template> define(const torch::jit::Stack& stack, const Encoder& encoder,
                                          const Results& results);
-  void emit(torch::jit::Stack* stack, const Template& tmpl, uint64_t first,
-            const Encoder& encoder);
+  void emit(torch::jit::Stack* stack, const Template& tmpl, uint64_t first);
   bool node_runs_it();
   bool is_dynamic(const c10::IValue* args) const;
   uint64_t doubtful_dtypes(const c10::IValue* args) const;
