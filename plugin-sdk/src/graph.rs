@@ -1,0 +1,427 @@
+//! A graph to look at: nodes in program order, tensors with geometry, values, storages.
+
+use crate::columns::{Columns, MalformedColumns};
+
+/// A node by its position in program order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+/// A value: the content of a storage between two writes to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub u32);
+
+/// A storage: memory that tensors look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StorageId(pub u32);
+
+/// The stage of training that the program is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// No stage was marked: inference.
+    None,
+    Forward,
+    Backward,
+    Optimizer,
+}
+
+/// Where the content of a storage came from, if it is from before the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Unknown, or made within the window.
+    Unknown,
+    Weight,
+    Upload,
+    /// Computed before the window, in this stage.
+    Computed(Stage),
+}
+
+/// Element types, by the numbers of `c10::ScalarType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DType(pub u8);
+
+impl DType {
+    pub const INT32: DType = DType(3);
+    pub const INT64: DType = DType(4);
+    pub const FLOAT32: DType = DType(6);
+    pub const BOOL: DType = DType(11);
+
+    pub fn is_integer(self) -> bool {
+        matches!(self.0, 0..=4 | 27..=29)
+    }
+
+    pub fn is_floating(self) -> bool {
+        matches!(self.0, 5..=7 | 15 | 23..=26)
+    }
+}
+
+/// A tensor as an operator sees it. Sizes and strides count elements.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tensor<'a> {
+    pub value: ValueId,
+    pub dtype: DType,
+    pub sizes: &'a [i64],
+    pub strides: &'a [i64],
+    /// Where it begins in its storage, in elements.
+    pub offset: u64,
+}
+
+impl Tensor<'_> {
+    pub fn dims(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// A size counted from the end: `size(-1)` is the last dimension; 1 where there is none.
+    pub fn size(&self, dim: isize) -> i64 {
+        let index = if dim < 0 { self.sizes.len() as isize + dim } else { dim };
+        usize::try_from(index).ok().and_then(|index| self.sizes.get(index)).copied().unwrap_or(1)
+    }
+
+    pub fn elements(&self) -> u64 {
+        self.sizes.iter().fold(1u64, |product, size| product.saturating_mul(*size as u64))
+    }
+}
+
+/// One argument of an operator; lists are flattened behind their [`Arg::List`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg<'a> {
+    None,
+    /// Which input of the node.
+    Tensor(u32),
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    /// A number that may differ from run to run.
+    Varying,
+    Str(&'a str),
+    List(u32),
+    Other,
+}
+
+impl Arg<'_> {
+    /// The number, where it is one.
+    pub fn as_i64(self) -> Option<i64> {
+        match self {
+            Arg::Int(value) => Some(value),
+            Arg::Bool(value) => Some(value.into()),
+            _ => None,
+        }
+    }
+}
+
+/// A checked graph with the indexes that queries need.
+///
+/// Invariant: every id that an accessor returns can be given to every other accessor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Graph {
+    columns: Columns,
+    consumer_ends: Vec<u32>,
+    consumers: Vec<NodeId>,
+    storage_value_ends: Vec<u32>,
+    storage_values: Vec<ValueId>,
+}
+
+impl Graph {
+    /// Checks the columns and builds the indexes, in time linear in their length.
+    pub fn new(columns: Columns) -> Result<Graph, MalformedColumns> {
+        columns.check()?;
+        let values = columns.value_storage.len();
+        let nodes_of_inputs = (0..columns.nodes())
+            .flat_map(|node| range(&columns.input_ends, node).map(move |input| (node, input)));
+        let mut consumer_ends = vec![0u32; values];
+        for value in &columns.input_value {
+            consumer_ends[*value as usize] += 1;
+        }
+        accumulate(&mut consumer_ends);
+        let mut next: Vec<u32> = starts(&consumer_ends);
+        let mut consumers = vec![NodeId(0); columns.input_value.len()];
+        for (node, input) in nodes_of_inputs {
+            let value = columns.input_value[input] as usize;
+            consumers[next[value] as usize] = NodeId(node as u32);
+            next[value] += 1;
+        }
+        let mut storage_value_ends = vec![0u32; columns.storage_bytes.len()];
+        for storage in &columns.value_storage {
+            storage_value_ends[*storage as usize] += 1;
+        }
+        accumulate(&mut storage_value_ends);
+        let mut next: Vec<u32> = starts(&storage_value_ends);
+        let mut storage_values = vec![ValueId(0); values];
+        for (value, storage) in columns.value_storage.iter().enumerate() {
+            let slot = &mut next[*storage as usize];
+            storage_values[*slot as usize] = ValueId(value as u32);
+            *slot += 1;
+        }
+        Ok(Graph { columns, consumer_ends, consumers, storage_value_ends, storage_values })
+    }
+
+    pub fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    pub fn into_columns(self) -> Columns {
+        self.columns
+    }
+
+    /// Number of nodes.
+    pub fn len(&self) -> usize {
+        self.columns.op.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.columns.op.is_empty()
+    }
+
+    /// All nodes in program order.
+    pub fn nodes(&self) -> impl DoubleEndedIterator<Item = NodeId> + ExactSizeIterator + use<> {
+        (0..self.len() as u32).map(NodeId)
+    }
+
+    pub fn values(&self) -> impl ExactSizeIterator<Item = ValueId> + use<> {
+        (0..self.columns.value_storage.len() as u32).map(ValueId)
+    }
+
+    pub fn storages(&self) -> impl ExactSizeIterator<Item = StorageId> + use<> {
+        (0..self.columns.storage_bytes.len() as u32).map(StorageId)
+    }
+
+    /// A string of the table; empty where there is no such symbol.
+    pub fn symbol(&self, symbol: u32) -> &str {
+        let Some(end) = self.columns.symbol_ends.get(symbol as usize) else { return "" };
+        let start = match symbol {
+            0 => 0,
+            _ => self.columns.symbol_ends[symbol as usize - 1] as usize,
+        };
+        &self.columns.blob[start..*end as usize]
+    }
+
+    /// How many symbols the table has; [`Graph::op_symbol`] is below it.
+    pub fn symbols(&self) -> usize {
+        self.columns.symbol_ends.len()
+    }
+
+    /// The operator with its overload, as PyTorch prints it: `aten::add.Tensor`.
+    pub fn op(&self, node: NodeId) -> &str {
+        self.symbol(self.columns.op[node.0 as usize])
+    }
+
+    /// The number of the operator's name: equal names have equal numbers.
+    pub fn op_symbol(&self, node: NodeId) -> u32 {
+        self.columns.op[node.0 as usize]
+    }
+
+    /// The operator without namespace and overload: `add` for `aten::add_.Tensor` is `add_`.
+    pub fn op_name(&self, node: NodeId) -> &str {
+        base_name(self.op(node))
+    }
+
+    /// Whether the node is an operator (not a source, upload, read and the like).
+    pub fn is_op(&self, node: NodeId) -> bool {
+        !self.op(node).starts_with("genie::")
+    }
+
+    /// Path of the innermost module; empty outside modules.
+    pub fn module(&self, node: NodeId) -> &str {
+        self.symbol(self.columns.module[node.0 as usize])
+    }
+
+    pub fn module_symbol(&self, node: NodeId) -> u32 {
+        self.columns.module[node.0 as usize]
+    }
+
+    /// Class of the innermost module; empty outside modules.
+    pub fn class(&self, node: NodeId) -> &str {
+        self.symbol(self.columns.class[node.0 as usize])
+    }
+
+    /// The phase that the program marked; empty where it did not.
+    pub fn mark(&self, node: NodeId) -> &str {
+        self.symbol(self.columns.mark[node.0 as usize])
+    }
+
+    pub fn stage(&self, node: NodeId) -> Stage {
+        stage(self.columns.stage[node.0 as usize])
+    }
+
+    /// The number of the segment: what lies between two reads of the program.
+    pub fn segment(&self, node: NodeId) -> u32 {
+        self.columns.segment[node.0 as usize]
+    }
+
+    /// Estimated floating-point operations.
+    pub fn flops(&self, node: NodeId) -> u64 {
+        self.columns.flops[node.0 as usize]
+    }
+
+    /// Bytes read and written, estimated.
+    pub fn bytes(&self, node: NodeId) -> u64 {
+        self.columns.bytes[node.0 as usize]
+    }
+
+    /// Tensor operands in argument order.
+    pub fn inputs(
+        &self,
+        node: NodeId,
+    ) -> impl DoubleEndedIterator<Item = Tensor<'_>> + ExactSizeIterator {
+        range(&self.columns.input_ends, node.0 as usize).map(|index| self.input_at(index))
+    }
+
+    /// Tensor operand number `index`.
+    pub fn input(&self, node: NodeId, index: usize) -> Option<Tensor<'_>> {
+        range(&self.columns.input_ends, node.0 as usize).nth(index).map(|at| self.input_at(at))
+    }
+
+    fn input_at(&self, index: usize) -> Tensor<'_> {
+        let c = &self.columns;
+        self.tensor(c.input_value[index], c.input_geometry[index], c.input_offset[index])
+    }
+
+    /// What the node returns or writes in place.
+    pub fn outputs(
+        &self,
+        node: NodeId,
+    ) -> impl DoubleEndedIterator<Item = Tensor<'_>> + ExactSizeIterator {
+        range(&self.columns.output_ends, node.0 as usize).map(|index| self.output_at(index))
+    }
+
+    pub fn output(&self, node: NodeId, index: usize) -> Option<Tensor<'_>> {
+        range(&self.columns.output_ends, node.0 as usize).nth(index).map(|at| self.output_at(at))
+    }
+
+    fn output_at(&self, index: usize) -> Tensor<'_> {
+        let c = &self.columns;
+        self.tensor(c.output_value[index], c.output_geometry[index], c.output_offset[index])
+    }
+
+    fn tensor(&self, value: u32, geometry: u32, offset: u64) -> Tensor<'_> {
+        let c = &self.columns;
+        let dims = range(&c.geometry_ends, geometry as usize);
+        Tensor {
+            value: ValueId(value),
+            dtype: DType(c.geometry_dtype[geometry as usize]),
+            sizes: &c.sizes[dims.clone()],
+            strides: &c.strides[dims],
+            offset,
+        }
+    }
+
+    /// Arguments, flattened; tensors name the node's inputs.
+    pub fn args(
+        &self,
+        node: NodeId,
+    ) -> impl DoubleEndedIterator<Item = Arg<'_>> + ExactSizeIterator {
+        range(&self.columns.arg_ends, node.0 as usize).map(|index| {
+            let bits = self.columns.arg_bits[index];
+            match self.columns.arg_kind[index] {
+                0 => Arg::None,
+                1 => Arg::Tensor(bits as u32),
+                2 => Arg::Bool(bits != 0),
+                3 => Arg::Int(bits as i64),
+                4 => Arg::Float(f64::from_bits(bits)),
+                5 => Arg::Varying,
+                6 => Arg::Str(self.symbol(bits as u32)),
+                7 => Arg::List(bits as u32),
+                _ => Arg::Other,
+            }
+        })
+    }
+
+    /// The node that made a value (a source node, where it is from before the window).
+    pub fn producer(&self, value: ValueId) -> NodeId {
+        NodeId(self.columns.value_producer[value.0 as usize])
+    }
+
+    /// The nodes that use a value, in program order, once for each use.
+    pub fn consumers(&self, value: ValueId) -> &[NodeId] {
+        &self.consumers[range(&self.consumer_ends, value.0 as usize)]
+    }
+
+    pub fn storage(&self, value: ValueId) -> StorageId {
+        StorageId(self.columns.value_storage[value.0 as usize])
+    }
+
+    /// The values a storage has held, oldest first.
+    pub fn values_of(&self, storage: StorageId) -> &[ValueId] {
+        &self.storage_values[range(&self.storage_value_ends, storage.0 as usize)]
+    }
+
+    pub fn storage_bytes(&self, storage: StorageId) -> u64 {
+        self.columns.storage_bytes[storage.0 as usize]
+    }
+
+    pub fn origin(&self, storage: StorageId) -> Origin {
+        match self.columns.storage_origin[storage.0 as usize] {
+            1 => Origin::Weight,
+            2 => Origin::Upload,
+            code @ 3..=6 => Origin::Computed(stage(code - 3)),
+            _ => Origin::Unknown,
+        }
+    }
+
+    /// Whether the program still held the storage when the window ended.
+    pub fn is_alive(&self, storage: StorageId) -> bool {
+        self.columns.storage_alive[storage.0 as usize] != 0
+    }
+
+    /// The nodes whose outputs this node reads, in argument order.
+    pub fn predecessors(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        self.inputs(node).map(|tensor| self.producer(tensor.value))
+    }
+
+    /// The nodes that read this node's outputs.
+    pub fn successors(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        self.outputs(node).flat_map(|tensor| self.consumers(tensor.value).iter().copied())
+    }
+}
+
+/// `softmax` of `aten::softmax.int`.
+pub fn base_name(op: &str) -> &str {
+    let name = op.rsplit_once("::").map_or(op, |(_, name)| name);
+    name.split_once('.').map_or(name, |(name, _)| name)
+}
+
+fn stage(code: u8) -> Stage {
+    match code {
+        1 => Stage::Forward,
+        2 => Stage::Backward,
+        3 => Stage::Optimizer,
+        _ => Stage::None,
+    }
+}
+
+fn range(ends: &[u32], index: usize) -> std::ops::Range<usize> {
+    let start = if index == 0 { 0 } else { ends[index - 1] as usize };
+    start..ends[index] as usize
+}
+
+fn accumulate(counts: &mut [u32]) {
+    let mut sum = 0;
+    for count in counts {
+        sum += *count;
+        *count = sum;
+    }
+}
+
+fn starts(ends: &[u32]) -> Vec<u32> {
+    std::iter::once(0).chain(ends.iter().copied()).take(ends.len()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::small_graph;
+
+    #[test]
+    fn nodes_values_and_storages_lead_to_each_other() {
+        let graph = Graph::new(small_graph()).unwrap();
+        let relu = graph.nodes().find(|node| graph.op_name(*node) == "relu").unwrap();
+        let input = graph.input(relu, 0).unwrap();
+        assert_eq!(graph.op(graph.producer(input.value)), "aten::mm");
+        assert_eq!(graph.consumers(input.value), [relu]);
+        assert_eq!(input.sizes, [2, 3]);
+        assert_eq!(graph.module(relu), "net.0");
+        let storage = graph.storage(input.value);
+        assert_eq!(graph.values_of(storage), [input.value]);
+        assert!(!graph.is_alive(storage));
+        assert_eq!(graph.origin(StorageId(0)), Origin::Weight);
+    }
+}

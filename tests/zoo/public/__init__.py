@@ -1,0 +1,3 @@
+"""The cases that whoever writes a recognizer may look at, by workload class."""
+
+from . import audio, diffusion, gnn, llm, multimodal, other, recsys, seq2seq, text, torch25, vision  # noqa: F401
