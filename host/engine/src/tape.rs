@@ -152,7 +152,7 @@ impl Rest<'_> {
                 self.counters.synchronous_ops += 1;
                 inputs.iter().try_for_each(|input| self.storages.check(*input))?;
                 self.tokens.add(token, Awaited::Run { first_new, reserve })?;
-                self.segmenter.hasher.run(template, inputs);
+                self.segmenter.hasher.run(template, inputs, first_new);
                 self.segmenter.end_segment(self.counters);
             }
             Record::Alloc { id, bytes } => {

@@ -144,13 +144,27 @@ impl Srg {
         template: impl Fn(TemplateId) -> Option<Arc<Template>>,
         origin: impl Fn(StorageId) -> Origin,
     ) -> Srg {
+        Srg::build_with_steps(trace, hashes, template, origin).0
+    }
+
+    /// The same, and for each node the index of its step; sources have none.
+    pub(crate) fn build_with_steps(
+        trace: &Trace,
+        hashes: SegmentHashes,
+        template: impl Fn(TemplateId) -> Option<Arc<Template>>,
+        origin: impl Fn(StorageId) -> Origin,
+    ) -> (Srg, Vec<Option<u32>>) {
         let mut builder = Builder::new(trace);
-        for step in &trace.steps {
+        let mut steps = Vec::with_capacity(trace.steps.len());
+        for (index, step) in trace.steps.iter().enumerate() {
             builder.step(step, &template, &origin);
+            // The step's own node is the last one, behind the sources it needed.
+            steps.resize(builder.graph.node_count() - 1, None);
+            steps.push(Some(index as u32));
         }
         builder.assign_residencies();
         let cost = builder.graph.node_weights().fold(Cost::default(), |sum, n| sum.plus(n.cost));
-        Srg { graph: builder.graph, hashes, cost }
+        (Srg { graph: builder.graph, hashes, cost }, steps)
     }
 }
 

@@ -101,14 +101,15 @@ impl SegmentHasher {
         self.step(StepKind::Op(id), inputs, first_new, new);
     }
 
-    /// A synchronous operator, which may make up to `reserve` storages. They take part in the
+    /// A synchronous operator, which may make storages from `first_new` on. They take part in the
     /// wiring only where they are used later.
-    pub fn run(&mut self, template: &Arc<Template>, inputs: &[StorageId]) {
+    pub fn run(&mut self, template: &Arc<Template>, inputs: &[StorageId], first_new: StorageId) {
         let digest = TemplateDigest::of(template);
         self.exact.word(digest.exact.0 as u64);
         self.topology.word(digest.topology.0 as u64);
         let index = self.trace.run_templates.len() as u32;
         self.trace.run_templates.push(template.clone());
+        self.trace.run_first.push(first_new);
         self.step(StepKind::Run(index), inputs, StorageId(0), 0);
     }
 

@@ -21,6 +21,7 @@ pub mod segments;
 #[cfg(test)]
 mod testing;
 pub mod trace;
+pub mod window;
 
 pub use cost::Cost;
 pub use digest::TemplateDigest;
@@ -30,3 +31,4 @@ pub use id_map::IdMap;
 pub use mix::Hash128;
 pub use segments::{Lookup, Segments};
 pub use trace::{LocalStorage, Origin, Stage, Trace, Version};
+pub use window::{Noted, Window};

@@ -100,6 +100,8 @@ pub struct Trace {
     pub(crate) steps: Vec<Step>,
     pub(crate) operands: Vec<LocalStorage>,
     pub(crate) run_templates: Vec<Arc<Template>>,
+    /// The first storage that each synchronous operator may make, by the same index.
+    pub(crate) run_first: Vec<StorageId>,
     pub(crate) contexts: Vec<Context>,
     /// The session's id of each local storage, and whether it was made in the segment.
     pub(crate) storages: Vec<(StorageId, bool)>,
@@ -115,10 +117,16 @@ impl Trace {
         self.steps.is_empty()
     }
 
+    /// The session's storages that the segment touches, by [`LocalStorage`].
+    pub fn storages(&self) -> impl Iterator<Item = StorageId> + '_ {
+        self.storages.iter().map(|(id, _)| *id)
+    }
+
     pub(crate) fn clear(&mut self) {
         self.steps.clear();
         self.operands.clear();
         self.run_templates.clear();
+        self.run_first.clear();
         self.contexts.clear();
         self.storages.clear();
     }

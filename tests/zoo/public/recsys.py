@@ -94,7 +94,8 @@ def add_ctr(name: str) -> None:
     def make() -> Any:
         models = deepctr()
         features, x = ctr_features()
-        both = (features,) if name == "PNN" else (features, features)
+        # AFM takes no dense features into its attention.
+        both = (features,) if name == "PNN" else (features, features[:10] if name == "AFM" else features)
         return getattr(models, name)(*both, task="binary", device="cpu"), (x,)
 
 
