@@ -8,7 +8,7 @@ mod client;
 mod doctor;
 mod locate;
 mod node;
-mod plugins;
+mod plugin;
 mod runtime_dir;
 mod serve;
 mod session;
@@ -60,6 +60,12 @@ enum Command {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Look at plugins, try them on recorded graphs, measure them.
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
+    /// Compile one component, in the child that the host starts for it.
+    #[command(name = plugin::COMPILE, hide = true)]
+    PluginCompile,
     /// Print the counters of a running host.
     Status {
         /// Where the host listens.
@@ -137,6 +143,11 @@ fn main() -> ExitCode {
             start_log("error");
             return doctor::run(&node.settings(), runtime_base(), json);
         }
+        Some(Command::Plugin(command)) => {
+            start_log("warn");
+            return report(plugin::run(command));
+        }
+        Some(Command::PluginCompile) => return plugin::compile(),
         Some(Command::Status { host }) => {
             start_log("error");
             return report(status::run(&host));

@@ -21,7 +21,6 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::address::Address;
 use crate::node::{NodeSettings, NodeSupervisor, open_pidfd};
-use crate::plugins;
 use crate::runtime_dir::RuntimeDir;
 use crate::session::SessionThread;
 use crate::signals::StopSignals;
@@ -50,12 +49,7 @@ pub fn run(settings: ServeSettings) -> anyhow::Result<()> {
     let signals = StopSignals::block()?;
     let parent = settings.parent_pid.map(watch_parent).transpose()?;
     if let Some(dir) = &settings.plugins {
-        let names = plugins::check(dir)?;
-        tracing::info!(
-            "plugins in {}: {}; this version does not load them yet, a later one will",
-            dir.display(),
-            if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-        );
+        genie_plugin_host::check_directory(dir)?;
     }
     raise_descriptor_limit();
     let dir = RuntimeDir::create(settings.runtime_base)?;
