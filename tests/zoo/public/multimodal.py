@@ -82,7 +82,7 @@ def _() -> Any:
 
     config = t.OwlViTConfig(
         text_config=dict(vocab_size=V, max_position_embeddings=16, **SMALL), vision_config=dict(EYE, image_size=64),
-        projection_dim=64,
+        projection_dim=128,
     )  # fmt: skip
     x = dict(input_ids=ids(2, 8), pixel_values=img(1, 64), attention_mask=ones(2, 8))
     return Out(t.OwlViTForObjectDetection(config), "logits", "pred_boxes"), (), x
@@ -130,7 +130,7 @@ def _() -> Any:
 
 
 @case(
-    "mm.flava", "multimodal", (SEE, READ, FUSE),
+    "mm.flava", "multimodal", (SEE, FUSE, READ),
     spans=[
         (r"model\.image_model", SEE), (r"model\.text_model", READ),
         (r"model\.(image_to_mm_projection|text_to_mm_projection|multimodal_model)", FUSE),
