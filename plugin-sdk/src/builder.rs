@@ -185,12 +185,7 @@ impl GraphBuilder {
     }
 
     /// What `body` makes belongs to this module. Nested calls give whole paths, as in a capture.
-    pub fn module<R>(
-        &mut self,
-        path: &str,
-        class: &str,
-        body: impl FnOnce(&mut Self) -> R,
-    ) -> R {
+    pub fn module<R>(&mut self, path: &str, class: &str, body: impl FnOnce(&mut Self) -> R) -> R {
         let outer = self.module;
         self.module = (self.symbols.intern(path), self.symbols.intern(class));
         let result = body(self);
@@ -404,7 +399,10 @@ mod tests {
         let (before, after, weight) = (g.value_of(y), g.value_of(z), g.storage_of(w));
         let graph = g.build();
 
-        assert_eq!((graph.module(mm), graph.class(mm), graph.module(relu)), ("net.0", "Linear", ""));
+        assert_eq!(
+            (graph.module(mm), graph.class(mm), graph.module(relu)),
+            ("net.0", "Linear", "")
+        );
         assert_eq!(graph.input(mm, 1).unwrap().strides, [1, 4]);
         assert_eq!(graph.flops(mm), 2 * 2 * 3 * 4);
         assert_eq!(graph.origin(weight), Origin::Weight);

@@ -162,7 +162,8 @@ mod tests {
     fn a_contradiction_is_named() {
         let good = small_graph();
         assert_eq!(good.check(), Ok(()));
-        let cases: [(&str, fn(&mut Columns)); 5] = [
+        type Spoil = fn(&mut Columns);
+        let cases: [(&str, Spoil); 5] = [
             ("op", |columns| columns.op[0] = 999),
             ("module", |columns| columns.module.push(0)),
             ("input_value", |columns| columns.input_value[0] = 999),

@@ -9,6 +9,8 @@
 //! `harness` feature. Start reading at [`plugin`], then [`graph`].
 
 pub mod annotations;
+#[cfg(any(test, feature = "harness"))]
+pub mod builder;
 pub mod columns;
 pub mod graph;
 #[doc(hidden)]
@@ -16,6 +18,7 @@ pub mod guest;
 pub mod log;
 pub mod plan;
 pub mod plugin;
+pub mod query;
 #[cfg(feature = "harness")]
 pub mod recorded;
 pub mod symbols;
