@@ -16,6 +16,7 @@ pub mod graph;
 #[doc(hidden)]
 pub mod guest;
 pub mod log;
+pub mod matcher;
 pub mod plan;
 pub mod plugin;
 pub mod query;
