@@ -4,6 +4,7 @@
 //! and environment variables, read here. Start reading at [`serve`], then [`session`].
 
 mod address;
+mod analysis;
 mod client;
 mod doctor;
 mod locate;

@@ -20,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::address::Address;
+use crate::analysis::Analysis;
 use crate::node::{NodeSettings, NodeSupervisor, open_pidfd};
 use crate::runtime_dir::RuntimeDir;
 use crate::session::SessionThread;
@@ -64,6 +65,7 @@ pub fn run(settings: ServeSettings) -> anyhow::Result<()> {
     totals.watch(&supervisor);
     let host = Host {
         supervisor: supervisor.clone(),
+        analysis: Arc::new(Analysis::default()),
         totals,
         sessions_max: settings.sessions_max,
         spin: settings.spin,
@@ -112,6 +114,7 @@ fn raise_descriptor_limit() {
 
 struct Host {
     supervisor: Arc<NodeSupervisor>,
+    analysis: Arc<Analysis>,
     totals: Arc<Totals>,
     sessions_max: usize,
     spin: Duration,
@@ -190,11 +193,13 @@ impl Host {
             pid: std::process::id(),
             limits: Limits::default(),
             host: self.totals.clone() as Arc<dyn HostCounters>,
+            analyze: true,
         };
         let thread = SessionThread {
             client: link,
             session: Session::new(config, SharedWeights::new(0)),
             supervisor: self.supervisor.clone(),
+            analysis: self.analysis.clone(),
             slot,
             spin: self.spin,
         };

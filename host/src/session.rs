@@ -15,6 +15,7 @@ use genie_wire::frame::FrameKind;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::analysis::Analysis;
 use crate::node::{Node, NodeSupervisor};
 use crate::totals::{SessionReport, SessionSlot};
 
@@ -30,6 +31,7 @@ pub struct SessionThread {
     pub client: UnixLink,
     pub session: Session,
     pub supervisor: Arc<NodeSupervisor>,
+    pub analysis: Arc<Analysis>,
     pub slot: Arc<SessionSlot>,
     /// How long to look for frames before sleeping, while the program waits for a reply.
     pub spin: Duration,
@@ -40,6 +42,7 @@ struct Running {
     node: Option<NodeLink>,
     session: Session,
     supervisor: Arc<NodeSupervisor>,
+    analysis: Arc<Analysis>,
     actions: Vec<Action>,
     ended: bool,
     client_ready: bool,
@@ -56,12 +59,13 @@ struct NodeLink {
 impl SessionThread {
     /// Serves the client until it leaves or is refused.
     pub fn run(self) {
-        let SessionThread { client, session, supervisor, slot, spin } = self;
+        let SessionThread { client, session, supervisor, analysis, slot, spin } = self;
         let mut running = Running {
             client,
             node: None,
             session,
             supervisor,
+            analysis,
             actions: Vec::with_capacity(8),
             ended: false,
             client_ready: true,
@@ -71,7 +75,8 @@ impl SessionThread {
             if moved || running.ended {
                 continue;
             }
-            running.session.settle();
+            running.session.settle(&mut running.actions);
+            running.act(None, None);
             slot.publish(running.report());
             running.sleep(spin);
         }
@@ -165,6 +170,12 @@ impl Running {
                 Action::ToClient(kind, body) => self.send_client(kind, &body),
                 Action::ToNode(kind, body) => self.send_node(kind, &body, None),
                 Action::ConnectNode(hello) => self.connect_node(hello),
+                Action::Analyze(new) => self.analysis.begin(*new),
+                Action::AnswerTrace { token, question, snapshot } => {
+                    let answer = self.analysis.answer(question, &snapshot);
+                    let answer = answer.as_deref().map_err(Clone::clone);
+                    self.session.answer_trace(token, answer, &mut self.actions);
+                }
                 Action::End => self.ended = true,
             }
         }

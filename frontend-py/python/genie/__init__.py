@@ -1,7 +1,8 @@
 """Genie: PyTorch's device `remote_accelerator`.
 
 Ordinary PyTorch programs run on it by their device string alone; `import torch` finds it by itself
-(torch >= 2.5). What this package offers besides: `stats()`, `init()`, `shutdown()`, `phase()`.
+(torch >= 2.5). What this package offers besides: `explain()`, `stats()`,
+`init()`, `shutdown()`, `phase()`.
 """
 
 
@@ -19,6 +20,7 @@ _autoload()
 
 from genie._session import init, is_available, shutdown  # noqa: E402
 from genie._stats import stats  # noqa: E402
+from genie._trace import explain, export_graph, reset_trace  # noqa: E402
 from genie.errors import FallbackWarning, NodeLost  # noqa: E402
 from genie.marks import annotate, phase  # noqa: E402
 
@@ -27,9 +29,12 @@ __all__ = [
     "FallbackWarning",
     "NodeLost",
     "annotate",
+    "explain",
+    "export_graph",
     "init",
     "is_available",
     "phase",
+    "reset_trace",
     "shutdown",
     "stats",
 ]

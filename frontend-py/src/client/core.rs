@@ -5,14 +5,16 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use genie_transport::{Frame, Link, LinkError};
-use genie_wire::control::{HaveAnswer, Refusal, Released, Status};
+use genie_wire::control::{HaveAnswer, Refusal, Released, Status, TraceAnswer};
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::SYMBOLS_MAX;
 use genie_wire::record::{MarkKind, WeightHash};
 use genie_wire::{ErrorCode, Reply, StorageId, TapeWriter, WireError};
 use prost::Message;
 
-use crate::client::limits::{FLUSH_BYTES, FLUSH_OPS, HELD_WEIGHTS_MAX, QUEUE_BYTES_MAX};
+use crate::client::limits::{
+    FLUSH_BYTES, FLUSH_OPS, HELD_WEIGHTS_MAX, QUEUE_BYTES_MAX, TRACE_BYTES_MAX,
+};
 use crate::client::linger::Sleeper;
 use crate::client::session::Stage;
 use crate::client::{ClientError, Counters};
@@ -28,6 +30,8 @@ pub(super) enum Answer {
     Reply(Vec<u8>),
     Have(bool),
     Status(Status),
+    /// The whole answer about the trace, or why there is none.
+    Trace(Result<Vec<u8>, String>),
 }
 
 /// What an answer that nobody waits for any more still has to do.
@@ -58,6 +62,8 @@ pub(super) struct Core {
     /// A descriptor of its own for the link's events, so that a waiting thread's outlives a close.
     pub event: Option<Arc<OwnedFd>>,
     tokens: HashMap<u64, Token>,
+    /// What came so far of answers about the trace, by token.
+    trace_parts: HashMap<u64, Vec<u8>>,
     next_token: u64,
     /// Upload bytes whose space may be used again, since the session began.
     pub released: u64,
@@ -87,6 +93,7 @@ impl Core {
             link: Some(link),
             event: Some(Arc::new(event)),
             tokens: HashMap::new(),
+            trace_parts: HashMap::new(),
             next_token: 1,
             released: 0,
             busy_slots: 0,
@@ -307,6 +314,10 @@ impl Core {
                 let status = Status::decode(&*frame.body).map_err(decode)?;
                 self.arrive(status.token, Answer::Status(status))
             }
+            FrameKind::TraceAnswer => {
+                let answer = TraceAnswer::decode(&*frame.body).map_err(decode)?;
+                self.trace_part(answer)
+            }
             FrameKind::Released => {
                 let released = Released::decode(&*frame.body).map_err(decode)?;
                 if released.region == UPLOAD_REGION {
@@ -349,6 +360,28 @@ impl Core {
         self.next_token += 1;
         self.tokens.insert(token, Token::Awaited);
         token
+    }
+
+    /// Collects the parts of an answer about the trace.
+    fn trace_part(&mut self, answer: TraceAnswer) -> Result<(), ClientError> {
+        let (token, last) = (answer.token, answer.last);
+        if !self.tokens.contains_key(&token) {
+            let text = format!("the host answered token {token}, which nobody waits for");
+            return Err(ClientError::protocol(text));
+        }
+        let parts = self.trace_parts.entry(token).or_default();
+        parts.extend_from_slice(&answer.part);
+        if parts.len() > TRACE_BYTES_MAX {
+            let text = format!("the host's answer has more than {TRACE_BYTES_MAX} bytes");
+            return Err(ClientError::protocol(text));
+        }
+        if !last {
+            return Ok(());
+        }
+        let bytes = self.trace_parts.remove(&token).unwrap_or_default();
+        let refused = !answer.refused.is_empty();
+        let answer = if refused { Err(answer.refused) } else { Ok(bytes) };
+        self.arrive(token, Answer::Trace(answer))
     }
 
     fn arrive(&mut self, token: u64, answer: Answer) -> Result<(), ClientError> {

@@ -34,3 +34,5 @@ pub const REGION_BYTES_MIN: u64 = 64 << 10;
 pub const DOWNLOAD_SLOTS: u64 = 4;
 /// How long a host may take to answer the hello.
 pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(60);
+/// The largest answer about the trace (an explanation, a recorded graph).
+pub const TRACE_BYTES_MAX: usize = 512 << 20;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use genie_wire::control::{StatusRequest, Welcome};
+use genie_wire::control::{StatusRequest, TraceQuestion, TraceRequest, Welcome};
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::GENERATOR_STATE_BYTES_MAX;
 use genie_wire::record::MarkKind;
@@ -333,6 +333,30 @@ impl Session {
                 Ok(status.counters.into_iter().map(|each| (each.name, each.value)).collect())
             }
             _ => Err(ClientError::protocol("the host answered a status request with a reply")),
+        }
+    }
+
+    /// Asks the host about what the session ran; see [`TraceQuestion`] for the answers.
+    pub fn trace(
+        &self,
+        question: TraceQuestion,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, ClientError> {
+        let token = {
+            let mut core = self.lock();
+            core.live()?;
+            core.send_tape();
+            let token = core.open_token();
+            let request = TraceRequest { token, question: question as i32 };
+            core.send_control(FrameKind::TraceRequest, &request);
+            token
+        };
+        let deadline = Some(Instant::now() + timeout);
+        match self.answer(token, Leftover::Nothing, deadline)? {
+            Answer::Trace(answer) => {
+                answer.map_err(|why| ClientError::new(ErrorCode::Runtime, why))
+            }
+            _ => Err(ClientError::protocol("the host answered a question with a reply")),
         }
     }
 

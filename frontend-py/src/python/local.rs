@@ -8,9 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use genie_node::local::LocalNode;
 use genie_transport::{Frame, Link, LinkError, SharedMemory};
-use genie_wire::control::{
-    Device, Have, HaveAnswer, Refusal, Region, Status, StatusRequest, WeightStored, Welcome,
-};
+use genie_wire::control::{Device, Have, HaveAnswer, Refusal, Region, Status, StatusRequest, TraceAnswer, TraceQuestion, TraceRequest, WeightStored, Welcome};
 use genie_wire::frame::FrameKind;
 use genie_wire::record::WeightHash;
 use genie_wire::{ErrorCode, PROTOCOL_VERSION, TapeWriter, WireError};
@@ -201,6 +199,17 @@ impl Link for LocalLink {
                     StatusRequest::decode(body).map_err(WireError::from)?;
                 let counters = self.node.counters();
                 self.answer(FrameKind::Status, &Status { token, counters });
+            }
+            FrameKind::TraceRequest => {
+                let request = TraceRequest::decode(body).map_err(WireError::from)?;
+                let refused = match request.question() {
+                    TraceQuestion::Reset => "",
+                    _ => "mode local has no host that could explain; use mode local_remote",
+                };
+                let refused = refused.to_owned();
+                let TraceRequest { token, .. } = request;
+                let answer = TraceAnswer { token, part: vec![], last: true, refused };
+                self.answer(FrameKind::TraceAnswer, &answer);
             }
             _ => return Err(LinkError::Closed),
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use genie_aten::capture;
 use genie_wire::ErrorCode;
+use genie_wire::control::TraceQuestion;
 use genie_wire::record::MarkKind;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -16,6 +17,8 @@ use crate::python::{debug, fallbacks, gil, state, tape};
 
 /// How long the host may take to tell its counters.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the host may take to explain what ran.
+const TRACE_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[pymodule]
 mod _native {
@@ -24,8 +27,8 @@ mod _native {
         abandon_fence, autocast, capture_stats, connect, connect_local, counters, fallbacks_by_op,
         fence, fence_reached, flush, generator_state, is_forked, is_live, last_seed, lost, mark,
         memory, protocol, register, reset_peak_memory, seed, session_number, set_autocast,
-        set_error_type, set_generator_state, set_stage, shut_down, status, synchronize, wait_fence,
-        welcome,
+        set_error_type, set_generator_state, set_stage, shut_down, status, synchronize, trace,
+        wait_fence, welcome,
     };
 }
 
@@ -237,6 +240,19 @@ fn status(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         }
     }
     Ok(dict)
+}
+
+/// Asks the host about what the session ran: 0 forget it, 1 explain it, 2 its graph (both JSON).
+/// Empty without a session.
+#[pyfunction]
+fn trace<'py>(py: Python<'py>, question: u8) -> PyResult<Bound<'py, PyBytes>> {
+    let question = TraceQuestion::try_from(i32::from(question))
+        .map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+    let Some(session) = state::current() else {
+        return Ok(PyBytes::new(py, b""));
+    };
+    let answer = py.detach(|| session.trace(question, TRACE_TIMEOUT)).map_err(state::raise)?;
+    Ok(PyBytes::new(py, &answer))
 }
 
 /// Waits until the device has done everything asked of it. Nothing to do without a session.

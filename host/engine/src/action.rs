@@ -1,7 +1,10 @@
 //! What a session wants done.
 
-use genie_wire::control::Hello;
+use genie_wire::control::{Hello, TraceQuestion};
 use genie_wire::frame::FrameKind;
+
+use crate::history::Snapshot;
+use crate::segmenter::NewTopology;
 
 /// One thing for the session's thread to do, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +18,14 @@ pub enum Action {
     ForwardToClient,
     ToClient(FrameKind, Vec<u8>),
     ToNode(FrameKind, Vec<u8>),
+    /// A topology was met for the first time: have it recognized, some time.
+    Analyze(Box<NewTopology>),
+    /// Answer what the session ran; the answer goes to the client under this token.
+    AnswerTrace {
+        token: u64,
+        question: TraceQuestion,
+        snapshot: Box<Snapshot>,
+    },
     /// Send what is queued for the client, then close both links.
     End,
 }

@@ -12,6 +12,7 @@
 pub mod action;
 pub mod counters;
 mod error;
+pub mod history;
 pub mod plan;
 mod regions;
 pub mod segmenter;
@@ -24,6 +25,8 @@ pub mod weights;
 pub use action::Action;
 pub use counters::Counters;
 pub use error::SessionError;
+pub use history::Snapshot;
 pub use plan::Plan;
+pub use segmenter::NewTopology;
 pub use session::{Limits, Session, SessionConfig};
 pub use weights::SharedWeights;

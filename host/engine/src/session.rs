@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use genie_wire::control::{
     Counter, Have, HaveAnswer, Hello, Refusal, Region, Released, Status, StatusRequest,
-    WeightStored, Welcome,
+    TraceAnswer, TraceQuestion, TraceRequest, WeightStored, Welcome,
 };
 use genie_wire::frame::{FrameKind, HEADER_BYTES};
 use genie_wire::record::{StorageId, WeightHash};
@@ -13,6 +13,7 @@ use genie_wire::varint::Reader;
 use genie_wire::{ErrorCode, PROTOCOL_VERSION, Reply, TapeDecoder, TapeWriter, WireError};
 use prost::Message;
 
+use crate::history::Snapshot;
 use crate::regions::Regions;
 use crate::segmenter::Segmenter;
 use crate::storages::Storages;
@@ -24,6 +25,9 @@ use crate::{Action, Counters, SessionError, SharedWeights, plan};
 const HAVES_WAITING_MAX: usize = 4096;
 /// Status requests that may wait for the node's part.
 const STATUS_WAITING_MAX: usize = 64;
+
+/// Bytes of one part of an answer about the trace; a frame is larger.
+const TRACE_PART_BYTES: usize = 1 << 20;
 
 /// Bounds that a host chooses for each session.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +61,8 @@ pub struct SessionConfig {
     pub pid: u32,
     pub limits: Limits,
     pub host: Arc<dyn HostCounters>,
+    /// Whether new topologies are worth an [`Action::Analyze`].
+    pub analyze: bool,
 }
 
 /// The state machine. After [`Action::End`] it ignores everything.
@@ -155,8 +161,11 @@ impl Session {
     }
 
     /// Work that can wait until the actions are done: graphs of new segments.
-    pub fn settle(&mut self) {
-        self.tape.settle();
+    pub fn settle(&mut self, actions: &mut Vec<Action>) {
+        let new = self.tape.settle();
+        if self.config.analyze {
+            actions.extend(new.into_iter().map(|new| Action::Analyze(Box::new(new))));
+        }
     }
 
     /// A frame from the client arrived whole.
@@ -199,6 +208,9 @@ impl Session {
             }
             (FrameKind::Have, Phase::Running | Phase::NodeLost { .. }) => self.have(body, actions),
             (FrameKind::StatusRequest, _) => self.status_request(body, actions),
+            (FrameKind::TraceRequest, Phase::Running | Phase::NodeLost { .. }) => {
+                self.trace_request(body, actions)
+            }
             (kind, phase) => Err(SessionError::UnexpectedFrame {
                 kind: kind_name(kind),
                 state: match phase {
@@ -282,6 +294,53 @@ impl Session {
         self.status_waiting.push(request.token);
         self.forward_to_node(body, actions);
         Ok(())
+    }
+
+    fn trace_request(
+        &mut self,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), SessionError> {
+        let request = TraceRequest::decode(body).map_err(WireError::from)?;
+        let Ok(question) = TraceQuestion::try_from(request.question) else {
+            let value = request.question as u64;
+            return Err(WireError::Unknown { what: "question about the trace", value }.into());
+        };
+        let snapshot = match question {
+            TraceQuestion::Reset => {
+                self.tape.segmenter.reset_history(&mut self.counters);
+                Snapshot::default()
+            }
+            TraceQuestion::Explain | TraceQuestion::Graph => {
+                self.tape.segmenter.snapshot(&self.tape.storages, &mut self.counters)
+            }
+        };
+        let snapshot = Box::new(snapshot);
+        actions.push(Action::AnswerTrace { token: request.token, question, snapshot });
+        Ok(())
+    }
+
+    /// Sends an answer to a [`TraceRequest`] in parts; `Err` says why there is none.
+    pub fn answer_trace(
+        &mut self,
+        token: u64,
+        answer: Result<&[u8], String>,
+        actions: &mut Vec<Action>,
+    ) {
+        let (bytes, refused) = match answer {
+            Ok(bytes) => (bytes, String::new()),
+            Err(refused) => (&[][..], refused),
+        };
+        let mut parts = bytes.chunks(TRACE_PART_BYTES).peekable();
+        loop {
+            let part = parts.next().unwrap_or_default().to_vec();
+            let last = parts.peek().is_none();
+            let answer = TraceAnswer { token, part, last, refused: refused.clone() };
+            self.send_client(FrameKind::TraceAnswer, answer.encode_to_vec(), actions);
+            if last {
+                return;
+            }
+        }
     }
 
     /// Adds the host's counters to the node's.
@@ -413,13 +472,14 @@ impl Session {
         first_new: StorageId,
         reserve: u64,
     ) -> Result<(), SessionError> {
-        let (_, Reply::Outputs { storage_bytes, .. }) = Reply::decode(body)? else {
+        let (_, Reply::Outputs { storage_bytes, outputs, .. }) = Reply::decode(body)? else {
             return Ok(());
         };
         if storage_bytes.len() as u64 > reserve {
             let value = storage_bytes.len() as u64;
             return Err(SessionError::Limit { what: "storages made", value, max: reserve });
         }
+        self.tape.segmenter.run_made(first_new, &storage_bytes, &outputs);
         let origin = genie_srg::Origin::Op(self.tape.segmenter.hasher.stage());
         for (index, bytes) in storage_bytes.into_iter().enumerate() {
             self.tape.storages.make(StorageId(first_new.0 + index as u64), bytes, origin)?;
@@ -608,6 +668,7 @@ fn kind_name(kind: FrameKind) -> &'static str {
         FrameKind::Region => "Region",
         FrameKind::Have => "Have",
         FrameKind::StatusRequest => "StatusRequest",
+        FrameKind::TraceRequest => "TraceRequest",
         FrameKind::Welcome => "Welcome",
         FrameKind::Reply => "Reply",
         FrameKind::Released => "Released",
@@ -615,5 +676,6 @@ fn kind_name(kind: FrameKind) -> &'static str {
         FrameKind::WeightStored => "WeightStored",
         FrameKind::Status => "Status",
         FrameKind::Refusal => "Refusal",
+        FrameKind::TraceAnswer => "TraceAnswer",
     }
 }

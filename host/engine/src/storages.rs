@@ -62,10 +62,10 @@ impl Storages {
     }
 
     #[inline]
-    pub(crate) fn free(&mut self, id: StorageId) -> Result<(), SessionError> {
+    pub(crate) fn free(&mut self, id: StorageId) -> Result<Storage, SessionError> {
         let freed = self.alive.remove(&id.0).ok_or(SessionError::StorageNotAlive(id.0))?;
         self.bytes = self.bytes.saturating_sub(freed.bytes);
-        Ok(())
+        Ok(freed)
     }
 
     pub(crate) fn resize(&mut self, id: StorageId, bytes: u64) -> Result<(), SessionError> {

@@ -8,11 +8,11 @@ use std::collections::{HashMap, HashSet};
 
 use genie_srg::Origin;
 use genie_wire::limits::SYMBOLS_MAX;
-use genie_wire::record::{MarkKind, StorageId, WeightHash};
+use genie_wire::record::{StorageId, WeightHash};
 use genie_wire::{Record, TapeDecoder};
 
 use crate::regions::Regions;
-use crate::segmenter::Segmenter;
+use crate::segmenter::{NewTopology, Segmenter};
 use crate::storages::Storages;
 use crate::tokens::{Awaited, Tokens};
 use crate::{Counters, SessionError, SharedWeights};
@@ -106,12 +106,8 @@ impl TapeState {
     }
 
     /// Builds the graphs of new segments.
-    pub(crate) fn settle(&mut self) {
-        let TapeState { decoder, storages, segmenter, .. } = self;
-        segmenter.settle(
-            |id| decoder.template(id).cloned(),
-            |id| storages.get(id).map_or(Origin::Unknown, |storage| storage.origin),
-        );
+    pub(crate) fn settle(&mut self) -> Vec<NewTopology> {
+        self.segmenter.settle(&self.storages)
     }
 }
 
@@ -138,13 +134,17 @@ impl Rest<'_> {
                 let new = template.new_storages.len();
                 self.segmenter.hasher.op(id, inputs, first_new, new);
             }
-            Record::Free { id } => return self.storages.free(id),
+            Record::Free { id } => {
+                let storage = self.storages.free(id)?;
+                self.segmenter.freed(id, storage);
+                return Ok(());
+            }
             Record::Define { template, bytes, .. } => {
                 self.counters.templates += 1;
                 self.counters.template_bytes += bytes.len() as u64;
                 self.definitions.add(bytes.len())?;
                 self.definitions.of_templates += bytes.len() as u64;
-                self.segmenter.hasher.define(template);
+                self.segmenter.define(template);
                 return Ok(());
             }
             Record::Run { token, template, inputs, first_new, reserve, .. } => {
@@ -215,10 +215,7 @@ impl Rest<'_> {
                 return Ok(());
             }
             Record::Mark { kind, symbol } => {
-                if kind == MarkKind::Stage {
-                    self.segmenter.stage_begins(self.counters);
-                }
-                self.segmenter.hasher.mark(kind, symbol);
+                self.segmenter.mark(kind, symbol, self.counters);
                 return Ok(());
             }
             Record::Skip { .. } => return Ok(()),

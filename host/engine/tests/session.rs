@@ -33,6 +33,7 @@ fn session_of(identity: &str, weights: &SharedWeights) -> Session {
         pid: 1,
         limits: Limits { storages_max: 1000, definition_bytes_max: 1 << 16 },
         host: Arc::new(NoCounters),
+        analyze: false,
     };
     Session::new(config, weights.clone())
 }
@@ -55,7 +56,7 @@ fn running(identity: &str, weights: &SharedWeights) -> Session {
 fn client(session: &mut Session, kind: FrameKind, body: &[u8]) -> Vec<Action> {
     let mut actions = Vec::new();
     session.client_frame(kind, body, &mut actions);
-    session.settle();
+    session.settle(&mut Vec::new());
     actions
 }
 

@@ -12,7 +12,7 @@ use crate::trace::{LocalStorage, Origin, Step, StepKind, Trace};
 use crate::{Hash128, Srg};
 
 /// A finished segment, kept together with the templates it names.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Noted {
     pub hashes: SegmentHashes,
     trace: Trace,
@@ -43,6 +43,11 @@ impl Noted {
 
     pub fn trace(&self) -> &Trace {
         &self.trace
+    }
+
+    /// Whether the synchronous operator that may make storages from `first` on is one of these.
+    pub fn runs(&self, first: StorageId) -> bool {
+        self.trace.run_first.contains(&first)
     }
 
     /// A synchronous operator of this segment answered; whether it is of this segment.

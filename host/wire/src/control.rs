@@ -133,6 +133,40 @@ pub struct Counter {
     pub value: u64,
 }
 
+/// What a [`TraceRequest`] asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum TraceQuestion {
+    /// Forget what ran so far.
+    Reset = 0,
+    /// Explain what ran since the last reset, as JSON.
+    Explain = 1,
+    /// The graph of what ran since the last reset, as a recorded graph (JSON).
+    Graph = 2,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TraceRequest {
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    #[prost(enumeration = "TraceQuestion", tag = "2")]
+    pub question: i32,
+}
+
+/// One part of an answer; the parts of an answer come in order.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TraceAnswer {
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub part: Vec<u8>,
+    #[prost(bool, tag = "3")]
+    pub last: bool,
+    /// Empty, or why there is no answer.
+    #[prost(string, tag = "4")]
+    pub refused: String,
+}
+
 /// Why a connection is ended by the server.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Refusal {

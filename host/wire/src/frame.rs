@@ -19,6 +19,8 @@ pub enum FrameKind {
     Have = 4,
     /// To the server: [`crate::control::StatusRequest`].
     StatusRequest = 5,
+    /// To the host: [`crate::control::TraceRequest`], what did the session run?
+    TraceRequest = 6,
     /// From the server: [`crate::control::Welcome`], the answer to a hello.
     Welcome = 129,
     /// From the server: [`crate::Reply`].
@@ -33,6 +35,8 @@ pub enum FrameKind {
     Status = 134,
     /// From the server: [`crate::control::Refusal`]; the connection ends after it.
     Refusal = 135,
+    /// From the host: [`crate::control::TraceAnswer`], in parts.
+    TraceAnswer = 136,
 }
 
 impl FrameKind {
@@ -44,6 +48,7 @@ impl FrameKind {
             Region,
             Have,
             StatusRequest,
+            TraceRequest,
             Welcome,
             Reply,
             Released,
@@ -51,6 +56,7 @@ impl FrameKind {
             WeightStored,
             Status,
             Refusal,
+            TraceAnswer,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == value)

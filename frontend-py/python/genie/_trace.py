@@ -1,0 +1,244 @@
+"""What the session ran: `reset_trace()`, `explain()`, `export_graph()`."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from genie import _native
+
+_RESET, _EXPLAIN, _GRAPH = range(3)
+
+
+def reset_trace() -> None:
+    """Forgets what the session ran so far; `explain()` tells of what comes from here on."""
+    _native.trace(_RESET)
+
+
+def export_graph(path: "str | os.PathLike[str]") -> None:
+    """Writes the graph of what ran since the last `reset_trace()` as a recorded graph (JSON).
+
+    `genie-host graph`, `genie-host plugin test` and the tests of plugins read it. An OSError tells
+    of a path that cannot be written, a RuntimeError of a session without a host (mode `local`).
+    """
+    graph = _ask(_GRAPH)
+    with open(path, "wb") as file:
+        file.write(graph)
+
+
+def explain() -> "Explanation":
+    """What the session ran since the last `reset_trace()`, in the words of its recognizers.
+
+    Waits for nothing but the recognizers: operators still under way are included. Print it, or
+    look at its fields. A RuntimeError tells of a session without a host (mode `local`).
+    """
+    return Explanation._of(json.loads(_ask(_EXPLAIN)))
+
+
+def _ask(question: int) -> bytes:
+    answer = _native.trace(question)
+    if not answer:
+        raise RuntimeError("nothing ran on remote_accelerator yet: there is no session to explain")
+    return answer
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class of workload, with confidence (0 to 1) and the plugin that claims it."""
+
+    label: str
+    confidence: float
+    by: str = ""
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase, with the number of its operators and their mean confidence (0 to 1)."""
+
+    phase: str
+    ops: int
+    confidence: float
+    flops: int = 0
+    bytes: int = 0
+
+    def __str__(self) -> str:
+        return self.phase
+
+
+@dataclass(frozen=True)
+class Op:
+    """One recorded operator."""
+
+    op: str
+    module: str
+    phase: str
+    confidence: float
+    class_: str = ""
+    modality: str = ""
+    by: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Residency:
+    """What kind of data a tensor's storage holds. `used_by` is a module's path or an operator."""
+
+    residency: str
+    bytes: int
+    used_by: str
+    confidence: float
+    by: str
+    alive: bool
+
+
+@dataclass(frozen=True)
+class Match:
+    """A pattern that a recognizer found; `nodes` are numbers in the exported graph."""
+
+    pattern: str
+    phase: str
+    modality: str
+    confidence: float
+    by: str
+    nodes: list[int]
+    nodes_total: int
+
+
+class Ops:
+    """The recorded operators in order, as a sequence of `Op`; made when they are looked at."""
+
+    def __init__(self, words: list[str], columns: dict[str, list[Any]]) -> None:
+        self._words = words
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._columns["op"])
+
+    def __getitem__(self, index: "int | slice") -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"operator {index} of {len(self)}")
+        columns, words = self._columns, self._words
+        return Op(
+            op=words[columns["op"][index]],
+            module=words[columns["module"][index]],
+            phase=words[columns["phase"][index]],
+            confidence=columns["confidence"][index],
+            class_=words[columns["class"][index]],
+            modality=words[columns["modality"][index]],
+            by=words[columns["by"][index]],
+            mark=words[columns["mark"][index]],
+        )
+
+    def __iter__(self) -> "Iterator[Op]":
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the session ran.
+
+    workload: the most confident class; `workloads` has all that were claimed.
+    phases: in order of first appearance. ops: one entry for each recorded operator, at most
+    32,768; `truncated` says whether there were more (`ops_total` counts all that were recorded).
+    residency: for each weight, cache, input and living tensor, the largest first.
+    plan: which policy places what where, and why. matches: what recognizers found.
+    """
+
+    workload: Label
+    workloads: list[Label]
+    phases: list[Phase]
+    ops: Ops
+    ops_total: int
+    truncated: bool
+    residency: list[Residency]
+    matches: list[Match]
+    attributes: list[tuple[str, str, str]]
+    plan: "dict[str, Any] | None"
+    plugins: list[dict[str, Any]]
+    why: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def _of(told: dict[str, Any]) -> "Explanation":
+        residency = [
+            Residency(**{name: each[name] for name in Residency.__dataclass_fields__}) for each in told["residency"]
+        ]
+        return Explanation(
+            workload=Label(**told["workload"]),
+            workloads=[Label(**each) for each in told["workloads"]],
+            phases=[Phase(**each) for each in told["phases"]],
+            ops=Ops(told["words"], told["ops"]),
+            ops_total=told["ops_total"],
+            truncated=told["truncated"],
+            residency=residency,
+            matches=[Match(**each) for each in told["matches"]],
+            attributes=[tuple(each) for each in told["attributes"]],
+            plan=told["plan"],
+            plugins=told["plugins"],
+            why=told["why"],
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    __repr__ = __str__
+
+    def _lines(self) -> Iterator[str]:
+        sure = f"{self.workload.confidence:.0%} sure" + (f", by {self.workload.by}" if self.workload.by else "")
+        yield f"workload: {self.workload.label} ({sure})"
+        for key, value, by in self.attributes:
+            yield f"  {key}: {value} ({by})"
+        yield f"ops: {self.ops_total}" + (" (not all: the trace was full; call genie.reset_trace())" if self.truncated else "")
+        if self.phases:
+            yield "phases:"
+            for each in self.phases:
+                yield (
+                    f"  {each.phase:24} {each.ops:6} ops {_amount(each.flops, 'flop'):>10} "
+                    f"{_amount(each.bytes, 'B'):>10}  {each.confidence:.0%} sure"
+                )
+        patterns: dict[tuple[str, str], int] = {}
+        for match in self.matches:
+            patterns[match.pattern, match.by] = patterns.get((match.pattern, match.by), 0) + 1
+        if patterns:
+            yield "matches:"
+            for (pattern, by), count in sorted(patterns.items()):
+                yield f"  {pattern} x{count} ({by})"
+        kinds: dict[str, tuple[int, int]] = {}
+        for each in self.residency:
+            count, size = kinds.get(each.residency, (0, 0))
+            kinds[each.residency] = (count + 1, size + each.bytes)
+        if kinds:
+            yield "residency:"
+            for kind, (count, size) in sorted(kinds.items(), key=lambda item: -item[1][1]):
+                yield f"  {kind:16} {count:5} storages {_amount(size, 'B'):>10}"
+        if self.plan:
+            yield f"plan: {self.plan['policy']}: {self.plan['why']}"
+            for region in self.plan["regions"]:
+                yield f"  {region['ops']} ops on {region['device']}"
+            for directive in self.plan["directives"]:
+                yield (
+                    f"  {directive['kind']} {directive['storages']} storages "
+                    f"({_amount(directive['bytes'], 'B')}) on {directive['device']}: {directive['why']}"
+                )
+            for policy, refused in self.plan["refused"]:
+                yield f"  {policy} was refused: {refused}"
+        for each in self.why:
+            yield f"note: {each}"
+        for each in self.plugins:
+            if each["outcome"] != "ok":
+                yield f"plugin {each['name']}: {each['outcome']}"
+
+
+def _amount(value: float, unit: str) -> str:
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 1000 or prefix == "T":
+            return f"{value:.0f} {prefix}{unit}" if value >= 100 or not prefix else f"{value:.1f} {prefix}{unit}"
+        value /= 1000
+    return ""

@@ -1,0 +1,236 @@
+//! One reading out of what several recognizers said.
+//!
+//! The rules, in order. *Workload*: of all claims the most confident wins; equal ones by label.
+//! *Phase and modality of a node*: of all matches that say one, the highest weight wins, where a
+//! match weighs its own confidence times the confidence with which its plugin claims the window;
+//! equal weights go to the smaller match, then by plugin, then by pattern. *Residency of a
+//! storage*: the most confident claim, equal ones by plugin. So the same claims give the same
+//! reading, in whatever order they came.
+
+use std::collections::BTreeMap;
+
+use genie_plugin::{Annotations, Columns};
+
+/// What one recognizer said of the window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Said {
+    pub plugin: String,
+    pub notes: Annotations,
+}
+
+/// A word with how sure who is of it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Claim {
+    /// Empty: nobody said anything.
+    pub word: String,
+    pub confidence: f32,
+    pub by: String,
+}
+
+/// A match that was kept, for people.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    pub by: String,
+    pub pattern: String,
+    pub phase: String,
+    pub modality: String,
+    pub confidence: f32,
+    pub nodes: Vec<u32>,
+}
+
+/// What the window is, in the words of the most confident recognizers.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Reading {
+    pub workload: Claim,
+    /// The most confident claim for each label, most confident first.
+    pub workloads: Vec<Claim>,
+    /// For each node.
+    pub phases: Vec<Claim>,
+    pub modalities: Vec<Claim>,
+    /// For each storage.
+    pub residencies: Vec<Claim>,
+    pub matches: Vec<Kept>,
+    /// (key, value, plugin), without repeats.
+    pub attributes: Vec<(String, String, String)>,
+}
+
+/// The label of a window that nobody recognized.
+pub const UNKNOWN: &str = "unknown";
+
+/// Merges what recognizers said of a graph with these columns.
+pub fn merge(columns: &Columns, said: &[Said]) -> Reading {
+    let mut reading = Reading {
+        phases: vec![Claim::default(); columns.nodes()],
+        modalities: vec![Claim::default(); columns.nodes()],
+        residencies: vec![Claim::default(); columns.storage_bytes.len()],
+        ..Reading::default()
+    };
+    let mut order: Vec<&Said> = said.iter().collect();
+    order.sort_by(|a, b| a.plugin.cmp(&b.plugin));
+    merge_workloads(&order, &mut reading);
+    let mut ranked = rank_matches(&order);
+    ranked.sort_by(|a, b| {
+        b.weight
+            .total_cmp(&a.weight)
+            .then(a.found.nodes.len().cmp(&b.found.nodes.len()))
+            .then(a.plugin.cmp(b.plugin))
+            .then(a.found.pattern.cmp(&b.found.pattern))
+            .then(a.found.nodes.cmp(&b.found.nodes))
+    });
+    for ranked in &ranked {
+        let found = ranked.found;
+        let claim = |word: &str| Claim {
+            word: word.to_owned(),
+            confidence: ranked.weight,
+            by: ranked.plugin.to_owned(),
+        };
+        for node in &found.nodes {
+            let node = *node as usize;
+            // A node out of range was refused with its plugin; be exact here all the same.
+            let Some(phase) = reading.phases.get_mut(node) else { continue };
+            if !found.phase.is_empty() && phase.word.is_empty() {
+                *phase = claim(&found.phase);
+            }
+            let modality = &mut reading.modalities[node];
+            if !found.modality.is_empty() && modality.word.is_empty() {
+                *modality = claim(&found.modality);
+            }
+        }
+    }
+    reading.matches = ranked
+        .iter()
+        .map(|ranked| Kept {
+            by: ranked.plugin.to_owned(),
+            pattern: ranked.found.pattern.clone(),
+            phase: ranked.found.phase.clone(),
+            modality: ranked.found.modality.clone(),
+            confidence: ranked.weight,
+            nodes: ranked.found.nodes.clone(),
+        })
+        .collect();
+    for said in &order {
+        for claim in &said.notes.residency {
+            let Some(held) = reading.residencies.get_mut(claim.storage as usize) else { continue };
+            if claim.confidence > held.confidence {
+                *held = Claim {
+                    word: claim.residency.clone(),
+                    confidence: claim.confidence,
+                    by: said.plugin.clone(),
+                };
+            }
+        }
+        for (key, value) in &said.notes.attributes {
+            let attribute = (key.clone(), value.clone(), said.plugin.clone());
+            if !reading.attributes.contains(&attribute) {
+                reading.attributes.push(attribute);
+            }
+        }
+    }
+    reading
+}
+
+fn merge_workloads(order: &[&Said], reading: &mut Reading) {
+    let mut best: BTreeMap<&str, Claim> = BTreeMap::new();
+    for said in order {
+        for claim in &said.notes.workload {
+            let held = best.entry(&claim.label).or_default();
+            if held.word.is_empty() || claim.confidence > held.confidence {
+                *held = Claim {
+                    word: claim.label.clone(),
+                    confidence: claim.confidence,
+                    by: said.plugin.clone(),
+                };
+            }
+        }
+    }
+    let mut claims: Vec<Claim> = best.into_values().collect();
+    claims.sort_by(|a, b| b.confidence.total_cmp(&a.confidence).then(a.word.cmp(&b.word)));
+    reading.workload = claims.first().cloned().unwrap_or(Claim {
+        word: UNKNOWN.to_owned(),
+        confidence: 0.0,
+        by: String::new(),
+    });
+    reading.workloads = claims;
+}
+
+struct Ranked<'a> {
+    weight: f32,
+    plugin: &'a str,
+    found: &'a genie_plugin::Match,
+}
+
+fn rank_matches<'a>(order: &[&'a Said]) -> Vec<Ranked<'a>> {
+    let mut ranked = Vec::new();
+    for said in order {
+        let claimed = said.notes.workload.iter().map(|claim| claim.confidence).reduce(f32::max);
+        let claimed = claimed.unwrap_or(1.0);
+        for found in &said.notes.matches {
+            let weight = (found.confidence * claimed).clamp(0.0, 1.0);
+            ranked.push(Ranked { weight, plugin: &said.plugin, found });
+        }
+    }
+    ranked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use genie_plugin::NodeId;
+    use proptest::prelude::*;
+
+    fn graph(nodes: usize) -> Columns {
+        Columns { op: vec![0; nodes], storage_bytes: vec![0; 2], ..Columns::default() }
+    }
+
+    fn said(plugin: &str, label: &str, claim: f32, matches: &[(&str, f32, &[u32])]) -> Said {
+        let mut notes = Annotations::new();
+        if !label.is_empty() {
+            notes.workload(label, claim);
+        }
+        for (phase, confidence, nodes) in matches {
+            let nodes = nodes.iter().map(|node| NodeId(*node));
+            notes.matched("pattern", phase, "", *confidence, nodes);
+        }
+        Said { plugin: plugin.to_owned(), notes }
+    }
+
+    #[test]
+    fn the_surer_plugin_wins_and_others_fill_gaps() {
+        let a = said("a", "vision", 0.9, &[("vision.head", 0.8, &[0, 1])]);
+        let b = said("b", "llm", 0.3, &[("llm.decode", 1.0, &[1, 2])]);
+        let reading = merge(&graph(3), &[b, a]);
+        assert_eq!(reading.workload.word, "vision");
+        let words: Vec<_> = reading.phases.iter().map(|claim| claim.word.as_str()).collect();
+        assert_eq!(words, ["vision.head", "vision.head", "llm.decode"]);
+        assert_eq!(reading.phases[2].by, "b");
+    }
+
+    #[test]
+    fn of_equal_weights_the_smaller_match_wins() {
+        let a = said("a", "", 0.0, &[("whole", 0.5, &[0, 1, 2])]);
+        let b = said("b", "", 0.0, &[("part", 0.5, &[1])]);
+        let reading = merge(&graph(3), &[a, b]);
+        let words: Vec<_> = reading.phases.iter().map(|claim| claim.word.as_str()).collect();
+        assert_eq!(words, ["whole", "part", "whole"]);
+        assert_eq!(reading.workload.word, UNKNOWN);
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_plugins_does_not_matter(
+            claims in prop::collection::vec((0u8..4, 0u8..4, 0u8..3, prop::collection::vec(0u32..8, 1..5)), 1..6),
+            seed in 0usize..24,
+        ) {
+            let mut list: Vec<Said> = claims.iter().enumerate().map(|(index, (claim, own, phase, nodes))| {
+                let phase = format!("phase{phase}");
+                let matches: [(&str, f32, &[u32]); 1] = [(&phase, f32::from(*own) / 4.0, nodes)];
+                said(&format!("p{index}"), "x", f32::from(*claim) / 4.0, &matches)
+            }).collect();
+            let before = merge(&graph(8), &list);
+            let len = list.len();
+            list.rotate_left(seed % len);
+            list.swap(0, seed % len);
+            prop_assert_eq!(before, merge(&graph(8), &list));
+        }
+    }
+}
