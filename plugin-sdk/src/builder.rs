@@ -229,8 +229,7 @@ impl GraphBuilder {
     fn fresh(&mut self, sizes: &[i64], dtype: DType, origin: u8) -> Handle {
         let c = &mut self.columns;
         let storage = c.storage_bytes.len() as u32;
-        let elements: i64 = sizes.iter().product();
-        c.storage_bytes.push(elements as u64 * element_bytes(dtype));
+        c.storage_bytes.push(count(sizes).saturating_mul(element_bytes(dtype)));
         c.storage_origin.push(origin);
         c.storage_alive.push(0);
         let value = self.value(storage);
@@ -285,9 +284,10 @@ impl GraphBuilder {
             self.arg(arg);
         }
         let bytes_of = |handles: &[Handle]| -> u64 {
-            handles.iter().map(|handle| bytes(&self.known[handle.0])).sum()
+            let bytes = handles.iter().map(|handle| bytes(&self.known[handle.0]));
+            bytes.fold(0, u64::saturating_add)
         };
-        let moved = bytes_of(inputs) + bytes_of(outputs);
+        let moved = bytes_of(inputs).saturating_add(bytes_of(outputs));
         let flops = self.flops(op, inputs, outputs);
         let op = self.symbols.intern(op);
         let c = &mut self.columns;
@@ -332,14 +332,15 @@ impl GraphBuilder {
         if op.starts_with("genie::") {
             return 0;
         }
-        let elements: u64 = outputs.iter().map(|out| count(&self.known[out.0].sizes)).sum();
+        let elements = outputs.iter().map(|out| count(&self.known[out.0].sizes));
+        let elements = elements.fold(0, u64::saturating_add);
         let inner = match crate::graph::base_name(op) {
             "mm" | "bmm" | "matmul" | "linear" => inputs.first(),
             "addmm" | "baddbmm" => inputs.get(1),
             _ => None,
         };
         let inner = inner.and_then(|input| self.known[input.0].sizes.last());
-        elements * inner.map_or(1, |size| 2 * *size as u64)
+        elements.saturating_mul(inner.map_or(1, |size| 2 * *size as u64))
     }
 }
 
@@ -353,11 +354,11 @@ fn stage_code(stage: Stage) -> u8 {
 }
 
 fn count(sizes: &[i64]) -> u64 {
-    sizes.iter().map(|size| *size as u64).product()
+    sizes.iter().fold(1, |product: u64, size| product.saturating_mul(*size as u64))
 }
 
 fn bytes(known: &Known) -> u64 {
-    count(&known.sizes) * element_bytes(known.dtype)
+    count(&known.sizes).saturating_mul(element_bytes(known.dtype))
 }
 
 fn element_bytes(dtype: DType) -> u64 {
@@ -373,7 +374,7 @@ fn element_bytes(dtype: DType) -> u64 {
 fn dense(sizes: &[i64]) -> Vec<i64> {
     let mut strides = vec![1i64; sizes.len()];
     for dim in (1..sizes.len()).rev() {
-        strides[dim - 1] = strides[dim] * sizes[dim].max(1);
+        strides[dim - 1] = strides[dim].saturating_mul(sizes[dim].max(1));
     }
     strides
 }

@@ -15,6 +15,8 @@ pub mod columns;
 pub mod graph;
 #[doc(hidden)]
 pub mod guest;
+#[cfg(feature = "harness")]
+pub mod harness;
 pub mod log;
 pub mod matcher;
 pub mod plan;
