@@ -149,8 +149,7 @@ DETR = dict(
 @case(
     "vision.detr", "vision", BD, detection=True,
     spans=spans(
-        None, r"model\.model\.backbone",
-        None, r"model\.model\.(input_projection|encoder|decoder)|model\.(class_labels_classifier|bbox_predictor)",
+        None, r"model\.model\.backbone", None, r"model\.(class_labels_classifier|bbox_predictor)"
     ),
 )  # fmt: skip
 def _() -> Any:
