@@ -151,8 +151,7 @@ fn check_regions(
         let node = node as u32;
         return Err(IllegalPlan::MissingNode { node, op: op(graph, node) });
     }
-    let device_of =
-        region_of.iter().map(|region| plan.regions[*region as usize].device).collect();
+    let device_of = region_of.iter().map(|region| plan.regions[*region as usize].device).collect();
     Ok((region_of, device_of))
 }
 

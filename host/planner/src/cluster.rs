@@ -61,8 +61,7 @@ pub fn one_device(device: Device, program: Link) -> Cluster {
 /// A simulated cluster: these devices, each linked with the program and with every other.
 pub fn full_mesh(devices: Vec<Device>, between: Link, program: Link) -> Cluster {
     let count = devices.len() as u32;
-    let mut links: Vec<Link> =
-        (0..count).map(|to| Link { from: PROGRAM, to, ..program }).collect();
+    let mut links: Vec<Link> = (0..count).map(|to| Link { from: PROGRAM, to, ..program }).collect();
     for from in 0..count {
         links.extend((from + 1..count).map(|to| Link { from, to, ..between }));
     }
@@ -105,11 +104,15 @@ mod tests {
 
     #[test]
     fn a_way_is_direct_or_through_the_program() {
-        let mut cluster = full_mesh(vec![gpu("a"), gpu("b"), gpu("c")], network(100, 10), network(10, 100));
+        let mut cluster =
+            full_mesh(vec![gpu("a"), gpu("b"), gpu("c")], network(100, 10), network(10, 100));
         assert_eq!(route(&cluster, 2, 0).unwrap().len(), 1);
         cluster.links.retain(|link| link.from == PROGRAM);
         let hops = route(&cluster, 2, 0).unwrap();
-        assert_eq!(hops.iter().map(|hop| (hop.from, hop.to)).collect::<Vec<_>>(), [(2, PROGRAM), (PROGRAM, 0)]);
+        assert_eq!(
+            hops.iter().map(|hop| (hop.from, hop.to)).collect::<Vec<_>>(),
+            [(2, PROGRAM), (PROGRAM, 0)]
+        );
         cluster.devices[2].node = "a".into();
         assert_eq!(route(&cluster, 2, 0).unwrap()[0].rtt_us, 0);
         cluster.links.clear();

@@ -125,6 +125,8 @@ struct Simulation<'a> {
     urgency: Vec<u32>,
     /// The transfers of a value to a device.
     arrivals: BTreeMap<(ValueId, u32), u32>,
+    /// The transfers to the program, by read.
+    reads: BTreeMap<NodeId, u32>,
     traffic: Traffic,
 }
 
@@ -170,6 +172,7 @@ impl<'a> Simulation<'a> {
             done_in_region,
             urgency,
             arrivals: BTreeMap::new(),
+            reads: BTreeMap::new(),
             traffic: Traffic::default(),
         }
     }
@@ -216,8 +219,7 @@ impl<'a> Simulation<'a> {
                 false => Some(self.made(producer)),
             };
             let class = self.classes[storage.0 as usize];
-            let arrival =
-                self.transfer(copy.value, copy.from, copy.to, copy.bytes, class, after);
+            let arrival = self.transfer(copy.value, copy.from, copy.to, copy.bytes, class, after);
             self.arrivals.extend(arrival.map(|task| ((copy.value, copy.to), task)));
         }
         self.send_spilled_back();
@@ -345,13 +347,14 @@ impl<'a> Simulation<'a> {
                 }
                 "genie::read" => {
                     let Some(input) = self.graph.input(node, 0) else { continue };
-                    let size = input
-                        .elements()
-                        .saturating_mul(crate::work::element_bytes(input.dtype.0));
+                    let size =
+                        input.elements().saturating_mul(crate::work::element_bytes(input.dtype.0));
                     let storage = self.graph.storage(input.value);
                     let bytes = self.graph.storage_bytes(storage).min(size);
                     let after = Some(self.made(node));
-                    self.transfer(input.value, device, PROGRAM, bytes, Class::Outputs, after);
+                    let (value, class) = (input.value, Class::Outputs);
+                    let task = self.transfer(value, device, PROGRAM, bytes, class, after);
+                    self.reads.extend(task.map(|task| (node, task)));
                 }
                 _ => {}
             }
@@ -378,8 +381,7 @@ impl<'a> Simulation<'a> {
                 self.tasks[before as usize].then.push((after, None));
             }
             if wait.reason == Reason::Read
-                && let Some(input) = self.graph.input(wait.before, 0)
-                && let Some(read) = self.arrivals.get(&(input.value, PROGRAM))
+                && let Some(read) = self.reads.get(&wait.before)
             {
                 self.tasks[*read as usize].then.push((after, None));
             }
@@ -420,9 +422,6 @@ impl<'a> Simulation<'a> {
             after = Some((task, None));
         }
         let last = after.map(|(task, _)| task);
-        if to == PROGRAM {
-            self.arrivals.extend(last.map(|task| ((value, PROGRAM), task)));
-        }
         last
     }
 

@@ -65,11 +65,15 @@ pub enum IllegalPlan {
         node: u32,
         op: String,
     },
-    #[error("directive {index}: `{kind}` is none of pin, keep, spill, prefetch, evict, replicate, recompute")]
+    #[error(
+        "directive {index}: `{kind}` is none of pin, keep, spill, prefetch, evict, replicate, recompute"
+    )]
     UnknownDirective { index: u32, kind: String },
     #[error("directive {index} (`{kind}`) names storage {storage}, the graph has {storages}")]
     UnknownStorage { index: u32, kind: String, storage: u32, storages: u32 },
-    #[error("directive {index} (`{kind}`) names device {device}, the cluster has {devices} devices")]
+    #[error(
+        "directive {index} (`{kind}`) names device {device}, the cluster has {devices} devices"
+    )]
     UnknownDirectiveDevice { index: u32, kind: String, device: u32, devices: u32 },
     #[error(
         "directives {first} (`{first_kind}`) and {second} (`{second_kind}`) want opposite things \

@@ -59,8 +59,7 @@ pub(crate) fn check(
     legal: &Legal<'_>,
 ) -> Result<Vec<u64>, IllegalPlan> {
     let clock = Clock::new(graph, legal);
-    let mut ledger =
-        Ledger { changes: vec![vec![]; cluster.devices.len()], end: clock.end };
+    let mut ledger = Ledger { changes: vec![vec![]; cluster.devices.len()], end: clock.end };
     hold_sources(graph, cluster, legal, &clock, &mut ledger);
     hold_made(graph, legal, &clock, &mut ledger);
     for copy in &legal.movement.copies {
@@ -157,11 +156,11 @@ fn hold_made(graph: &Graph, legal: &Legal<'_>, clock: &Clock, ledger: &mut Ledge
             });
             uses.map(|node| clock.of(node)).max().unwrap_or(0)
         };
-        let end = |device: u32, values: &[ValueId]| {
-            match graph.is_alive(storage) && !legal.leaves(storage.0, device) {
-                true => clock.end,
-                false => last_use(values),
-            }
+        let end = |device: u32, values: &[ValueId]| match graph.is_alive(storage)
+            && !legal.leaves(storage.0, device)
+        {
+            true => clock.end,
+            false => last_use(values),
         };
         let written_on = written.first().map(|value| legal.device(graph.producer(*value)));
         match written_on {

@@ -26,7 +26,7 @@ pub(crate) struct Copy {
     pub from: u32,
     pub to: u32,
     pub bytes: u64,
-    /// Regions on the second device that use it.
+    /// Regions on the second device that use it, in the order of execution.
     pub regions: Vec<u32>,
     /// The last node that uses it; None: it stays there.
     pub last: Option<NodeId>,
@@ -39,7 +39,7 @@ pub(crate) struct Copy {
 pub(crate) struct Again {
     pub value: ValueId,
     pub on: u32,
-    /// The region that computes it, and the others that use it.
+    /// Regions that use it, in the order of execution; the first one computes it.
     pub regions: Vec<u32>,
     pub last: NodeId,
 }
@@ -88,8 +88,7 @@ pub(crate) fn of(graph: &Graph, cluster: &Cluster, legal: &Legal<'_>) -> Movemen
             }
             let entry = uses.entry(key(input.value, device)).or_default();
             let storage = graph.storage(input.value);
-            let writes =
-                graph.outputs(node).any(|output| graph.storage(output.value) == storage);
+            let writes = graph.outputs(node).any(|output| graph.storage(output.value) == storage);
             let at = first as usize + index;
             let bytes = input.elements().saturating_mul(element_bytes(input.dtype.0));
             entry.add_view(columns.input_geometry[at], input.offset, bytes);
@@ -108,8 +107,13 @@ pub(crate) fn of(graph: &Graph, cluster: &Cluster, legal: &Legal<'_>) -> Movemen
             entry.stays = true;
         }
     }
+    let mut rank = vec![0u32; legal.order.len()];
+    for (at, region) in legal.order.iter().enumerate() {
+        rank[*region as usize] = at as u32;
+    }
     // Latest first: what is computed again may need operands that are computed again.
-    while let Some(((producer, value, device), used)) = uses.pop_last() {
+    while let Some(((producer, value, device), mut used)) = uses.pop_last() {
+        used.regions.sort_by_key(|region| rank[*region as usize]);
         let storage = graph.storage(value);
         let wished = legal.wishes.recomputed.contains(&(storage.0, device));
         let again = match (wished, used.last) {
@@ -204,8 +208,7 @@ fn sources(graph: &Graph, cluster: &Cluster, legal: &Legal<'_>) -> Vec<Source> {
                 true => None,
                 false => Some(first_away.unwrap_or(PROGRAM)),
             };
-            let at_home =
-                |user: &NodeId| legal.device_of[user.0 as usize] == home;
+            let at_home = |user: &NodeId| legal.device_of[user.0 as usize] == home;
             let used = graph.consumers(value).iter().any(at_home);
             Source { storage, value, home, used, comes_from, copies, gone }
         })

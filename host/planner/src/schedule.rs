@@ -31,7 +31,7 @@ enum Event {
     Free(u32),
 }
 
-/// Runs all tasks. Tasks in a circle never start and keep time 0; legal plans have none.
+/// Runs all tasks. Tasks must not wait for each other in a circle; legal plans do not.
 pub(crate) fn run(tasks: &[Task], lanes: usize) -> Times {
     let mut times = Times { start_ns: vec![0; tasks.len()], done_ns: vec![0; tasks.len()] };
     let mut waits = vec![0u32; tasks.len()];
@@ -46,6 +46,7 @@ pub(crate) fn run(tasks: &[Task], lanes: usize) -> Times {
     let mut queues: Vec<BinaryHeap<Reverse<((u32, u32), u32)>>> = vec![BinaryHeap::new(); lanes];
     let mut busy = vec![false; lanes];
     let mut touched: Vec<u32> = Vec::new();
+    let mut ran = 0;
     while let Some(Reverse((now, _))) = events.peek().copied() {
         let mut starting = Vec::new();
         // All that happens at this moment, before lanes choose.
@@ -81,6 +82,7 @@ pub(crate) fn run(tasks: &[Task], lanes: usize) -> Times {
                 starting.push(task);
             }
         }
+        ran += starting.len();
         for task in starting {
             let Task { busy_ns, after_ns, then, .. } = &tasks[task as usize];
             let done = now.saturating_add(*busy_ns).saturating_add(*after_ns);
@@ -97,6 +99,7 @@ pub(crate) fn run(tasks: &[Task], lanes: usize) -> Times {
             }
         }
     }
+    debug_assert_eq!(ran, tasks.len(), "tasks of a legal plan wait for each other");
     times
 }
 
