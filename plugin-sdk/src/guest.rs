@@ -259,6 +259,8 @@ macro_rules! hint_giver {
 #[macro_export]
 macro_rules! component {
     ($plugin:ty, $kind:ident) => {
+        // Natively a plugin is an ordinary library: the exports' names are for components only.
+        #[cfg(target_arch = "wasm32")]
         const _: () = {
             use $crate::guest::bindings::exports::genie::plugin as exports;
             use $crate::guest::bindings::genie::plugin::types;
@@ -303,7 +305,7 @@ macro_rules! component {
                     $crate::call_hint_giver!($kind, PLUGIN, now, samples, current)
                 }
             }
-    $crate::guest::bindings::export!(Component with_types_in $crate::guest::bindings);
+            $crate::guest::bindings::export!(Component with_types_in $crate::guest::bindings);
         };
     };
 }
