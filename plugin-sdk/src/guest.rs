@@ -227,6 +227,10 @@ pub fn hints_out(hints: Vec<crate::Hint>) -> Vec<wit::Hint> {
 #[macro_export]
 macro_rules! recognizer {
     ($plugin:ty) => {
+        const _: fn() = || {
+            fn implements<T: $crate::Recognizer>() {}
+            implements::<$plugin>();
+        };
         $crate::component!($plugin, recognizer);
     };
 }
@@ -235,6 +239,10 @@ macro_rules! recognizer {
 #[macro_export]
 macro_rules! policy {
     ($plugin:ty) => {
+        const _: fn() = || {
+            fn implements<T: $crate::Policy>() {}
+            implements::<$plugin>();
+        };
         $crate::component!($plugin, policy);
     };
 }
@@ -243,6 +251,10 @@ macro_rules! policy {
 #[macro_export]
 macro_rules! rewriter {
     ($plugin:ty) => {
+        const _: fn() = || {
+            fn implements<T: $crate::Rewriter>() {}
+            implements::<$plugin>();
+        };
         $crate::component!($plugin, rewrite);
     };
 }
@@ -251,6 +263,10 @@ macro_rules! rewriter {
 #[macro_export]
 macro_rules! hint_giver {
     ($plugin:ty) => {
+        const _: fn() = || {
+            fn implements<T: $crate::HintGiver>() {}
+            implements::<$plugin>();
+        };
         $crate::component!($plugin, hints);
     };
 }
@@ -260,6 +276,8 @@ macro_rules! hint_giver {
 macro_rules! component {
     ($plugin:ty, $kind:ident) => {
         // Natively a plugin is an ordinary library: the exports' names are for components only.
+        #[cfg(target_arch = "wasm32")]
+        // Native builds, for tests, have no exports: their names suit no native linker.
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             use $crate::guest::bindings::exports::genie::plugin as exports;
@@ -305,7 +323,7 @@ macro_rules! component {
                     $crate::call_hint_giver!($kind, PLUGIN, now, samples, current)
                 }
             }
-            $crate::guest::bindings::export!(Component with_types_in $crate::guest::bindings);
+    $crate::guest::bindings::export!(Component with_types_in $crate::guest::bindings);
         };
     };
 }

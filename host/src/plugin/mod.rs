@@ -3,6 +3,7 @@
 mod bench;
 mod inspect;
 mod list;
+mod scaffold;
 mod settings;
 mod test;
 
@@ -15,6 +16,8 @@ pub const COMPILE: &str = "plugin-compile";
 
 #[derive(Subcommand)]
 pub enum PluginCommand {
+    /// Make a crate for a new plugin that builds, tests and loads at once.
+    New(scaffold::NewArgs),
     /// Print the plugins of a directory and whether they load.
     List(list::ListArgs),
     /// Print the manifest, version and imports of one plugin.
@@ -28,6 +31,7 @@ pub enum PluginCommand {
 /// Runs one of the commands.
 pub fn run(command: PluginCommand) -> anyhow::Result<()> {
     match command {
+        PluginCommand::New(args) => scaffold::run(args),
         PluginCommand::List(args) => list::run(args),
         PluginCommand::Inspect(args) => inspect::run(args),
         PluginCommand::Test(args) => test::run(args),
