@@ -277,8 +277,6 @@ macro_rules! component {
     ($plugin:ty, $kind:ident) => {
         // Natively a plugin is an ordinary library: the exports' names are for components only.
         #[cfg(target_arch = "wasm32")]
-        // Native builds, for tests, have no exports: their names suit no native linker.
-        #[cfg(target_arch = "wasm32")]
         const _: () = {
             use $crate::guest::bindings::exports::genie::plugin as exports;
             use $crate::guest::bindings::genie::plugin::types;
