@@ -136,7 +136,9 @@ def report(scores: dict[str, Score], split: str, name_blind: bool = False) -> st
 
     def rows(measure: str) -> list[list[str]]:
         total = [["all", str(len(plain.verdicts)), *(percent(getattr(s, measure)()) for s in scores.values())]]
-        return total + [[c, str(count[c]), *(percent(getattr(s, measure)(c)) for s in scores.values())] for c in classes]
+        return total + [
+            [c, str(count[c]), *(percent(getattr(s, measure)(c)) for s in scores.values())] for c in classes
+        ]
 
     for title, measure in (
         ("Workload class", "workload"),
@@ -217,9 +219,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--permute", type=int, metavar="SEED", help="also with permuted modules")
     parser.add_argument("--write", type=Path, metavar="FILE", help="writes the report here too")
     parser.add_argument("--name-blind", action="store_true", help="names the blind cases that are wrong")
-    parser.add_argument("--workload-min", type=float, default=0.0, metavar="PERCENT", help="fails below, names as they are")
+    parser.add_argument(
+        "--workload-min", type=float, default=0.0, metavar="PERCENT", help="fails below, names as they are"
+    )
     parser.add_argument("--phase-min", type=float, default=0.0, metavar="PERCENT", help="the same for phases")
-    parser.add_argument("--scrambled-min", type=float, default=0.0, metavar="PERCENT", help="the same for classes, scrambled")
+    parser.add_argument(
+        "--scrambled-min", type=float, default=0.0, metavar="PERCENT", help="the same for classes, scrambled"
+    )
     args = parser.parse_args(arguments)
 
     conditions: dict[str, list[str]] = {"as they are": []}
@@ -229,7 +235,10 @@ def main(arguments: list[str] | None = None) -> int:
         conditions["permuted"] = ["--permute-modules", str(args.permute)]
     found = load(args.directory, args.split)
     if not found:
-        print(f"{args.directory} holds no recorded cases: `python -m zoo.record --out {args.directory}` makes them", file=sys.stderr)
+        print(
+            f"{args.directory} holds no recorded cases: `python -m zoo.record --out {args.directory}` makes them",
+            file=sys.stderr,
+        )
         return 2
     files = [graph for _, graph in found]
     answers = {name: ask(args.host, args.plugins, files, options) for name, options in conditions.items()}

@@ -88,7 +88,9 @@ def _work(names: list[str], out: Path, dry: bool) -> None:
         except Exception as cause:
             error = f"{type(cause).__name__}: {cause}"[:500]
             traceback.print_exc(limit=-4)
-        print(json.dumps({"name": name, "error": error, "seconds": time.monotonic() - started}), file=answers, flush=True)
+        print(
+            json.dumps({"name": name, "error": error, "seconds": time.monotonic() - started}), file=answers, flush=True
+        )
 
 
 class Progress:

@@ -1,9 +1,8 @@
 //! One reading out of what several recognizers said.
 //!
 //! The rules, in order. *Workload*: of all claims the most confident wins; equal ones by label.
-//! *Phase and modality of a node*: of all matches that say one, the highest weight wins, where a
-//! match weighs its own confidence times the confidence with which its plugin claims the window;
-//! equal weights go to the smaller match, then by plugin, then by pattern. *Residency of a
+//! *Phase and modality of a node*: of all matches that say one, the most confident wins; equal ones
+//! go to the smaller match, then by plugin, then by pattern. *Residency of a
 //! storage*: the most confident claim, equal ones by plugin. So the same claims give the same
 //! reading, in whatever order they came.
 
@@ -70,8 +69,9 @@ pub fn merge(columns: &Columns, said: &[Said]) -> Reading {
     merge_workloads(&order, &mut reading);
     let mut ranked = rank_matches(&order);
     ranked.sort_by(|a, b| {
-        b.weight
-            .total_cmp(&a.weight)
+        b.found
+            .confidence
+            .total_cmp(&a.found.confidence)
             .then(a.found.nodes.len().cmp(&b.found.nodes.len()))
             .then(a.plugin.cmp(b.plugin))
             .then(a.found.pattern.cmp(&b.found.pattern))
@@ -81,7 +81,7 @@ pub fn merge(columns: &Columns, said: &[Said]) -> Reading {
         let found = ranked.found;
         let claim = |word: &str| Claim {
             word: word.to_owned(),
-            confidence: ranked.weight,
+            confidence: found.confidence,
             by: ranked.plugin.to_owned(),
         };
         for node in &found.nodes {
@@ -104,7 +104,7 @@ pub fn merge(columns: &Columns, said: &[Said]) -> Reading {
             pattern: ranked.found.pattern.clone(),
             phase: ranked.found.phase.clone(),
             modality: ranked.found.modality.clone(),
-            confidence: ranked.weight,
+            confidence: ranked.found.confidence,
             nodes: ranked.found.nodes.clone(),
         })
         .collect();
@@ -154,7 +154,6 @@ fn merge_workloads(order: &[&Said], reading: &mut Reading) {
 }
 
 struct Ranked<'a> {
-    weight: f32,
     plugin: &'a str,
     found: &'a genie_plugin::Match,
 }
@@ -162,11 +161,8 @@ struct Ranked<'a> {
 fn rank_matches<'a>(order: &[&'a Said]) -> Vec<Ranked<'a>> {
     let mut ranked = Vec::new();
     for said in order {
-        let claimed = said.notes.workload.iter().map(|claim| claim.confidence).reduce(f32::max);
-        let claimed = claimed.unwrap_or(1.0);
         for found in &said.notes.matches {
-            let weight = (found.confidence * claimed).clamp(0.0, 1.0);
-            ranked.push(Ranked { weight, plugin: &said.plugin, found });
+            ranked.push(Ranked { plugin: &said.plugin, found });
         }
     }
     ranked
@@ -197,7 +193,7 @@ mod tests {
     #[test]
     fn the_surer_plugin_wins_and_others_fill_gaps() {
         let a = said("a", "vision", 0.9, &[("vision.head", 0.8, &[0, 1])]);
-        let b = said("b", "llm", 0.3, &[("llm.decode", 1.0, &[1, 2])]);
+        let b = said("b", "llm", 0.3, &[("llm.decode", 0.3, &[1, 2])]);
         let reading = merge(&graph(3), &[b, a]);
         assert_eq!(reading.workload.word, "vision");
         let words: Vec<_> = reading.phases.iter().map(|claim| claim.word.as_str()).collect();

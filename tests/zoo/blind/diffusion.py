@@ -115,7 +115,8 @@ def _() -> Any:
             super().__init__()
             self.net = PixArtTransformer2DModel(
                 num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2,
-                cross_attention_dim=64, sample_size=16, patch_size=2, caption_channels=48, use_additional_conditions=False,
+                cross_attention_dim=64, sample_size=16, patch_size=2, caption_channels=48,
+                use_additional_conditions=False,
             )  # fmt: skip
 
         def forward(self, z: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

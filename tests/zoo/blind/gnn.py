@@ -22,7 +22,11 @@ def add(name: str) -> None:
 
         more = {}
         if name == "pna":
-            more = dict(aggregators=["mean", "max", "std"], scalers=["identity", "amplification"], deg=torch.tensor([1, 5, 9, 20, 8]))
+            more = dict(
+                aggregators=["mean", "max", "std"],
+                scalers=["identity", "amplification"],
+                deg=torch.tensor([1, 5, 9, 20, 8]),
+            )
         model = (g.PNA if name == "pna" else g.EdgeCNN)(24, 32, num_layers=2, out_channels=5, **more)
         return model, (torch.randn(150, 24), torch.randint(150, (2, 700)))
 
@@ -97,12 +101,16 @@ class C(nn.Module):
     def __init__(self, d: int = 32) -> None:
         super().__init__()
         self.a = nn.Embedding(10, d)
-        self.b = nn.ModuleList(nn.Sequential(nn.Linear(2 * d + 1, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU()) for _ in range(3))
+        self.b = nn.ModuleList(
+            nn.Sequential(nn.Linear(2 * d + 1, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU()) for _ in range(3)
+        )
         self.c = nn.ModuleList(nn.Linear(d, 1, bias=False) for _ in range(3))
         self.d = nn.ModuleList(nn.Sequential(nn.Linear(2 * d, d), nn.SiLU(), nn.Linear(d, d)) for _ in range(3))
         self.e = nn.Linear(d, 1)
 
-    def forward(self, k: torch.Tensor, p: torch.Tensor, i: torch.Tensor, j: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, k: torch.Tensor, p: torch.Tensor, i: torch.Tensor, j: torch.Tensor, g: torch.Tensor
+    ) -> torch.Tensor:
         x = self.a(k)
         for b, c, d in zip(self.b, self.c, self.d, strict=True):
             v = p.index_select(0, i) - p.index_select(0, j)
@@ -116,7 +124,8 @@ class C(nn.Module):
 def _() -> Any:
     n, e = 60, 300
     return C(), (
-        torch.randint(10, (n,)), torch.randn(n, 3), torch.randint(n, (e,)), torch.randint(n, (e,)), torch.arange(n) // 10
+        torch.randint(10, (n,)), torch.randn(n, 3), torch.randint(n, (e,)), torch.randint(n, (e,)),
+        torch.arange(n) // 10,
     )  # fmt: skip
 
 

@@ -49,8 +49,10 @@ def _() -> Any:
     )  # fmt: skip
     x = ids(1, 11, V - 5)
     x[0, :4] = V - 1
-    return Out(t.Blip2ForConditionalGeneration(c), "logits"), (), dict(
-        pixel_values=img(1, 64), input_ids=x, attention_mask=torch.ones_like(x)
+    return (
+        Out(t.Blip2ForConditionalGeneration(c), "logits"),
+        (),
+        dict(pixel_values=img(1, 64), input_ids=x, attention_mask=torch.ones_like(x)),
     )
 
 

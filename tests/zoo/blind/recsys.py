@@ -82,7 +82,9 @@ class C(nn.Module):
         self.a, self.b = nn.Embedding(5000, d), nn.Embedding(300, d)
         self.c, self.d = mlp(8 * d, 32, 1, last=True), mlp(6 * d, 64, 32, 1, last=True)
 
-    def forward(self, h: torch.Tensor, k: torch.Tensor, i: torch.Tensor, g: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, h: torch.Tensor, k: torch.Tensor, i: torch.Tensor, g: torch.Tensor, n: torch.Tensor
+    ) -> torch.Tensor:
         with phase(LOOKUP):
             x, y = torch.cat([self.a(h), self.b(k)], -1), torch.cat([self.a(i), self.b(g)], -1)
         with phase(CROSS):
@@ -192,7 +194,11 @@ def _clicks(m: nn.Module, *x: torch.Tensor) -> torch.Tensor:
 
 @case("train.b_pairs", "recsys", TRAIN, mode="train", **PLAIN)
 def _() -> Any:
-    return TrainStep(A(4, 500, 8), _clicks, adam), (torch.randint(500, (32, 4)), torch.rand(32, 9), torch.rand(32).round())
+    return TrainStep(A(4, 500, 8), _clicks, adam), (
+        torch.randint(500, (32, 4)),
+        torch.rand(32, 9),
+        torch.rand(32).round(),
+    )
 
 
 @case("train.b_squares", "recsys", TRAIN, mode="train", **PLAIN)

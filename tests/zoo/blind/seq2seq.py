@@ -134,7 +134,8 @@ class B(nn.Module):
         out: list[torch.Tensor] = []
         for j in range(steps):
             with phase(PHASES[1]):
-                s = torch.tanh(self.i(y[:, -1])) if j == 0 else s
+                if j == 0:
+                    s = torch.tanh(self.i(y[:, -1]))
                 w = self.g(torch.tanh(k + self.f(s)[:, None])).softmax(1)
                 c = (w * y).sum(1)
                 s = self.d(torch.cat([self.b(t), c], 1), s)

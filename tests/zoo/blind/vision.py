@@ -144,7 +144,9 @@ class B(nn.Module):
         self.a = nn.Conv2d(3, w, 5, 2, 2)
         widths = [w * 2 ** (i // 2) for i in range(n + 1)]
         self.b = nn.ModuleList(
-            nn.ModuleList([nn.Conv2d(p, q, 3, 1 + (p != q), 1), nn.Conv2d(q, q, 3, 1, 1), nn.Conv2d(p, q, 1, 1 + (p != q))])
+            nn.ModuleList(
+                [nn.Conv2d(p, q, 3, 1 + (p != q), 1), nn.Conv2d(q, q, 3, 1, 1), nn.Conv2d(p, q, 1, 1 + (p != q))]
+            )
             for p, q in zip(widths, widths[1:], strict=False)
         )
         self.c = nn.Parameter(torch.full((n,), 0.2))
@@ -171,7 +173,9 @@ class C(nn.Module):
     def __init__(self, d: int = 64, n: int = 4) -> None:
         super().__init__()
         self.a = nn.Sequential(nn.Conv2d(3, d, 4, 4), nn.GELU(), nn.BatchNorm2d(d))
-        self.b = nn.ModuleList(nn.Sequential(nn.Conv2d(d, d, 7, padding=3, groups=d), nn.GELU(), nn.BatchNorm2d(d)) for _ in range(n))
+        self.b = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(d, d, 7, padding=3, groups=d), nn.GELU(), nn.BatchNorm2d(d)) for _ in range(n)
+        )
         self.c = nn.ModuleList(nn.Sequential(nn.Conv2d(d, d, 1), nn.GELU(), nn.BatchNorm2d(d)) for _ in range(n))
         self.d = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(d, 15))
 
@@ -229,7 +233,9 @@ class E(nn.Module):
         self.a = nn.Conv2d(3, d, 4, 4)
         dims = [d, d, 2 * d, 2 * d]
         self.b = nn.ModuleList(nn.ModuleList([nn.LayerNorm(c), nn.Linear(c, 3 * c), nn.Linear(c, c)]) for c in dims)
-        self.c = nn.ModuleList(nn.Sequential(nn.LayerNorm(c), nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)) for c in dims)
+        self.c = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(c), nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)) for c in dims
+        )
         self.d = nn.Linear(4 * d, 2 * d)
         self.e, self.f = nn.LayerNorm(2 * d), nn.Linear(2 * d, 8)
 
@@ -311,7 +317,9 @@ class H(nn.Module):
         self.a = nn.Conv3d(3, w, (1, 5, 5), (1, 2, 2), (0, 2, 2))
         self.b = nn.ModuleList(nn.Conv3d(w, w, (1, 3, 3), (1, 2, 2), (0, 1, 1)) for _ in range(3))
         self.c = nn.ModuleList(nn.Conv3d(w, w, (3, 1, 1), padding=(1, 0, 0)) for _ in range(3))
-        self.d = nn.ModuleList(nn.Sequential(nn.Linear(w, 8), nn.ReLU(), nn.Linear(8, w), nn.Sigmoid()) for _ in range(3))
+        self.d = nn.ModuleList(
+            nn.Sequential(nn.Linear(w, 8), nn.ReLU(), nn.Linear(8, w), nn.Sigmoid()) for _ in range(3)
+        )
         self.e = nn.Linear(w, 7)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

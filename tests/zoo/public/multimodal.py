@@ -286,9 +286,7 @@ def _() -> Any:
 def llama(vocabulary: int = V) -> Any:
     import transformers as t
 
-    return t.LlamaConfig(
-        vocab_size=vocabulary, num_key_value_heads=2, max_position_embeddings=128, **ENDS, **SMALL
-    )
+    return t.LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, max_position_embeddings=128, **ENDS, **SMALL)
 
 
 def with_picture(places: int, length: int, token: int) -> torch.Tensor:

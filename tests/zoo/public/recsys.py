@@ -144,9 +144,7 @@ def _() -> Any:
         SequenceFeature("items", vocab_size=500, pooling="concat", shared_with="item", **wide),
         SequenceFeature("groups", vocab_size=40, pooling="concat", shared_with="group", **wide),
     ]
-    model = DIN(
-        users, history, target, mlp_params={"dims": [64, 32]}, attention_mlp_params={"dims": [32, 16]}
-    )
+    model = DIN(users, history, target, mlp_params={"dims": [64, 32]}, attention_mlp_params={"dims": [32, 16]})
     columns = [torch.randint(n, (32,)) for n in (300, 500, 40)] + [torch.randint(n, (32, 12)) for n in (500, 40)]
     return Named(model, ["user", "item", "group", "items", "groups"]), columns
 
@@ -280,7 +278,12 @@ class WideDeep(nn.Module):
         self.wide, self.deep = nn.Embedding(columns * rows, 1), nn.Embedding(columns * rows, d)
         self.register_buffer("start", torch.arange(columns) * rows)
         self.mlp = nn.Sequential(
-            nn.Linear(columns * d + 5, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1)
+            nn.Linear(columns * d + 5, 64),
+            nn.BatchNorm1d(64),
+            nn.ReLU(),
+            nn.Linear(64, 32),
+            nn.ReLU(),
+            nn.Linear(32, 1),
         )
 
     def forward(self, x: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:

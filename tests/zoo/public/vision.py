@@ -312,9 +312,7 @@ def _() -> Any:
     from sklearn.datasets import load_digits
 
     pictures, digits = load_digits(return_X_y=True)
-    model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)
-    )
+    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10))
     x = torch.tensor(pictures[:128] / 16, dtype=torch.float32).view(-1, 1, 8, 8)
     return TrainStep(model, _entropy, steps=3), (x, torch.tensor(digits[:128]))
 
