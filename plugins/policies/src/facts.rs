@@ -1,0 +1,390 @@
+//! What a policy needs to know of a graph: costs of operators, what belongs together, tables,
+//! caches, branches and phases.
+
+use genie_plugin::plan::PROGRAM;
+use genie_plugin::prelude::*;
+use genie_plugin::{Device, Link, ValueId};
+
+/// Time that starting an operator takes.
+const OPERATOR_NS: u64 = 5_000;
+/// A connection with the program that nobody measured.
+const PROGRAM_LINK: Link = Link { from: PROGRAM, to: 0, bytes_per_s: 4_000_000_000, rtt_us: 200 };
+/// Smaller tables are weights like others.
+const TABLE_BYTES_MIN: u64 = 1 << 20;
+
+const GATHERS: [&str; 7] = [
+    "embedding",
+    "embedding_bag",
+    "_embedding_bag",
+    "_embedding_bag_forward_only",
+    "index_select",
+    "index",
+    "gather",
+];
+const PART_WRITES: [&str; 7] = [
+    "index_copy_",
+    "index_put_",
+    "_index_put_impl_",
+    "index_add_",
+    "index_fill_",
+    "scatter_",
+    "scatter_add_",
+];
+const RANDOM: [&str; 24] = [
+    "bernoulli",
+    "bernoulli_",
+    "binomial",
+    "cauchy_",
+    "exponential_",
+    "geometric_",
+    "log_normal_",
+    "multinomial",
+    "native_dropout",
+    "_fused_dropout",
+    "normal",
+    "normal_",
+    "poisson",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "random",
+    "random_",
+    "randperm",
+    "rrelu_with_noise",
+    "uniform_",
+];
+
+/// The two halves of a generating model, where recognizers or the program tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    Prefill,
+    Decode,
+}
+
+/// A graph with what follows from it for placement.
+pub struct Facts<'a> {
+    pub graph: &'a Graph,
+    pub cluster: &'a Cluster,
+    pub is_op: Vec<bool>,
+    pub is_source: Vec<bool>,
+    pub random: Vec<bool>,
+    /// Nodes with the same number run on one device (writers of a storage, random operators).
+    pub together: Vec<u32>,
+    /// Storages that are only looked up by rows.
+    pub tables: Vec<StorageId>,
+    /// Storages that hold keys and values of earlier tokens.
+    pub kv: Vec<StorageId>,
+    /// The parallel branch of each node, heaviest first; None: several meet there.
+    pub branch: Vec<Option<u32>>,
+    pub branches: u32,
+    pub half: Vec<Option<Half>>,
+    /// Devices on which each storage is.
+    pub resident: Vec<Vec<u32>>,
+    touched: Vec<u64>,
+}
+
+impl<'a> Facts<'a> {
+    pub fn new(graph: &'a Graph, notes: &Annotations, cluster: &'a Cluster) -> Self {
+        let random_column = graph.columns().extra.iter().find(|(name, _)| name == "random");
+        let random = |node: NodeId| {
+            let column = random_column.and_then(|(_, bits)| bits.get(node.0 as usize));
+            graph.op(node) == "genie::generator"
+                || column.map_or_else(|| RANDOM.contains(&graph.op_name(node)), |bit| *bit != 0)
+        };
+        let mut resident = vec![vec![]; graph.storages().len()];
+        for (storage, device) in &cluster.resident {
+            if let Some(devices) = resident.get_mut(*storage as usize)
+                && (*device as usize) < cluster.devices.len()
+                && !devices.contains(device)
+            {
+                devices.push(*device);
+            }
+        }
+        let mut facts = Facts {
+            graph,
+            cluster,
+            is_op: graph.nodes().map(|node| graph.is_op(node)).collect(),
+            is_source: graph.nodes().map(|node| graph.op(node) == "genie::source").collect(),
+            random: graph.nodes().map(random).collect(),
+            together: vec![],
+            tables: vec![],
+            kv: vec![],
+            branch: vec![],
+            branches: 0,
+            half: vec![],
+            resident,
+            touched: graph.nodes().map(|node| touched(graph, node)).collect(),
+        };
+        facts.together = facts.find_together();
+        facts.tables = facts.find_tables(notes);
+        facts.kv = claimed(graph, notes, "kv_cache");
+        facts.half = facts.find_halves(notes);
+        (facts.branch, facts.branches) = facts.find_branches(notes);
+        facts
+    }
+
+    /// How long a node takes on a device, by the roofline.
+    pub fn node_ns(&self, node: NodeId, device: u32) -> u64 {
+        if !self.is_op[node.0 as usize] {
+            return 0;
+        }
+        let device: &Device = &self.cluster.devices[device as usize];
+        let arithmetic = ns(self.graph.flops(node), device.flops_per_s);
+        arithmetic.max(ns(self.touched[node.0 as usize], device.memory_bytes_per_s)) + OPERATOR_NS
+    }
+
+    /// The links from one place to another; empty where none lead there.
+    pub fn way(&self, from: u32, to: u32) -> Vec<Link> {
+        if let Some(link) = self.direct(from, to) {
+            return vec![link];
+        }
+        match (self.direct(from, PROGRAM), self.direct(PROGRAM, to)) {
+            (Some(up), Some(down)) if from != PROGRAM && to != PROGRAM => vec![up, down],
+            _ => vec![],
+        }
+    }
+
+    fn direct(&self, from: u32, to: u32) -> Option<Link> {
+        if let Some(link) = self.cluster.link(from, to) {
+            return Some(Link { from, to, ..*link });
+        }
+        if from == PROGRAM || to == PROGRAM {
+            return Some(Link { from, to, ..PROGRAM_LINK });
+        }
+        let (a, b) = (&self.cluster.devices[from as usize], &self.cluster.devices[to as usize]);
+        let bytes_per_s = a.memory_bytes_per_s.min(b.memory_bytes_per_s);
+        (a.node == b.node).then_some(Link { from, to, bytes_per_s, rtt_us: 0 })
+    }
+
+    /// Whether content from before the graph stays what it is.
+    pub fn is_constant(&self, storage: StorageId) -> bool {
+        self.graph.origin(storage) == Origin::Weight && self.graph.values_of(storage).len() == 1
+    }
+
+    /// Whether an execution needs what the one before it made.
+    pub fn carries_state(&self) -> bool {
+        self.graph.storages().any(|storage| {
+            let [first, written @ ..] = self.graph.values_of(storage) else { return false };
+            let source = self.is_source[self.graph.producer(*first).0 as usize];
+            let computed = matches!(self.graph.origin(storage), Origin::Computed(_));
+            source && (!written.is_empty() || computed)
+        })
+    }
+
+    /// The storage from before the graph that a node reads most of, among those that `known`
+    /// wants.
+    pub fn main_source<T>(
+        &self,
+        node: NodeId,
+        known: impl Fn(StorageId) -> Option<T>,
+    ) -> Option<T> {
+        let sources = self.graph.inputs(node).filter_map(|input| {
+            let storage = self.graph.storage(input.value);
+            Some((self.graph.storage_bytes(storage), known(storage)?))
+        });
+        sources.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, at)| at)
+    }
+
+    pub fn made_here(&self, value: ValueId) -> bool {
+        !self.is_source[self.graph.producer(value).0 as usize]
+    }
+
+    fn find_together(&self) -> Vec<u32> {
+        let graph = self.graph;
+        let mut group: Vec<u32> = (0..graph.len() as u32).collect();
+        for storage in graph.storages() {
+            let [first, written @ ..] = graph.values_of(storage) else { continue };
+            for value in written {
+                join(&mut group, graph.producer(*first).0, graph.producer(*value).0);
+            }
+        }
+        let mut random = (0..graph.len() as u32).filter(|node| self.random[*node as usize]);
+        if let Some(first) = random.next() {
+            random.for_each(|other| join(&mut group, first, other));
+        }
+        (0..graph.len() as u32).map(|node| root(&mut group, node)).collect()
+    }
+
+    fn find_tables(&self, notes: &Annotations) -> Vec<StorageId> {
+        let graph = self.graph;
+        let mut tables = claimed(graph, notes, "embedding_table");
+        for storage in graph.storages().filter(|storage| self.is_constant(*storage)) {
+            let value = graph.values_of(storage)[0];
+            let users = graph.consumers(value);
+            let gathered = |node: &NodeId| GATHERS.contains(&graph.op_name(*node));
+            if !users.is_empty() && users.iter().all(gathered) && !tables.contains(&storage) {
+                tables.push(storage);
+            }
+        }
+        tables.retain(|storage| {
+            self.is_constant(*storage) && graph.storage_bytes(*storage) >= TABLE_BYTES_MIN
+        });
+        tables.sort_by_key(|storage| std::cmp::Reverse((graph.storage_bytes(*storage), *storage)));
+        tables
+    }
+
+    fn find_halves(&self, notes: &Annotations) -> Vec<Option<Half>> {
+        let of = |phase: &str| match phase {
+            "llm.prefill" | "seq2seq.encode" | "prefill" => Some(Half::Prefill),
+            "llm.decode" | "seq2seq.decode" | "decode" => Some(Half::Decode),
+            _ => None,
+        };
+        let mut best = vec![0f32; self.graph.len()];
+        let mut half: Vec<Option<Half>> =
+            self.graph.nodes().map(|node| of(self.graph.mark(node))).collect();
+        for found in &notes.matches {
+            let Some(phase) = of(&found.phase) else { continue };
+            for node in &found.nodes {
+                let Some(best) = best.get_mut(*node as usize) else { continue };
+                if found.confidence > *best {
+                    *best = found.confidence;
+                    half[*node as usize] = Some(phase);
+                }
+            }
+        }
+        half
+    }
+
+    /// Branches by modality where recognizers tell, else by the upload that a node descends from.
+    fn find_branches(&self, notes: &Annotations) -> (Vec<Option<u32>>, u32) {
+        let graph = self.graph;
+        let mut label: Vec<Option<String>> = vec![None; graph.len()];
+        let mut best = vec![0f32; graph.len()];
+        for found in notes.matches.iter().filter(|found| !found.modality.is_empty()) {
+            for node in &found.nodes {
+                let Some(best) = best.get_mut(*node as usize) else { continue };
+                if found.confidence > *best {
+                    *best = found.confidence;
+                    label[*node as usize] = Some(found.modality.clone());
+                }
+            }
+        }
+        /// What a node descends from: nothing yet, one branch, or several.
+        #[derive(Clone, PartialEq)]
+        enum From {
+            Nothing,
+            One(String),
+            Several,
+        }
+        let mut from: Vec<From> = vec![From::Nothing; graph.len()];
+        for node in graph.nodes() {
+            let index = node.0 as usize;
+            let upload = !self.is_op[index]
+                && graph.output(node, 0).is_some_and(|output| {
+                    graph.origin(graph.storage(output.value)) == Origin::Upload
+                        || graph.op(node) == "genie::upload"
+                });
+            let mut here = match upload {
+                true => From::One(format!("upload {index}")),
+                false => From::Nothing,
+            };
+            for before in graph.predecessors(node) {
+                here = match (here, &from[before.0 as usize]) {
+                    (From::Nothing, other) => other.clone(),
+                    (here, From::Nothing) => here,
+                    (From::One(a), From::One(b)) if a == *b => From::One(a),
+                    _ => From::Several,
+                };
+            }
+            // A label holds unless branches meet here.
+            if let (Some(label), false) = (&label[index], here == From::Several) {
+                here = From::One(label.clone());
+            }
+            from[index] = here;
+        }
+        let mut work: Vec<(String, u64)> = Vec::new();
+        for node in graph.nodes().filter(|node| self.is_op[node.0 as usize]) {
+            if let From::One(name) = &from[node.0 as usize] {
+                let time = match self.cluster.devices.is_empty() {
+                    true => 0,
+                    false => self.node_ns(node, 0),
+                };
+                match work.iter_mut().find(|(known, _)| known == name) {
+                    Some((_, sum)) => *sum += time,
+                    None => work.push((name.clone(), time)),
+                }
+            }
+        }
+        work.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        let branch = from
+            .iter()
+            .map(|from| match from {
+                From::One(name) => {
+                    work.iter().position(|(known, _)| known == name).map(|at| at as u32)
+                }
+                _ => None,
+            })
+            .collect();
+        (branch, work.len() as u32)
+    }
+}
+
+/// Time for an amount at a rate; what nobody measured costs nothing.
+pub fn ns(amount: u64, per_second: u64) -> u64 {
+    if per_second == 0 {
+        return 0;
+    }
+    let ns = u128::from(amount) * 1_000_000_000 / u128::from(per_second);
+    // Sums of such times must not overflow.
+    ns.min(1 << 50) as u64
+}
+
+pub fn element_bytes(dtype: DType) -> u64 {
+    match dtype.0 {
+        0 | 1 | 11..=13 | 16 | 17 | 23..=26 | 44..=45 => 1,
+        2 | 5 | 15 | 27 => 2,
+        3 | 6 | 8 | 14 | 28 => 4,
+        10 => 16,
+        _ => 8,
+    }
+}
+
+pub fn bytes_of(tensor: &Tensor<'_>) -> u64 {
+    tensor.elements().saturating_mul(element_bytes(tensor.dtype))
+}
+
+fn touched(graph: &Graph, node: NodeId) -> u64 {
+    let name = graph.op_name(node);
+    let others =
+        || graph.inputs(node).skip(1).fold(0, |sum: u64, t| sum.saturating_add(bytes_of(&t)));
+    if GATHERS.contains(&name) {
+        let rows = graph.outputs(node).fold(0, |sum: u64, t| sum.saturating_add(bytes_of(&t)));
+        return graph.bytes(node).min(rows.saturating_mul(2).saturating_add(others()));
+    }
+    if PART_WRITES.contains(&name) {
+        return graph.bytes(node).min(others().saturating_mul(2));
+    }
+    graph.bytes(node)
+}
+
+/// Storages that a recognizer is rather sure about.
+fn claimed(graph: &Graph, notes: &Annotations, residency: &str) -> Vec<StorageId> {
+    let mut storages: Vec<StorageId> = notes
+        .residency
+        .iter()
+        .filter(|claim| claim.residency == residency && claim.confidence >= 0.5)
+        .filter(|claim| (claim.storage as usize) < graph.storages().len())
+        .map(|claim| StorageId(claim.storage))
+        .filter(|storage| !graph.values_of(*storage).is_empty())
+        .collect();
+    storages.sort_unstable();
+    storages.dedup();
+    storages
+}
+
+fn root(group: &mut [u32], node: u32) -> u32 {
+    let mut at = node;
+    while group[at as usize] != at {
+        group[at as usize] = group[group[at as usize] as usize];
+        at = group[at as usize];
+    }
+    at
+}
+
+fn join(group: &mut [u32], a: u32, b: u32) {
+    let (a, b) = (root(group, a), root(group, b));
+    group[a.max(b) as usize] = a.min(b);
+}
