@@ -24,6 +24,7 @@ pub mod plugin;
 pub mod query;
 #[cfg(feature = "harness")]
 pub mod recorded;
+pub mod shapes;
 pub mod symbols;
 #[cfg(test)]
 mod testing;

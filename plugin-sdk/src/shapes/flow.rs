@@ -1,0 +1,112 @@
+//! What flows: data against weights, and chains of operators that only reshape or scale.
+
+use crate::graph::{Graph, NodeId, Stage, Tensor, ValueId};
+
+/// What each node does with its operands, and which nodes count.
+#[derive(Debug, Clone)]
+pub struct Flow {
+    /// Operators of the forward pass: in a training window, those that are neither of the
+    /// backward pass nor of the optimizer.
+    forward: Vec<bool>,
+    /// Whether some node is of the backward pass or the optimizer.
+    pub training: bool,
+}
+
+impl Flow {
+    pub fn of(graph: &Graph) -> Flow {
+        let mut training = false;
+        let forward = graph
+            .nodes()
+            .map(|node| {
+                let later = matches!(graph.stage(node), Stage::Backward | Stage::Optimizer);
+                training |= later;
+                graph.is_op(node) && !later
+            })
+            .collect();
+        Flow { forward, training }
+    }
+
+    /// Whether the node is an operator of inference or of a forward pass.
+    pub fn is_forward(&self, node: NodeId) -> bool {
+        self.forward[node.0 as usize]
+    }
+}
+
+/// Whether a value is from before the window, or was put there by the program.
+pub fn is_given(graph: &Graph, value: ValueId) -> bool {
+    let op = graph.op(graph.producer(value));
+    op.starts_with("genie::") && op != "genie::alloc" && op != "genie::resize"
+}
+
+/// Matrix products, with the operand that is data and the one that is a parameter, if one is.
+#[derive(Debug, Clone, Copy)]
+pub struct Product<'a> {
+    pub data: Tensor<'a>,
+    /// The other operand.
+    pub other: Tensor<'a>,
+    /// Whether the other operand is given: a parameter.
+    pub weighted: bool,
+}
+
+/// The matrix product that a node computes, if it does.
+pub fn product(graph: &Graph, node: NodeId) -> Option<Product<'_>> {
+    let (a, b) = match graph.op_name(node) {
+        "mm" | "bmm" | "matmul" | "linear" | "mv" => (graph.input(node, 0)?, graph.input(node, 1)?),
+        "addmm" | "baddbmm" => (graph.input(node, 1)?, graph.input(node, 2)?),
+        _ => return None,
+    };
+    let (given_a, given_b) = (is_given(graph, a.value), is_given(graph, b.value));
+    Some(match (given_a, given_b) {
+        (true, false) => Product { data: b, other: a, weighted: true },
+        _ => Product { data: a, other: b, weighted: given_b },
+    })
+}
+
+/// Whether the node is a convolution.
+pub fn is_convolution(graph: &Graph, node: NodeId) -> bool {
+    matches!(
+        graph.op_name(node),
+        "convolution" | "_convolution" | "conv1d" | "conv2d" | "conv3d" | "convolution_overrideable"
+            | "mkldnn_convolution" | "cudnn_convolution"
+    )
+}
+
+/// Whether the node computes with parameters on a large scale: a product with a parameter, or a
+/// convolution.
+pub fn is_weighted(graph: &Graph, node: NodeId) -> bool {
+    is_convolution(graph, node) || product(graph, node).is_some_and(|product| product.weighted)
+}
+
+/// The operand that a node hands on, if it only copies, scales, shifts, masks or casts: that with
+/// as many elements as the result.
+pub fn passed_on<'a>(graph: &'a Graph, node: NodeId) -> Option<Tensor<'a>> {
+    match graph.op_name(node) {
+        // Destination first, source second.
+        "copy_" | "_copy_from" => graph.input(node, 1),
+        "clone" | "contiguous" | "_to_copy" | "detach" | "neg" | "native_dropout" | "dropout"
+        | "clamp" | "clamp_min" | "clamp_max" | "tanh" | "repeat" | "expand" | "abs" | "slice"
+        | "constant_pad_nd" | "repeat_interleave" | "nan_to_num" | "nan_to_num_" => {
+            graph.input(node, 0)
+        }
+        "div" | "mul" | "add" | "sub" | "masked_fill" | "where" | "rsub" | "add_" | "mul_"
+        | "div_" | "sub_" | "masked_fill_" | "maximum" | "minimum" | "addcmul" => {
+            let elements = graph.output(node, 0)?.elements();
+            graph.inputs(node).find(|tensor| tensor.elements() == elements && tensor.dtype.is_floating())
+        }
+        _ => None,
+    }
+}
+
+/// Whether the node adds two tensors of one size that are both computed: a residual connection.
+pub fn is_residual(graph: &Graph, node: NodeId) -> bool {
+    if !matches!(graph.op_name(node), "add" | "add_") {
+        return false;
+    }
+    let mut inputs = graph.inputs(node);
+    let (Some(a), Some(b)) = (inputs.next(), inputs.next()) else { return false };
+    a.sizes == b.sizes
+        && a.dims() >= 2
+        && a.dtype.is_floating()
+        && !is_given(graph, a.value)
+        && !is_given(graph, b.value)
+}

@@ -1,0 +1,238 @@
+//! Which kind of input each value depends on.
+
+use crate::graph::{Graph, NodeId, Tensor, ValueId};
+use crate::shapes::flow::{Flow, is_convolution, is_given, product};
+
+/// A kind of input, as one bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Modality(pub u8);
+
+impl Modality {
+    pub const NONE: Modality = Modality(0);
+    /// Looked up in a table by integers.
+    pub const TOKENS: Modality = Modality(1);
+    /// Pixels: planes of one or three channels.
+    pub const IMAGE: Modality = Modality(2);
+    /// A waveform, a spectrogram.
+    pub const AUDIO: Modality = Modality(4);
+    /// Planes of other channel counts: latents of an image model, feature maps.
+    pub const LATENT: Modality = Modality(8);
+    /// Rows of numbers, one after another in time or space.
+    pub const SERIES: Modality = Modality(16);
+    /// One row of numbers each.
+    pub const VECTOR: Modality = Modality(32);
+
+    pub fn has(self, other: Modality) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    pub fn with(self, other: Modality) -> Modality {
+        Modality(self.0 | other.0)
+    }
+
+    /// Only bits of `other`, and at least one.
+    pub fn only(self, other: Modality) -> bool {
+        self.0 != 0 && self.0 & !other.0 == 0
+    }
+}
+
+/// A lookup of rows by integers.
+#[derive(Debug, Clone, Copy)]
+pub struct Lookup<'a> {
+    pub table: Tensor<'a>,
+    pub index: Tensor<'a>,
+}
+
+/// The lookup that a node is: `embedding`, or indexing a given table by rows.
+pub fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup<'_>> {
+    let (table, index) = match graph.op_name(node) {
+        "embedding" | "embedding_renorm_" => (graph.input(node, 0)?, graph.input(node, 1)?),
+        "index_select" | "index" => {
+            if graph.inputs(node).len() != 2 {
+                return None;
+            }
+            (graph.input(node, 0)?, graph.input(node, 1)?)
+        }
+        _ => return None,
+    };
+    let rows = table.dims() == 2 && table.dtype.is_floating() && is_given(graph, table.value);
+    (rows && index.dtype.is_integer()).then_some(Lookup { table, index })
+}
+
+/// Where integers come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Integers(u8);
+
+impl Integers {
+    const GIVEN: u8 = 1;
+    const CHOSEN: u8 = 2;
+
+    /// Depends on integers that the program gave.
+    pub fn given(self) -> bool {
+        self.0 & Integers::GIVEN != 0
+    }
+
+    /// Depends on a choice by scores: argmax, sampling.
+    pub fn chosen(self) -> bool {
+        self.0 & Integers::CHOSEN != 0
+    }
+}
+
+/// For every value, which kinds of input it depends on.
+#[derive(Debug, Clone)]
+pub struct Modalities {
+    of: Vec<Modality>,
+    integers: Vec<Integers>,
+    /// Whether a parameter took part.
+    touched: Vec<bool>,
+    /// Nodes where an input first meets a parameter, with what the input is.
+    pub entries: Vec<(NodeId, Modality)>,
+}
+
+impl Modalities {
+    /// In program order, in time linear in operands.
+    pub fn of(graph: &Graph, flow: &Flow) -> Modalities {
+        let values = graph.values().len();
+        let mut out = Modalities {
+            of: vec![Modality::NONE; values],
+            integers: vec![Integers(0); values],
+            touched: vec![false; values],
+            entries: Vec::new(),
+        };
+        for node in graph.nodes() {
+            out.node(graph, flow, node);
+        }
+        out
+    }
+
+    pub fn value(&self, value: ValueId) -> Modality {
+        self.of[value.0 as usize]
+    }
+
+    /// What a node's results depend on.
+    pub fn node_of(&self, graph: &Graph, node: NodeId) -> Modality {
+        graph.outputs(node).fold(Modality::NONE, |sum, out| sum.with(self.value(out.value)))
+    }
+
+    pub fn integers(&self, value: ValueId) -> Integers {
+        self.integers[value.0 as usize]
+    }
+
+    /// Whether a parameter took part in computing the value.
+    pub fn is_touched(&self, value: ValueId) -> bool {
+        self.touched[value.0 as usize]
+    }
+
+    fn node(&mut self, graph: &Graph, flow: &Flow, node: NodeId) {
+        if !flow.is_forward(node) {
+            for output in graph.outputs(node) {
+                if output.dtype.is_integer() && is_given(graph, output.value) {
+                    self.integers[output.value.0 as usize] = Integers(Integers::GIVEN);
+                }
+            }
+            return;
+        }
+        let mut sum = Modality::NONE;
+        let mut integers = 0;
+        let mut touched = false;
+        for input in graph.inputs(node) {
+            let at = input.value.0 as usize;
+            sum = sum.with(self.of[at]);
+            integers |= self.integers[at].0;
+            touched |= self.touched[at];
+        }
+        if matches!(graph.op_name(node), "argmax" | "multinomial" | "topk" | "sort") {
+            integers |= Integers::CHOSEN;
+        }
+        if let Some(lookup) = lookup(graph, node) {
+            let index = self.integers[lookup.index.value.0 as usize];
+            touched = true;
+            if index.0 != 0 {
+                sum = sum.with(Modality::TOKENS);
+                self.entries.push((node, Modality::TOKENS));
+            }
+        } else if let Some(entered) = self.entered(graph, node) {
+            touched = true;
+            if sum.0 == 0 {
+                sum = entered;
+                if entered != Modality::NONE {
+                    self.entries.push((node, entered));
+                }
+            }
+        }
+        for output in graph.outputs(node) {
+            let at = output.value.0 as usize;
+            self.of[at] = sum;
+            self.integers[at] = Integers(if output.dtype.is_floating() { 0 } else { integers });
+            self.touched[at] = touched;
+        }
+    }
+
+    /// What comes in where a parameter is applied; `None` where none is.
+    fn entered(&self, graph: &Graph, node: NodeId) -> Option<Modality> {
+        if is_convolution(graph, node) {
+            let (data, weight) = (graph.input(node, 0)?, graph.input(node, 1)?);
+            if self.touched[data.value.0 as usize] {
+                return Some(Modality::NONE);
+            }
+            return Some(planes(data, weight));
+        }
+        let product = product(graph, node)?;
+        if !product.weighted || self.touched[product.data.value.0 as usize] {
+            return product.weighted.then_some(Modality::NONE);
+        }
+        Some(rows(graph, product.data))
+    }
+}
+
+/// What a convolution's input is.
+fn planes(data: Tensor, weight: Tensor) -> Modality {
+    let spatial = weight.dims().saturating_sub(2);
+    let channels = match data.dims() == spatial + 2 {
+        true => data.size(1),
+        false => data.size(0),
+    };
+    let (h, w) = (data.size(-2), data.size(-1));
+    match (spatial, channels) {
+        (3, 1..=4) => Modality::IMAGE,
+        (2, 3) => Modality::IMAGE,
+        // One plane: a picture is about as high as wide, a spectrogram is not.
+        (2, 1) if h.max(w) <= 2 * h.min(w) => Modality::IMAGE,
+        (2, 1) => Modality::AUDIO,
+        (2, _) => Modality::LATENT,
+        (1, 1) if w >= 400 => Modality::AUDIO,
+        (1, 20..=160) if w >= channels => Modality::AUDIO,
+        _ => Modality::SERIES,
+    }
+}
+
+/// What a matrix product's rows are: pixels that were cut into patches, or numbers.
+fn rows(graph: &Graph, data: Tensor) -> Modality {
+    // Look up to what was given, through copies.
+    let mut at = data;
+    for _ in 0..16 {
+        if is_given(graph, at.value) {
+            break;
+        }
+        let node = graph.producer(at.value);
+        let next = match graph.op_name(node) {
+            "im2col" | "unfold" | "pixel_unshuffle" => graph.input(node, 0),
+            _ => crate::shapes::flow::passed_on(graph, node),
+        };
+        match next {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
+    let source = graph
+        .output(graph.producer(at.value), 0)
+        .map_or(at.sizes, |output| output.sizes);
+    match source.len() {
+        5.. => Modality::IMAGE,
+        4 if source[1] == 3 || source[3] == 3 || source[1] == 1 => Modality::IMAGE,
+        4 => Modality::LATENT,
+        3 => Modality::SERIES,
+        _ if data.dims() >= 3 => Modality::SERIES,
+        _ => Modality::VECTOR,
+    }
+}
