@@ -67,19 +67,18 @@ impl Prepared {
             grants.iter().copied().filter(|grant| manifest.asks_for(*grant)).collect();
         check_imports(&shape, manifest, &granted)?;
         let mut linker = Linker::new(engine);
-        let wrong = |error: wasmtime::Error| format!("it does not fit the interface: {error:#}");
         let minor = shape.wit.rsplit_once('.').map_or("", |(minor, _)| minor);
         let (pre, exports) = match minor {
             "0.2" => {
-                since_v0_2::link(&mut linker, &granted).map_err(wrong)?;
-                let pre = linker.instantiate_pre(component).map_err(wrong)?;
-                let exports = since_v0_2::Exports::find(&pre, &manifest.kinds).map_err(wrong)?;
+                since_v0_2::link(&mut linker, &granted).map_err(misfit)?;
+                let pre = linker.instantiate_pre(component).map_err(misfit)?;
+                let exports = since_v0_2::Exports::find(&pre, &manifest.kinds).map_err(misfit)?;
                 (pre, Exports::V0_2(exports))
             }
             "0.1" if manifest.kinds == [Kind::Recognizer] => {
-                since_v0_1::link(&mut linker).map_err(wrong)?;
-                let pre = linker.instantiate_pre(component).map_err(wrong)?;
-                let exports = since_v0_1::Exports::find(&pre).map_err(wrong)?;
+                since_v0_1::link(&mut linker).map_err(misfit)?;
+                let pre = linker.instantiate_pre(component).map_err(misfit)?;
+                let exports = since_v0_1::Exports::find(&pre).map_err(misfit)?;
                 (pre, Exports::V0_1(exports))
             }
             "0.1" => return Err("version 0.1 of the interface knows recognizers only".into()),
@@ -107,11 +106,12 @@ impl Prepared {
         store.data_mut().begin(limit);
         store.set_epoch_deadline(1);
         let instance = self.pre.instantiate(&mut store);
-        let guest = instance.and_then(|instance| match &self.exports {
+        let instance = instance.map_err(|error| Failure::of(error, &store))?;
+        let guest = match &self.exports {
             Exports::V0_1(exports) => exports.load(&mut store, &instance).map(Guest::V0_1),
             Exports::V0_2(exports) => exports.load(&mut store, &instance).map(Guest::V0_2),
-        });
-        let guest = guest.map_err(|error| Failure::of(error, &store))?;
+        };
+        let guest = guest.map_err(|error| Failure::Said(misfit(error)))?;
         let mut running = Running { store, guest };
         let configured = match &running.guest {
             Guest::V0_1(guest) => guest.configure(&mut running.store, &self.config),
@@ -124,6 +124,10 @@ impl Prepared {
             Err(error) => Err(Failure::of(error, &running.store)),
         }
     }
+}
+
+fn misfit(error: wasmtime::Error) -> String {
+    format!("it does not fit the interface: {error:#}")
 }
 
 fn check_imports(shape: &Shape, manifest: &Manifest, granted: &[Capability]) -> Result<(), String> {

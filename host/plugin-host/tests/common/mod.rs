@@ -3,6 +3,9 @@
 // Each test program uses a part of this.
 #![allow(dead_code)]
 
+pub mod bomb;
+pub mod lines;
+
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -88,10 +91,13 @@ impl Place {
     }
 
     pub fn settings(&self) -> Settings {
+        Settings { compiler: compiler(), ..self.settings_no_compiler() }
+    }
+    pub fn settings_no_compiler(&self) -> Settings {
         Settings {
             directory: self.plugins(),
             cache: Some(self.cache()),
-            compiler: compiler(),
+            compiler: Compiler::InProcess,
             grants: vec![],
             limits: Limits::default(),
         }

@@ -34,8 +34,16 @@ fn endless() -> ! {
 
 #[inline(never)]
 fn deep(depth: u64) -> u64 {
+    if std::hint::black_box(depth) == u64::MAX {
+        return 0;
+    }
+    deep(depth + 1) ^ depth
+}
+
+#[inline(never)]
+fn deep_frames(depth: u64) -> u64 {
     let frame = std::hint::black_box([depth; 64]);
-    deep(depth + 1).wrapping_add(frame[depth as usize % 64])
+    deep_frames(depth + 1).wrapping_add(frame[depth as usize % 64])
 }
 
 fn fill_memory() -> ! {
@@ -62,6 +70,9 @@ impl Recognizer for Hostile {
             }
             "recursion" => {
                 notes.workload("deep", deep(0) as f32);
+            }
+            "deep-frames" => {
+                notes.workload("deep", deep_frames(0) as f32);
             }
             "trap" => {
                 let empty: &[u32] = std::hint::black_box(&[]);
