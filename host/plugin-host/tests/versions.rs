@@ -1,0 +1,43 @@
+//! Plugins of the first release of the interface load for ever.
+
+mod common;
+
+use common::{Place, chain, component};
+use genie_plugin_host::PluginState;
+
+#[test]
+fn a_plugin_of_the_first_release_recognizes_something() {
+    let place = Place::new();
+    let frozen = component("genie-frozen-v0-1");
+    place.add("frozen", "recognizer", &frozen, "[config]\ndepth = 3");
+    let host = place.open();
+    let plugins = host.plugins();
+    assert_eq!(plugins[0].state, PluginState::Ready);
+    assert_eq!(plugins[0].wit, "0.1.0");
+    let graph = chain(5);
+    let notes = host.recognize(&graph).remove(0).result.unwrap();
+    assert_eq!(notes.matches.len(), 1);
+    assert_eq!(notes.matches[0].pattern, "mlp.linear_activation");
+    assert_eq!(notes.matches[0].nodes.len(), 10);
+    assert!(notes.workload.is_empty() && notes.residency.is_empty());
+}
+
+#[test]
+fn a_plugin_of_the_first_release_is_a_recognizer_only() {
+    let place = Place::new();
+    place.add("frozen", "policy", &component("genie-frozen-v0-1"), "");
+    let host = place.open();
+    let PluginState::Refused(why) = &host.plugins()[0].state else { panic!("it was loaded") };
+    assert!(why.contains("recognizers only"), "{why}");
+}
+
+/// The text of a released interface is never edited: plugins out there were built from it. A
+/// change belongs into a new folder.
+#[test]
+fn the_first_release_stays_as_it_was() {
+    let text = include_bytes!("../../../plugin-sdk/wit/v0.1/plugin.wit");
+    assert_eq!(
+        blake3::hash(text).to_hex().as_str(),
+        "87197408ee4632c51ceecbdc399dede0ad78b591c7cbda12657584db9bfdd97d"
+    );
+}
