@@ -255,6 +255,9 @@ def main(arguments: list[str] | None = None) -> int:
         enough &= 100 * plain.workload() >= args.workload_min and 100 * plain.phase() >= args.phase_min
         if "scrambled" in scores:
             enough &= 100 * scores["scrambled"].workload() >= args.scrambled_min
+        for v in plain.verdicts:
+            if v.marked and set(v.marked) != set(v.phases):
+                print(f"{v.name}: its marks are not those of its labels; record it again", file=sys.stderr)
     print(text)
     if args.write is not None:
         args.write.write_text(text)

@@ -117,6 +117,13 @@ def test_whole_program(recorded, tmp_path, capsys):
     assert "gnn.missing" not in captured.out
 
 
+def test_graphs_recorded_before_their_labels_changed_are_named(recorded, capsys):
+    host, graphs = recorded
+    (graphs / "gnn.b.json").write_text(json.dumps({"truth": "gnn", "phases": ["other.forward"]}))
+    evaluate.main([str(graphs), "--host", str(host), "--split", "public"])
+    assert "gnn.b: its marks are not those of its labels" in capsys.readouterr().err
+
+
 def test_nothing_recorded(tmp_path, capsys):
     assert evaluate.main([str(tmp_path)]) == 2
     assert "holds no recorded cases" in capsys.readouterr().err
