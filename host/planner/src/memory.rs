@@ -11,6 +11,8 @@ use crate::illegal::IllegalPlan;
 struct Clock {
     node: Vec<u32>,
     region_start: Vec<u32>,
+    /// Per storage: when it is last used to compute something again.
+    again: Vec<u32>,
     end: u32,
 }
 
@@ -126,6 +128,7 @@ fn hold_sources(
         }
         let uses = || graph.values_of(storage).iter().flat_map(|value| graph.consumers(*value));
         let last = uses().map(|node| clock.of(*node)).max().unwrap_or(0);
+        let last = last.max(clock.again[storage.0 as usize]);
         let first = match leaves {
             true => uses().map(|node| clock.start(legal, *node)).min().unwrap_or(0),
             false => 0,
@@ -154,7 +157,8 @@ fn hold_made(graph: &Graph, legal: &Legal<'_>, clock: &Clock, ledger: &mut Ledge
             let uses = values.iter().flat_map(|value| {
                 graph.consumers(*value).iter().copied().chain([graph.producer(*value)])
             });
-            uses.map(|node| clock.of(node)).max().unwrap_or(0)
+            let last = uses.map(|node| clock.of(node)).max().unwrap_or(0);
+            last.max(clock.again[storage.0 as usize])
         };
         let end = |device: u32, values: &[ValueId]| match graph.is_alive(storage)
             && !legal.leaves(storage.0, device)
@@ -198,7 +202,15 @@ impl Clock {
                 now += 1;
             }
         }
-        Clock { node, region_start, end: now }
+        let mut again = vec![0; graph.storages().len()];
+        for once_more in &legal.movement.again {
+            let time = region_start[once_more.regions[0] as usize];
+            for input in graph.inputs(graph.producer(once_more.value)) {
+                let last = &mut again[graph.storage(input.value).0 as usize];
+                *last = time.max(*last);
+            }
+        }
+        Clock { node, region_start, again, end: now }
     }
 
     fn of(&self, node: NodeId) -> u32 {

@@ -142,6 +142,7 @@ fn compute_again(facts: &Facts<'_>, draft: Draft) -> Draft {
             let last = graph.values_of(storage).last() == Some(&input.value);
             let source = !facts.made_here(input.value);
             last && graph.producer(input.value) < producer
+                && !draft.spilled.contains(&(storage, *device))
                 && (draft.device(graph.producer(input.value)) == *device
                     || (source && facts.resident[storage.0 as usize].contains(device))
                     || draft.copies.contains(&(storage, *device)))

@@ -166,11 +166,21 @@ impl Draft {
             ledger[device as usize].push((from, i128::from(bytes)));
             ledger[device as usize].push((to + 1, -i128::from(bytes)));
         };
+        // Operands of what is computed again are kept until then.
+        let mut kept = vec![0u32; graph.storages().len()];
+        for ((value, device), crossing) in crossings {
+            if self.again.contains(&(graph.storage(*value), *device)) {
+                for input in graph.inputs(graph.producer(*value)) {
+                    let last = &mut kept[graph.storage(input.value).0 as usize];
+                    *last = crossing.last.0.max(*last);
+                }
+            }
+        }
         let last_use = |storage: StorageId| {
             let uses = graph.values_of(storage).iter().flat_map(|value| {
                 graph.consumers(*value).iter().copied().chain([graph.producer(*value)])
             });
-            uses.map(|node| node.0).max().unwrap_or(0)
+            uses.map(|node| node.0).max().unwrap_or(0).max(kept[storage.0 as usize])
         };
         let start = |node: NodeId| {
             let region = self.region_of[node.0 as usize];
@@ -193,7 +203,8 @@ impl Draft {
                 let from = uses.map(|user| start(*user)).min().unwrap_or(0);
                 hold(home, from, last_use(storage).max(from), bytes);
             } else if !resident.contains(&home) && !graph.consumers(*first).is_empty() {
-                hold(home, 0, end, bytes);
+                let to = if graph.is_alive(storage) { end } else { last_use(storage) };
+                hold(home, 0, to, bytes);
             }
         }
         for (storage, device) in &self.copies {
