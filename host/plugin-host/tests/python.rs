@@ -22,12 +22,7 @@ fn a_recognizer_in_python_is_loaded_and_called() {
     let graph = Recorded::read(&example).unwrap().graph;
     let place = Place::new();
     place.add("python", "recognizer", &component, "[config]\nconfidence = 0.75");
-    let limits = Limits {
-        load: LOAD,
-        call: Duration::from_secs(2),
-        compile_memory_bytes: 8 << 30,
-        ..Limits::default()
-    };
+    let limits = Limits { load: LOAD, ..Limits::default() };
     let open = || {
         let begun = Instant::now();
         let host = PluginHost::open(Settings { limits: limits.clone(), ..place.settings() });
