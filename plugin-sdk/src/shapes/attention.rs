@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::graph::{Arg, Graph, NodeId, Tensor, ValueId};
-use crate::shapes::flow::{Flow, is_given, passed_on};
+use crate::shapes::flow::{Flow, is_given, is_weighted, passed_on, product};
 
 /// Operators between a product and its softmax, or between that and the next product.
 const CHAIN_MAX: usize = 24;
@@ -43,7 +43,10 @@ pub fn attentions(graph: &Graph, flow: &Flow) -> Vec<Attention> {
     graph
         .nodes()
         .filter(|node| flow.is_forward(*node))
-        .filter_map(|node| fused(graph, node).or_else(|| written_out(graph, node)))
+        .filter_map(|node| {
+            let found = fused(graph, node).or_else(|| encoder_layer(graph, node));
+            found.or_else(|| written_out(graph, node))
+        })
         .collect()
 }
 
@@ -72,6 +75,36 @@ fn fused(graph: &Graph, node: NodeId) -> Option<Attention> {
         value: v.value,
         q_len,
         k_len,
+        causality,
+        nodes: vec![node],
+    })
+}
+
+/// PyTorch's fused encoder layer and fused multi-head attention of inference.
+fn encoder_layer(graph: &Graph, node: NodeId) -> Option<Attention> {
+    let name = graph.op_name(node);
+    if !matches!(name, "_transformer_encoder_layer_fwd" | "_native_multi_head_attention") {
+        return None;
+    }
+    let data = graph.input(node, 0)?;
+    let len = data.size(-2);
+    let mask = graph.inputs(node).find(|input| {
+        !input.dtype.is_integer() && input.size(-1) == len && input.size(-2) == len && !is_given(graph, input.value)
+    });
+    let causality = match mask {
+        _ if len <= 1 => Causality::Single,
+        Some(mask) if hides_later(graph, mask, len, len) => Causality::Causal,
+        _ => Causality::Bidirectional,
+    };
+    let value = data.value;
+    Some(Attention {
+        node,
+        output: node,
+        query: value,
+        key: value,
+        value,
+        q_len: len,
+        k_len: len,
         causality,
         nodes: vec![node],
     })
@@ -196,7 +229,9 @@ fn hides_later(graph: &Graph, mask: Tensor, q_len: i64, k_len: i64) -> bool {
             }
             continue;
         }
-        open.extend(graph.inputs(node));
+        if !is_weighted(graph, node) && product(graph, node).is_none() {
+            open.extend(graph.inputs(node));
+        }
     }
     false
 }

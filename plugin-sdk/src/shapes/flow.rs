@@ -74,7 +74,13 @@ pub fn is_convolution(graph: &Graph, node: NodeId) -> bool {
 /// Whether the node computes with parameters on a large scale: a product with a parameter, or a
 /// convolution.
 pub fn is_weighted(graph: &Graph, node: NodeId) -> bool {
-    is_convolution(graph, node) || product(graph, node).is_some_and(|product| product.weighted)
+    is_convolution(graph, node)
+        || product(graph, node).is_some_and(|product| product.weighted)
+        || matches!(
+            graph.op_name(node),
+            "_transformer_encoder_layer_fwd" | "_native_multi_head_attention"
+                | "lstm" | "gru" | "mkldnn_rnn_layer" | "_thnn_fused_lstm_cell" | "_thnn_fused_gru_cell"
+        )
 }
 
 /// The operand that a node hands on, if it only copies, scales, shifts, masks or casts: that with

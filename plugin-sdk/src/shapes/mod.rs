@@ -7,8 +7,10 @@ pub mod attention;
 pub mod flow;
 pub mod modality;
 pub mod passes;
+pub mod view;
 
 pub use attention::{Attention, attentions};
 pub use flow::Flow;
 pub use modality::{Modalities, Modality};
 pub use passes::{Pass, Passes};
+pub use view::View;

@@ -1,6 +1,6 @@
 //! Which kind of input each value depends on.
 
-use crate::graph::{Graph, NodeId, Tensor, ValueId};
+use crate::graph::{Arg, Graph, NodeId, Tensor, ValueId};
 use crate::shapes::flow::{Flow, is_convolution, is_given, product};
 
 /// A kind of input, as one bit.
@@ -51,7 +51,15 @@ pub fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup<'_>> {
             if graph.inputs(node).len() != 2 {
                 return None;
             }
-            (graph.input(node, 0)?, graph.input(node, 1)?)
+            let table = graph.input(node, 0)?;
+            let index = graph.input(node, 1)?;
+            // Rows only, wide enough to be vectors, not all of them many times: those are biases
+            // by position.
+            let rows = !matches!(graph.args(node).nth(2), Some(Arg::None));
+            if !rows || table.size(-1) < 16 || index.elements() > table.size(0) as u64 {
+                return None;
+            }
+            (table, index)
         }
         _ => return None,
     };
@@ -66,10 +74,16 @@ pub struct Integers(u8);
 impl Integers {
     const GIVEN: u8 = 1;
     const CHOSEN: u8 = 2;
+    const FILLED: u8 = 4;
 
     /// Depends on integers that the program gave.
     pub fn given(self) -> bool {
         self.0 & Integers::GIVEN != 0
+    }
+
+    /// Is one constant, such as the token that begins a text.
+    pub fn filled(self) -> bool {
+        self.0 & Integers::FILLED != 0
     }
 
     /// Depends on a choice by scores: argmax, sampling.
@@ -144,10 +158,13 @@ impl Modalities {
         if matches!(graph.op_name(node), "argmax" | "multinomial" | "topk" | "sort") {
             integers |= Integers::CHOSEN;
         }
+        if matches!(graph.op_name(node), "fill_" | "full" | "ones" | "full_like" | "zeros" | "zero_") {
+            integers = Integers::FILLED;
+        }
         if let Some(lookup) = lookup(graph, node) {
             let index = self.integers[lookup.index.value.0 as usize];
             touched = true;
-            if index.0 != 0 {
+            if (index.given() || index.chosen()) && !self.is_positional(graph, node, lookup) {
                 sum = sum.with(Modality::TOKENS);
                 self.entries.push((node, Modality::TOKENS));
             }
@@ -166,6 +183,25 @@ impl Modalities {
             self.integers[at] = Integers(if output.dtype.is_floating() { 0 } else { integers });
             self.touched[at] = touched;
         }
+    }
+
+    /// Whether a lookup fetches positions, not tokens: each row of the table once, or vectors that
+    /// are only added to what comes from another kind of input.
+    fn is_positional(&self, graph: &Graph, node: NodeId, lookup: Lookup) -> bool {
+        if lookup.index.elements() == lookup.table.size(0) as u64 && lookup.table.size(0) > 1 {
+            return true;
+        }
+        let Some(out) = graph.output(node, 0) else { return false };
+        let consumers = graph.consumers(out.value);
+        !consumers.is_empty()
+            && consumers.iter().all(|consumer| {
+                matches!(graph.op_name(*consumer), "add" | "add_")
+                    && graph.inputs(*consumer).any(|input| {
+                        let of = self.of[input.value.0 as usize];
+                        input.value != out.value
+                            && of.only(Modality(!Modality::TOKENS.0))
+                    })
+            })
     }
 
     /// What comes in where a parameter is applied; `None` where none is.

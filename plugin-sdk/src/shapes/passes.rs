@@ -1,6 +1,8 @@
 //! Passes over tokens: from one lookup of tokens to the next.
 
-use crate::graph::{Graph, NodeId, ValueId};
+use std::collections::HashSet;
+
+use crate::graph::{Graph, NodeId, StorageId, ValueId};
 use crate::shapes::attention::{Attention, Causality};
 use crate::shapes::flow::{Flow, is_weighted, product};
 use crate::shapes::modality::{Modalities, Modality, lookup};
@@ -66,6 +68,7 @@ impl Passes {
         attentions: &[Attention],
     ) -> Passes {
         let mut list: Vec<Pass> = Vec::new();
+        let tables = token_tables(graph, flow, modalities);
         let mut latest = vec![NO_PASS; graph.values().len()];
         let mut worked = true;
         for node in graph.nodes() {
@@ -74,7 +77,9 @@ impl Passes {
             }
             let found = lookup(graph, node).filter(|lookup| {
                 let integers = modalities.integers(lookup.index.value);
-                (integers.given() || integers.chosen()) && lookup.index.elements() > 0
+                let begins = integers.filled() && tables.contains(&graph.storage(lookup.table.value));
+                (modalities.node_of(graph, node).has(Modality::TOKENS) || begins)
+                    && lookup.index.elements() > 0
             });
             if let Some(lookup) = found {
                 if worked {
@@ -135,6 +140,9 @@ impl Passes {
         for (index, attention) in all.iter().enumerate() {
             let Some(current) = self.latest(attention.query) else { continue };
             let own = self.latest(attention.key) == Some(current);
+            let continued = attention.k_len > attention.q_len
+                && own
+                && continues(graph, self, attention.key, current, attention.q_len);
             let pass = &mut self.list[current];
             pass.attentions.push(index);
             let key = modalities.value(attention.key);
@@ -149,22 +157,42 @@ impl Passes {
                 Causality::Bidirectional => pass.bidirectional = true,
                 Causality::Single => {}
             }
-            if attention.k_len > attention.q_len && appended(graph, attention.key) {
+            if continued {
                 pass.past = pass.past.max(attention.k_len - attention.q_len);
             }
         }
     }
 }
 
-/// Whether keys were put behind, or into, keys from before.
-fn appended(graph: &Graph, key: ValueId) -> bool {
+/// Tables that tokens are looked up in somewhere in the window.
+fn token_tables(graph: &Graph, flow: &Flow, modalities: &Modalities) -> HashSet<StorageId> {
+    graph
+        .nodes()
+        .filter(|node| flow.is_forward(*node))
+        .filter(|node| modalities.node_of(graph, *node).has(Modality::TOKENS))
+        .filter_map(|node| lookup(graph, node))
+        .filter(|lookup| modalities.integers(lookup.index.value).chosen() || lookup.index.dims() >= 1)
+        .map(|lookup| graph.storage(lookup.table.value))
+        .collect()
+}
+
+/// Whether keys were put behind, or into, keys from before this pass.
+fn continues(graph: &Graph, passes: &Passes, key: ValueId, current: usize, q_len: i64) -> bool {
     let mut at = key;
     for _ in 0..16 {
         let node = graph.producer(at);
         match graph.op_name(node) {
-            "cat" | "index_copy_" | "index_copy" | "index_put_" | "index_put" | "_index_put_impl_"
-            | "scatter_" | "scatter" | "slice_scatter" | "copy_" | "select_scatter" | "stack" => {
-                return true;
+            "cat" | "stack" => return true,
+            "index_copy_" | "index_put_" | "_index_put_impl_" | "scatter_" | "copy_" | "index_copy"
+            | "index_put" | "scatter" | "slice_scatter" | "select_scatter" => {
+                if let Some(earlier) = written_earlier(graph, passes, node, current) {
+                    return earlier || q_len <= 1;
+                }
+                // A cast: the copy fills all of a fresh tensor.
+                match graph.input(node, 1) {
+                    Some(source) if graph.op_name(node) == "copy_" => at = source.value,
+                    _ => return q_len <= 1,
+                }
             }
             _ => match crate::shapes::flow::passed_on(graph, node) {
                 Some(next) => at = next.value,
@@ -173,4 +201,20 @@ fn appended(graph: &Graph, key: ValueId) -> bool {
         }
     }
     false
+}
+
+/// Whether the tensor that a node writes into was written in an earlier pass; `None` where the
+/// node fills a fresh tensor.
+fn written_earlier(graph: &Graph, passes: &Passes, node: NodeId, current: usize) -> Option<bool> {
+    let into = graph.input(node, 0)?;
+    let before = graph.producer(into.value);
+    match graph.op(before) {
+        "genie::alloc" | "genie::resize" => None,
+        "genie::source" | "genie::upload" | "genie::weight" => Some(false),
+        _ => {
+            let earlier = passes.at(before).is_some_and(|pass| pass < current);
+            let filled = matches!(graph.op_name(before), "fill_" | "zero_" | "zeros" | "zeros_like" | "full");
+            Some(earlier && !filled)
+        }
+    }
 }

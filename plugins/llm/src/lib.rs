@@ -1,6 +1,14 @@
-//! Recognizes language models: families, prefill and decode, KV caches, text encoders, encoder-decoders.
+//! Recognizes language models: decoders with prefill and decode, KV caches, text encoders and
+//! encoder-decoders.
+//!
+//! The SDK's shapes find attentions and passes over tokens; [`recognize`] decides which family it
+//! is and which pass is which phase; [`cache`] finds where keys and values are kept.
+
+mod cache;
+mod recognize;
 
 use genie_plugin::prelude::*;
+use genie_plugin::shapes::View;
 
 /// The recognizer.
 #[derive(Debug, Default)]
@@ -8,18 +16,26 @@ pub struct Llm;
 
 impl Plugin for Llm {
     fn info() -> Info {
+        let provides = [
+            "llm.pass", "llm.kv_cache", "llm.scores", "text.encoder", "seq2seq.encoder",
+            "seq2seq.decoder",
+        ];
         Info {
             name: "llm".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Recognizes language models: families, prefill and decode, KV caches, text encoders, encoder-decoders".into(),
-            provides: vec![],
+            summary: "Language models: prefill and decode, KV caches, encoders, encoder-decoders"
+                .into(),
+            provides: provides.map(str::to_owned).to_vec(),
         }
     }
 }
 
 impl Recognizer for Llm {
-    fn recognize(&self, _graph: &Graph) -> Result<Annotations, String> {
-        Ok(Annotations::new())
+    fn recognize(&self, graph: &Graph) -> Result<Annotations, String> {
+        let mut notes = Annotations::new();
+        let view = View::of(graph);
+        recognize::recognize(&view, &mut notes);
+        Ok(notes)
     }
 }
 

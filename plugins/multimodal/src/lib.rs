@@ -1,6 +1,11 @@
-//! Recognizes models that fuse modalities: towers, cross-attention, captioners.
+//! Recognizes models that fuse modalities: a tower for each, and where they meet.
+//!
+//! [`fusion`] decides by what each value depends on: pixels alone, tokens alone, or both.
+
+mod fusion;
 
 use genie_plugin::prelude::*;
+use genie_plugin::shapes::View;
 
 /// The recognizer.
 #[derive(Debug, Default)]
@@ -8,18 +13,21 @@ pub struct Multimodal;
 
 impl Plugin for Multimodal {
     fn info() -> Info {
+        let provides = ["multimodal.tower", "multimodal.fusion", "multimodal.cross_attention"];
         Info {
             name: "multimodal".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Recognizes models that fuse modalities: towers, cross-attention, captioners".into(),
-            provides: vec![],
+            summary: "Models that fuse modalities: towers, cross-attention, captioners".into(),
+            provides: provides.map(str::to_owned).to_vec(),
         }
     }
 }
 
 impl Recognizer for Multimodal {
-    fn recognize(&self, _graph: &Graph) -> Result<Annotations, String> {
-        Ok(Annotations::new())
+    fn recognize(&self, graph: &Graph) -> Result<Annotations, String> {
+        let mut notes = Annotations::new();
+        fusion::recognize(&View::of(graph), &mut notes);
+        Ok(notes)
     }
 }
 

@@ -1,0 +1,194 @@
+//! Which family the window is, and which pass is which phase.
+
+use genie_plugin::prelude::*;
+use genie_plugin::shapes::{Modality, Pass, View};
+
+use crate::cache::Caches;
+
+/// What passes over tokens amount to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    /// Reads left to right, scores the vocabulary.
+    Decoder,
+    /// Sees all positions at once.
+    Encoder,
+    /// One encoder, and a decoder that looks at it.
+    EncoderDecoder,
+}
+
+pub fn recognize(view: &View, notes: &mut Annotations) {
+    let Some((family, confidence)) = family(view) else { return };
+    let graph = view.graph;
+    let others = view.other_inputs();
+    // Pictures or sound among the inputs: another recognizer knows better.
+    let pure = if others.has(Modality(Modality::IMAGE.0 | Modality::AUDIO.0)) { 0.3 } else { 1.0 };
+    let confidence = confidence * pure;
+    let label = match family {
+        Family::Decoder => "llm",
+        Family::Encoder => "text_encoder",
+        Family::EncoderDecoder => "seq2seq",
+    };
+    notes.workload(label, confidence);
+    describe(view, family, notes);
+    if !view.flow.training {
+        phases(view, family, confidence, notes);
+        let caches = Caches::of(view);
+        if let Some(kind) = caches.kind() {
+            notes.attribute("kv_cache", kind);
+        }
+        if family != Family::Encoder {
+            for (storage, sure) in &caches.storages {
+                notes.residency(StorageId(*storage), "kv_cache", sure * pure);
+            }
+            let attending = view.attentions.iter().flat_map(|attention| {
+                [attention.key, attention.value].map(|value| graph.producer(value))
+            });
+            let appends = attending.filter(|node| graph.is_op(*node));
+            notes.matched("llm.kv_cache", "", "", confidence, appends);
+        }
+    }
+}
+
+fn family(view: &View) -> Option<(Family, f32)> {
+    let mut working = view.working().peekable();
+    working.peek()?;
+    let (mut causal, mut bidirectional, mut past, mut scores) = (0, 0, 0, 0);
+    let (mut crossing, mut attending, mut passes) = (0, 0, 0);
+    let (mut single, mut longest) = (0, 0);
+    let mut weighted = 0;
+    for (_, pass) in working {
+        passes += 1;
+        // One layer that sees later positions lets all that follow see them.
+        causal += usize::from(pass.causal && !pass.bidirectional);
+        bidirectional += usize::from(pass.bidirectional);
+        past += usize::from(pass.past > 0);
+        scores += usize::from(!pass.scores.is_empty());
+        crossing += usize::from(crosses_text(view, pass));
+        attending += usize::from(!pass.attentions.is_empty());
+        single += usize::from(pass.tokens <= 1);
+        longest = longest.max(pass.tokens);
+        weighted += pass.weighted;
+    }
+    let fed_back = view.is_fed_back();
+    if crossing > 0 && (bidirectional > 0 || crossing < passes) {
+        return Some((Family::EncoderDecoder, 0.9));
+    }
+    if attending == 0 {
+        // Recurrent or state-space: scores of every vocabulary row say that it is a language model.
+        return match (scores > 0, fed_back) {
+            (true, true) => Some((Family::Decoder, 0.9)),
+            // Mixing by softmax or Fourier over all positions is no recurrence.
+            (true, false) if mixes_all(view) => Some((Family::Encoder, 0.6)),
+            (true, false) if longest > 1 || single > 0 => Some((Family::Decoder, 0.75)),
+            (false, _) if mixes_all(view) && longest > 4 => Some((Family::Encoder, 0.6)),
+            (false, _) if longest > 4 && weighted >= 4 => Some((Family::Encoder, 0.35)),
+            _ => None,
+        };
+    }
+    if crossing > 0 {
+        // A decoder's steps alone; its encoder ran before the window.
+        return Some((Family::EncoderDecoder, 0.8));
+    }
+    if fed_back && scores > 0 {
+        return Some((Family::Decoder, 0.95));
+    }
+    if past > 0 {
+        return Some((Family::Decoder, if scores > 0 { 0.93 } else { 0.8 }));
+    }
+    if causal > 0 && causal >= bidirectional {
+        return Some((Family::Decoder, if scores > 0 { 0.9 } else { 0.75 }));
+    }
+    if bidirectional > 0 {
+        return Some((Family::Encoder, if longest > 1 { 0.8 } else { 0.4 }));
+    }
+    // One token that looks at itself only.
+    Some((Family::Decoder, if scores > 0 { 0.7 } else { 0.3 }))
+}
+
+/// Whether positions are mixed all at once by other means than plain attention.
+fn mixes_all(view: &View) -> bool {
+    let graph = view.graph;
+    graph.nodes().filter(|node| view.flow.is_forward(*node)).any(|node| match graph.op_name(node) {
+        "_softmax" => graph.output(node, 0).is_some_and(|out| out.dims() >= 3),
+        name => name.starts_with("_fft"),
+    })
+}
+
+/// Whether a pass looks at what another pass over tokens made, and not by a cache of its own.
+fn crosses_text(view: &View, pass: &Pass) -> bool {
+    pass.crossing.iter().any(|index| {
+        let key = view.modalities.value(view.attentions[*index].key);
+        key.has(Modality::TOKENS) || key == Modality::NONE
+    })
+}
+
+fn phases(view: &View, family: Family, confidence: f32, notes: &mut Annotations) {
+    let graph = view.graph;
+    let list = &view.passes.list;
+    let mut phase_of_pass: Vec<&str> = Vec::with_capacity(list.len());
+    let mut seen = false;
+    for pass in list {
+        let phase = match family {
+            Family::Encoder => "text.encode",
+            Family::EncoderDecoder => {
+                let decodes = !pass.crossing.is_empty() || pass.causal || pass.chosen || pass.past > 0;
+                if decodes { "seq2seq.decode" } else { "seq2seq.encode" }
+            }
+            Family::Decoder => {
+                let continues = pass.past > 0
+                    || pass.chosen
+                    || (pass.tokens <= 1 && (seen || looks_back(view, pass)));
+                if continues { "llm.decode" } else { "llm.prefill" }
+            }
+        };
+        seen |= pass.weighted >= 2;
+        phase_of_pass.push(phase);
+    }
+    if phase_of_pass.is_empty() {
+        return;
+    }
+    for (index, pass) in list.iter().enumerate() {
+        let pattern = match family {
+            Family::Encoder => "text.encoder",
+            Family::EncoderDecoder => match phase_of_pass[index] {
+                "seq2seq.encode" => "seq2seq.encoder",
+                _ => "seq2seq.decoder",
+            },
+            Family::Decoder => "llm.pass",
+        };
+        // What stands before the first pass prepares it.
+        let start = if index == 0 { NodeId(0) } else { pass.start };
+        let nodes = (start.0..pass.end.0).map(NodeId).filter(|node| graph.is_op(*node));
+        notes.matched(pattern, phase_of_pass[index], "text", confidence, nodes);
+    }
+    let scores = list.iter().flat_map(|pass| pass.scores.iter().copied());
+    notes.matched("llm.scores", "", "text", confidence, scores);
+}
+
+/// Whether a pass of one token uses state from before the window.
+fn looks_back(view: &View, pass: &Pass) -> bool {
+    pass.attentions.iter().any(|index| {
+        let attention = &view.attentions[*index];
+        attention.k_len > attention.q_len
+    })
+}
+
+fn describe(view: &View, family: Family, notes: &mut Annotations) {
+    let architecture = match family {
+        Family::Decoder => "decoder-only",
+        Family::Encoder => "encoder-only",
+        Family::EncoderDecoder => "encoder-decoder",
+    };
+    notes.attribute("architecture", architecture);
+    let graph = view.graph;
+    let experts = graph
+        .nodes()
+        .filter(|node| view.flow.is_forward(*node))
+        .any(|node| graph.op_name(node) == "topk" && !view.attentions.is_empty());
+    if experts {
+        notes.attribute("experts", "routed");
+    }
+    if let Some((_, pass)) = view.working().next() {
+        notes.attribute("vocabulary", pass.vocabulary.to_string());
+    }
+}
