@@ -73,6 +73,9 @@ fn family(view: &View) -> Option<(Family, f32)> {
     if crossing > 0 && (bidirectional > 0 || crossing < passes) {
         return Some((Family::EncoderDecoder, 0.9));
     }
+    if reads_then_writes(view) {
+        return Some((Family::EncoderDecoder, 0.85));
+    }
     if attending == 0 {
         // Recurrent or state-space: scores of every vocabulary row say that it is a language model.
         return match (scores > 0, fed_back) {
@@ -105,6 +108,21 @@ fn family(view: &View) -> Option<(Family, f32)> {
     Some((Family::Decoder, if scores > 0 { 0.7 } else { 0.3 }))
 }
 
+/// Whether a pass that scores nothing comes before passes that write token by token: an encoder
+/// whose decoder does not attend to it, or not by a softmax.
+fn reads_then_writes(view: &View) -> bool {
+    let mut working = view.working().map(|(_, pass)| pass);
+    let Some(first) = working.next() else { return false };
+    let mut writes = 0;
+    for pass in working {
+        if pass.scores.is_empty() {
+            return false;
+        }
+        writes += 1;
+    }
+    writes > 0 && first.scores.is_empty() && !first.causal && first.past == 0 && first.tokens > 1
+}
+
 /// Whether positions are mixed all at once by other means than plain attention.
 fn mixes_all(view: &View) -> bool {
     let graph = view.graph;
@@ -131,7 +149,11 @@ fn phases(view: &View, family: Family, confidence: f32, notes: &mut Annotations)
         let phase = match family {
             Family::Encoder => "text.encode",
             Family::EncoderDecoder => {
-                let decodes = !pass.crossing.is_empty() || pass.causal || pass.chosen || pass.past > 0;
+                let decodes = !pass.crossing.is_empty()
+                    || pass.causal
+                    || pass.chosen
+                    || pass.past > 0
+                    || !pass.scores.is_empty();
                 if decodes { "seq2seq.decode" } else { "seq2seq.encode" }
             }
             Family::Decoder => {
