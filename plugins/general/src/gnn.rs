@@ -1,0 +1,454 @@
+//! Graph networks: messages along edges, or products with an adjacency matrix.
+//!
+//! | way of writing it | evidence |
+//! |---|---|
+//! | by edges | rows are gathered by one list of integers, what comes of them is summed into rows by another list as long |
+//! | by neighbours | rows of computed features are gathered by a table of neighbours and pooled over it |
+//! | by adjacency | one square matrix that is no parameter multiplies features from the left, layer after layer |
+//! | by masked pairs | a sum over all pairs of nodes, masked, through a softmax, weighs the features |
+//!
+//! Experts of a language model gather and sum by the same list; that is no graph.
+
+use genie_plugin::prelude::*;
+use genie_plugin::query::{is_elementwise, plain_name, seen_through};
+use genie_plugin::shapes::flow::{is_convolution, is_given};
+
+/// Nodes that are looked at above or below a node.
+const LOOK_MAX: usize = 64;
+/// Below this nothing is claimed.
+const CLAIM_MIN: f32 = 0.3;
+/// An image model that scatters is no graph network.
+const WITH_IMAGES: f32 = 0.2;
+
+pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
+    let window = Window::of(graph);
+    let edges = window.edges();
+    let mut confidence = match edges.rounds {
+        0 => 0.0,
+        1 => 0.85,
+        _ => 0.93,
+    };
+    confidence = window.adjacency().max(window.neighbours()).max(window.pairs()).max(confidence);
+    if window.sees_images() {
+        confidence = confidence.min(WITH_IMAGES);
+    }
+    if confidence < CLAIM_MIN {
+        return;
+    }
+    notes.workload("gnn", confidence);
+    if edges.edges > 0 {
+        notes.attribute("edges", edges.edges.to_string());
+    }
+    if !window.training {
+        let nodes = graph.nodes().filter(|node| graph.is_op(*node));
+        notes.matched("gnn.layers", "gnn.message_passing", "", confidence, nodes);
+    }
+}
+
+/// The operators of inference, or of the first forward pass of training.
+struct Window<'g> {
+    graph: &'g Graph,
+    nodes: Vec<NodeId>,
+    training: bool,
+}
+
+/// A list of integers that says which rows: two views of one tensor are two lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct List {
+    value: ValueId,
+    offset: u64,
+    len: i64,
+}
+
+/// Rows gathered by a list, and how many rows there were.
+#[derive(Debug, Clone, Copy)]
+struct Gathered {
+    by: List,
+}
+
+/// A square matrix that stands on the left of products.
+#[derive(Debug)]
+struct Mixer {
+    root: ValueId,
+    offset: u64,
+    /// How often it multiplies computed features, and given ones.
+    computed: usize,
+    given: usize,
+    /// Whether it was scaled by its own sums.
+    by_degree: bool,
+}
+
+impl Default for Mixer {
+    fn default() -> Self {
+        Mixer { root: ValueId(0), offset: 0, computed: 0, given: 0, by_degree: false }
+    }
+}
+
+impl Mixer {
+    fn confidence(&self) -> f32 {
+        match (self.computed, self.computed + self.given, self.by_degree) {
+            // A square batch of rows times a parameter looks the same.
+            (0, _, _) => 0.0,
+            (_, 2.., true) => 0.9,
+            (_, 2.., false) => 0.8,
+            (_, _, true) => 0.75,
+            _ => 0.25,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Edges {
+    /// Sums that follow a gather by another list.
+    rounds: usize,
+    edges: i64,
+}
+
+impl<'g> Window<'g> {
+    fn of(graph: &'g Graph) -> Self {
+        let training =
+            graph.nodes().any(|node| matches!(graph.stage(node), Stage::Backward | Stage::Optimizer));
+        let mut nodes = Vec::new();
+        for node in graph.nodes() {
+            match graph.stage(node) {
+                // What comes after is the same again, with weights that are no longer given.
+                Stage::Backward => break,
+                Stage::Optimizer => {}
+                _ if graph.is_op(node) => nodes.push(node),
+                _ => {}
+            }
+        }
+        Window { graph, nodes, training }
+    }
+
+    fn edges(&self) -> Edges {
+        let graph = self.graph;
+        let mut gathered: Vec<Option<Gathered>> = vec![None; graph.values().len()];
+        let mut found = Edges::default();
+        for node in &self.nodes {
+            let from = graph.inputs(*node).find_map(|input| gathered[input.value.0 as usize]);
+            let out = if let Some(list) = self.gather(*node) {
+                Some(Gathered { by: list })
+            } else if let (Some(list), Some(from)) = (self.sum_by(*node), from) {
+                if list.len == from.by.len && list != from.by {
+                    found.rounds += 1;
+                    found.edges = found.edges.max(list.len);
+                }
+                None
+            } else {
+                from
+            };
+            for output in graph.outputs(*node) {
+                gathered[output.value.0 as usize] = out.filter(|_| output.dtype.is_floating());
+            }
+        }
+        found
+    }
+
+    /// The list by which a node gathers rows of a tensor of numbers.
+    fn gather(&self, node: NodeId) -> Option<List> {
+        let graph = self.graph;
+        let (table, index) = match plain_name(graph.op(node)) {
+            "index_select" | "index" | "_unsafe_index" | "gather" | "embedding" => {
+                (graph.input(node, 0)?, graph.input(node, 1)?)
+            }
+            _ => return None,
+        };
+        // Types of nodes and words are looked up in parameters; edges pick among the nodes.
+        let parameter = plain_name(graph.op(node)) == "embedding" && is_given(graph, table.value);
+        if !table.dtype.is_floating() || parameter || graph.inputs(node).len() != 2 {
+            return None;
+        }
+        self.list(index)
+    }
+
+    /// The list by which a node adds rows into others.
+    fn sum_by(&self, node: NodeId) -> Option<List> {
+        let graph = self.graph;
+        let index = match plain_name(graph.op(node)) {
+            "scatter_add" | "index_add" | "scatter_reduce" | "index_reduce" | "segment_reduce" => {
+                graph.input(node, 1)?
+            }
+            "index_put" | "_index_put_impl" | "_unsafe_index_put" => {
+                let adds = graph.args(node).any(|arg| arg == Arg::Bool(true));
+                graph.input(node, 1).filter(|_| adds)?
+            }
+            _ => return None,
+        };
+        self.list(index)
+    }
+
+    fn list(&self, index: Tensor<'_>) -> Option<List> {
+        if !index.dtype.is_integer() {
+            return None;
+        }
+        // One index for each row, also where it is repeated along the row.
+        let len = index
+            .sizes
+            .iter()
+            .zip(index.strides)
+            .filter(|(_, stride)| **stride != 0)
+            .fold(1i64, |product, (size, _)| product.saturating_mul(*size));
+        let value = seen_through(self.graph, index.value);
+        Some(List { value, offset: index.offset, len }).filter(|list| list.len > 1)
+    }
+
+    /// Computed features gathered by a table of neighbours, then pooled over these.
+    fn neighbours(&self) -> f32 {
+        let graph = self.graph;
+        let mut rounds = 0;
+        for node in &self.nodes {
+            let Some(index) = graph.input(*node, 1) else { continue };
+            let name = plain_name(graph.op(*node));
+            if !matches!(name, "index" | "index_select" | "_unsafe_index") {
+                continue;
+            }
+            let (Some(table), Some(out)) = (graph.input(*node, 0), graph.output(*node, 0)) else {
+                continue;
+            };
+            let many = out.elements() >= 2 * table.elements() && index.elements() >= 2;
+            let chosen = self.chosen_by_distance(index.value);
+            if chosen && many && table.dtype.is_floating() && self.is_pooled(out.value) {
+                rounds += 1;
+            }
+        }
+        match rounds {
+            0 => 0.0,
+            1 => 0.5,
+            _ => 0.7,
+        }
+    }
+
+    /// Whether integers are the nearest neighbours: the best of a matrix of distances between all
+    /// pairs.
+    fn chosen_by_distance(&self, index: ValueId) -> bool {
+        let graph = self.graph;
+        let mut at = index;
+        for _ in 0..16 {
+            let node = graph.producer(at);
+            match plain_name(graph.op(node)) {
+                "topk" | "sort" | "argsort" => {
+                    let square = graph
+                        .input(node, 0)
+                        .is_some_and(|scores| scores.size(-1) == scores.size(-2) && scores.size(-1) > 2);
+                    return square && !self.above(at, &["_softmax", "softmax"]);
+                }
+                _ => match graph.input(node, 0) {
+                    Some(input) if input.dtype.is_integer() => at = input.value,
+                    _ => return false,
+                },
+            }
+        }
+        false
+    }
+
+    fn is_pooled(&self, value: ValueId) -> bool {
+        let mut open = vec![value];
+        let mut looked = 0;
+        while let Some(at) = open.pop() {
+            for node in self.graph.consumers(at) {
+                looked += 1;
+                match plain_name(self.graph.op(*node)) {
+                    "max" | "amax" | "mean" | "sum" => return true,
+                    _ if looked > LOOK_MAX => return false,
+                    _ => open.extend(self.graph.outputs(*node).map(|out| out.value)),
+                }
+            }
+        }
+        false
+    }
+
+    /// One square matrix from outside that multiplies features from the left, in a row with
+    /// products by parameters.
+    fn adjacency(&self) -> f32 {
+        let graph = self.graph;
+        let mut mixers: Vec<Mixer> = Vec::new();
+        for node in &self.nodes {
+            let (left, right) = match plain_name(graph.op(*node)) {
+                "mm" | "bmm" | "matmul" | "_sparse_mm" | "spmm" | "_sparse_sparse_matmul" => {
+                    (graph.input(*node, 0), graph.input(*node, 1))
+                }
+                "addmm" | "baddbmm" => (graph.input(*node, 1), graph.input(*node, 2)),
+                _ => continue,
+            };
+            let (Some(left), Some(right)) = (left, right) else { continue };
+            let sparse = plain_name(graph.op(*node)).contains("sparse");
+            let square = left.size(-1) == left.size(-2) && left.size(-1) > 2;
+            if !square && !sparse {
+                continue;
+            }
+            let Some((root, by_degree)) = self.matrix_from_outside(left.value) else { continue };
+            let out = graph.output(*node, 0).map(|out| out.value);
+            let in_a_layer = self.is_projected(right.value)
+                || out.is_some_and(|out| self.is_projected_later(out));
+            if root == seen_through(graph, right.value) || !in_a_layer {
+                continue;
+            }
+            let known = mixers.iter().position(|mixer| mixer.root == root && mixer.offset == left.offset);
+            let at = known.unwrap_or(mixers.len());
+            if known.is_none() {
+                if mixers.len() == LOOK_MAX {
+                    continue;
+                }
+                mixers.push(Mixer { root, offset: left.offset, ..Mixer::default() });
+            }
+            let mixer = &mut mixers[at];
+            match is_given(graph, seen_through(graph, right.value)) {
+                true => mixer.given += 1,
+                false => mixer.computed += 1,
+            }
+            mixer.by_degree |= by_degree || sparse;
+        }
+        mixers.iter().map(Mixer::confidence).fold(0.0, f32::max)
+    }
+
+    /// Where a matrix came from, if it is given and was only scaled, shifted and masked since; and
+    /// whether it was scaled by sums over itself.
+    fn matrix_from_outside(&self, value: ValueId) -> Option<(ValueId, bool)> {
+        let graph = self.graph;
+        let (mut open, mut seen, mut root, mut sums) = (vec![value], Vec::new(), None, false);
+        while let Some(at) = open.pop() {
+            if seen.contains(&at) {
+                continue;
+            }
+            seen.push(at);
+            let node = graph.producer(at);
+            let name = plain_name(graph.op(node));
+            let output = graph.output(node, 0);
+            if is_given(graph, at) {
+                let matrix = output.is_some_and(|out| out.size(-1) == out.size(-2) && out.dims() >= 2);
+                if matrix && root.is_none_or(|root| at < root) {
+                    root = Some(at);
+                }
+                continue;
+            }
+            let reduces = matches!(name, "sum" | "rsqrt" | "reciprocal" | "pow" | "sqrt");
+            sums |= name == "sum";
+            let makes = matches!(
+                name,
+                "eye" | "diag" | "diag_embed" | "diagonal" | "zero" | "fill" | "ones_like" | "repeat" | "mm" | "bmm"
+                    | "zeros_like" | "alloc" | "resize" | "maximum" | "bitwise_or" | "logical_or"
+            );
+            if !(reduces || makes || is_elementwise(graph.op(node))) || seen.len() > LOOK_MAX {
+                return None;
+            }
+            open.extend(graph.inputs(node).map(|input| input.value));
+        }
+        root.map(|root| (root, sums))
+    }
+
+    /// Whether features were multiplied by a parameter before, with elementwise work since.
+    fn is_projected(&self, value: ValueId) -> bool {
+        let graph = self.graph;
+        let mut at = value;
+        for _ in 0..16 {
+            let node = graph.producer(at);
+            if self.is_projection(node) {
+                return true;
+            }
+            match graph.input(node, 0) {
+                Some(input) if is_elementwise(graph.op(node)) || is_norm(graph, node) => at = input.value,
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    fn is_projected_later(&self, value: ValueId) -> bool {
+        let graph = self.graph;
+        let mut at = value;
+        for _ in 0..16 {
+            let next = graph.consumers(at).iter().copied().find(|node| {
+                self.is_projection(*node) || is_elementwise(graph.op(*node)) || is_norm(graph, *node)
+            });
+            let Some(node) = next else { return false };
+            if self.is_projection(node) {
+                return true;
+            }
+            let Some(out) = graph.output(node, 0) else { return false };
+            at = out.value;
+        }
+        false
+    }
+
+    /// A product whose right operand is a parameter.
+    fn is_projection(&self, node: NodeId) -> bool {
+        let graph = self.graph;
+        let right = match plain_name(graph.op(node)) {
+            "mm" | "linear" | "matmul" => graph.input(node, 1),
+            "addmm" => graph.input(node, 2),
+            _ => None,
+        };
+        right.is_some_and(|right| is_given(graph, seen_through(graph, right.value)))
+    }
+
+    /// Weights of all pairs of nodes: a sum of one score for each end, masked, through a softmax.
+    fn pairs(&self) -> f32 {
+        let graph = self.graph;
+        let mut rounds = 0;
+        for node in &self.nodes {
+            if !matches!(plain_name(graph.op(*node)), "_softmax" | "softmax") {
+                continue;
+            }
+            let (mut masked, mut bent) = (false, false);
+            let Some(mut at) = graph.input(*node, 0) else { continue };
+            for _ in 0..12 {
+                let above = graph.producer(at.value);
+                let name = plain_name(graph.op(above));
+                masked |= matches!(name, "where" | "masked_fill");
+                bent |= matches!(name, "leaky_relu" | "elu" | "relu");
+                if name == "add" && self.pairs_up(above) {
+                    rounds += usize::from(masked && bent);
+                    break;
+                }
+                let elements = at.elements();
+                let same = |input: &Tensor<'_>| {
+                    input.elements() == elements && input.dtype.is_floating() && !is_given(graph, input.value)
+                };
+                match graph.inputs(above).find(same) {
+                    Some(input) if is_elementwise(graph.op(above)) => at = input,
+                    _ => break,
+                }
+            }
+        }
+        if rounds > 0 { 0.85 } else { 0.0 }
+    }
+
+    /// `[.., n, 1] + [.., 1, n]`, both computed.
+    fn pairs_up(&self, node: NodeId) -> bool {
+        let graph = self.graph;
+        let (Some(a), Some(b)) = (graph.input(node, 0), graph.input(node, 1)) else { return false };
+        let Some(out) = graph.output(node, 0) else { return false };
+        let n = out.size(-1);
+        let narrow = |tensor: &Tensor<'_>, dim: isize| tensor.size(dim) == 1 && tensor.elements() >= n as u64;
+        let crossed = (narrow(&a, -1) && narrow(&b, -2)) || (narrow(&a, -2) && narrow(&b, -1));
+        n > 2 && out.size(-2) == n && crossed
+    }
+
+    /// Whether one of these operators lies close above a value.
+    fn above(&self, value: ValueId, names: &[&str]) -> bool {
+        let graph = self.graph;
+        let mut at = value;
+        for _ in 0..8 {
+            let node = graph.producer(at);
+            if names.contains(&plain_name(graph.op(node))) {
+                return true;
+            }
+            let Some(input) = graph.input(node, 0) else { return false };
+            at = input.value;
+        }
+        false
+    }
+
+    /// Whether convolutions over planes or volumes run.
+    fn sees_images(&self) -> bool {
+        self.nodes.iter().any(|node| {
+            is_convolution(self.graph, *node)
+                && self.graph.input(*node, 1).is_some_and(|weight| weight.dims() >= 4 && weight.size(-1) > 1)
+        })
+    }
+}
+
+fn is_norm(graph: &Graph, node: NodeId) -> bool {
+    matches!(plain_name(graph.op(node)), "native_batch_norm" | "native_layer_norm" | "native_group_norm")
+}

@@ -1,0 +1,101 @@
+//! Training steps: which stage each operator belongs to.
+
+use genie_plugin::prelude::*;
+
+/// Stages are facts that the capture recorded.
+const CERTAIN: f32 = 0.99;
+
+/// Gives every operator of a window with a backward pass or an optimizer the phase of its stage.
+pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
+    let later = |node: NodeId| matches!(graph.stage(node), Stage::Backward | Stage::Optimizer);
+    if !graph.nodes().any(later) {
+        return;
+    }
+    let in_loss = gradients_in_losses(graph);
+    let (mut forward, mut backward, mut optimizer) = (Vec::new(), Vec::new(), Vec::new());
+    for node in graph.nodes().filter(|node| graph.is_op(*node)) {
+        match graph.stage(node) {
+            Stage::Optimizer => optimizer.push(node),
+            _ if in_loss[node.0 as usize] => forward.push(node),
+            Stage::Backward => backward.push(node),
+            _ if seeds_gradient(graph, node) => backward.push(node),
+            _ => forward.push(node),
+        }
+    }
+    notes.matched("training.step", "train.forward", "", CERTAIN, forward);
+    notes.matched("training.step", "train.backward", "", CERTAIN, backward);
+    notes.matched("training.step", "train.optimizer", "", CERTAIN, optimizer);
+}
+
+/// For each node whether it computes a gradient that a loss is made of (penalties on gradients,
+/// differential equations): forward work that a later backward pass goes back through reads it.
+fn gradients_in_losses(graph: &Graph) -> Vec<bool> {
+    // For each node whether a backward pass reads its results, by way of forward work.
+    let mut goes_back = vec![false; graph.len()];
+    let mut in_loss = vec![false; graph.len()];
+    for node in graph.nodes().rev() {
+        let at = node.0 as usize;
+        for reader in graph.successors(node).filter(|reader| *reader > node) {
+            let next = reader.0 as usize;
+            match (graph.stage(node), graph.stage(reader)) {
+                (Stage::Optimizer, _) | (_, Stage::Optimizer) => {}
+                (Stage::Backward, Stage::Backward) => in_loss[at] |= in_loss[next],
+                (Stage::Backward, _) => in_loss[at] |= goes_back[next],
+                (_, Stage::Backward) => {
+                    goes_back[at] |= !in_loss[next];
+                    in_loss[at] |= in_loss[next];
+                }
+                _ => {
+                    goes_back[at] |= goes_back[next];
+                    in_loss[at] |= in_loss[next];
+                }
+            }
+        }
+    }
+    in_loss
+}
+
+/// Whether the node fills the gradient that a backward pass begins with: a constant that only
+/// backward operators read. Autograd makes it before the first of them runs.
+fn seeds_gradient(graph: &Graph, node: NodeId) -> bool {
+    let constant =
+        matches!(graph.op_name(node), "fill_" | "ones_like" | "full" | "full_like" | "ones" | "fill");
+    let mut readers = graph.successors(node).peekable();
+    constant
+        && readers.peek().is_some()
+        && readers.all(|reader| graph.stage(reader) == Stage::Backward)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::General;
+    use genie_plugin::builder::GraphBuilder;
+    use genie_plugin::harness;
+
+    #[test]
+    fn operators_of_a_step_get_the_phase_of_their_stage() {
+        let mut g = GraphBuilder::new();
+        let (x, w) = (g.input(&[4, 3]), g.weight(&[3, 2]));
+        g.stage(Stage::Forward);
+        let y = g.op("aten::mm", &[x, w], &[4, 2]);
+        let loss = g.op("aten::sum", &[y], &[]);
+        let seed = g.op("aten::ones_like", &[loss], &[]);
+        g.stage(Stage::Backward);
+        let grad = g.op("aten::mul.Tensor", &[y, seed], &[4, 2]);
+        g.stage(Stage::Optimizer);
+        g.in_place("aten::sub_.Tensor", w, &[grad]);
+        let graph = g.build();
+        let seen = harness::recognize::<General>(&graph);
+        seen.assert_matched("training.step");
+        for (op, phase) in [
+            ("mm", "train.forward"),
+            ("sum", "train.forward"),
+            ("ones_like", "train.backward"),
+            ("mul", "train.backward"),
+            ("sub_", "train.optimizer"),
+        ] {
+            seen.assert_phase_of(op, phase);
+        }
+    }
+}
