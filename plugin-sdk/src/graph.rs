@@ -1,5 +1,7 @@
 //! A graph to look at: nodes in program order, tensors with geometry, values, storages.
 
+use std::sync::OnceLock;
+
 use crate::columns::{Columns, MalformedColumns};
 
 /// A node by its position in program order.
@@ -111,47 +113,65 @@ impl Arg<'_> {
 /// A checked graph with the indexes that queries need.
 ///
 /// Invariant: every id that an accessor returns can be given to every other accessor.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Graph {
     columns: Columns,
-    consumer_ends: Vec<u32>,
-    consumers: Vec<NodeId>,
-    storage_value_ends: Vec<u32>,
-    storage_values: Vec<ValueId>,
+    /// Built when a query first needs them.
+    consumers: OnceLock<Lists<NodeId>>,
+    storage_values: OnceLock<Lists<ValueId>>,
+}
+
+impl PartialEq for Graph {
+    fn eq(&self, other: &Graph) -> bool {
+        self.columns == other.columns
+    }
+}
+
+/// Lists end to end; list `i` stops at `ends[i]`.
+#[derive(Debug, Clone)]
+struct Lists<T> {
+    ends: Vec<u32>,
+    items: Vec<T>,
+}
+
+impl<T: Copy> Lists<T> {
+    /// Puts each item into the list that `lists` names for it, in order.
+    fn collect(
+        count: usize,
+        lists: &[u32],
+        none: T,
+        items: impl Iterator<Item = (usize, T)>,
+    ) -> Lists<T> {
+        let mut ends = vec![0u32; count];
+        for list in lists {
+            ends[*list as usize] += 1;
+        }
+        accumulate(&mut ends);
+        let mut next = starts(&ends);
+        let mut sorted = vec![none; lists.len()];
+        for (index, item) in items {
+            let slot = &mut next[lists[index] as usize];
+            sorted[*slot as usize] = item;
+            *slot += 1;
+        }
+        Lists { ends, items: sorted }
+    }
+
+    fn get(&self, list: usize) -> &[T] {
+        &self.items[range(&self.ends, list)]
+    }
 }
 
 impl Graph {
-    /// Checks the columns and builds the indexes, in time linear in their length.
+    /// Checks the columns, in time linear in their length.
     pub fn new(columns: Columns) -> Result<Graph, MalformedColumns> {
         columns.check()?;
-        let values = columns.value_storage.len();
-        let nodes_of_inputs = (0..columns.nodes())
-            .flat_map(|node| range(&columns.input_ends, node).map(move |input| (node, input)));
-        let mut consumer_ends = vec![0u32; values];
-        for value in &columns.input_value {
-            consumer_ends[*value as usize] += 1;
-        }
-        accumulate(&mut consumer_ends);
-        let mut next: Vec<u32> = starts(&consumer_ends);
-        let mut consumers = vec![NodeId(0); columns.input_value.len()];
-        for (node, input) in nodes_of_inputs {
-            let value = columns.input_value[input] as usize;
-            consumers[next[value] as usize] = NodeId(node as u32);
-            next[value] += 1;
-        }
-        let mut storage_value_ends = vec![0u32; columns.storage_bytes.len()];
-        for storage in &columns.value_storage {
-            storage_value_ends[*storage as usize] += 1;
-        }
-        accumulate(&mut storage_value_ends);
-        let mut next: Vec<u32> = starts(&storage_value_ends);
-        let mut storage_values = vec![ValueId(0); values];
-        for (value, storage) in columns.value_storage.iter().enumerate() {
-            let slot = &mut next[*storage as usize];
-            storage_values[*slot as usize] = ValueId(value as u32);
-            *slot += 1;
-        }
-        Ok(Graph { columns, consumer_ends, consumers, storage_value_ends, storage_values })
+        Ok(Graph::trusted(columns))
+    }
+
+    /// A graph of columns that were checked elsewhere; with others, accessors panic.
+    pub fn trusted(columns: Columns) -> Graph {
+        Graph { columns, consumers: OnceLock::new(), storage_values: OnceLock::new() }
     }
 
     pub fn columns(&self) -> &Columns {
@@ -332,7 +352,14 @@ impl Graph {
 
     /// The nodes that use a value, in program order, once for each use.
     pub fn consumers(&self, value: ValueId) -> &[NodeId] {
-        &self.consumers[range(&self.consumer_ends, value.0 as usize)]
+        let consumers = self.consumers.get_or_init(|| {
+            let c = &self.columns;
+            let nodes = (0..c.nodes())
+                .flat_map(|node| range(&c.input_ends, node).map(move |input| (input, node)));
+            let nodes = nodes.map(|(input, node)| (input, NodeId(node as u32)));
+            Lists::collect(c.value_storage.len(), &c.input_value, NodeId(0), nodes)
+        });
+        consumers.get(value.0 as usize)
     }
 
     pub fn storage(&self, value: ValueId) -> StorageId {
@@ -341,7 +368,12 @@ impl Graph {
 
     /// The values a storage has held, oldest first.
     pub fn values_of(&self, storage: StorageId) -> &[ValueId] {
-        &self.storage_values[range(&self.storage_value_ends, storage.0 as usize)]
+        let values = self.storage_values.get_or_init(|| {
+            let c = &self.columns;
+            let values = (0..c.value_storage.len()).map(|value| (value, ValueId(value as u32)));
+            Lists::collect(c.storage_bytes.len(), &c.value_storage, ValueId(0), values)
+        });
+        values.get(storage.0 as usize)
     }
 
     pub fn storage_bytes(&self, storage: StorageId) -> u64 {

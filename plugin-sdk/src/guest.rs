@@ -58,7 +58,8 @@ pub(crate) fn write_log(level: Level, message: &str) {
     eprintln!("{level:?}: {message}");
 }
 
-pub fn graph(graph: wit::Graph) -> Result<Graph, String> {
+/// The graph; the host has checked its columns.
+pub fn graph(graph: wit::Graph) -> Graph {
     let columns = Columns {
         blob: graph.blob,
         symbol_ends: graph.symbol_ends,
@@ -92,7 +93,7 @@ pub fn graph(graph: wit::Graph) -> Result<Graph, String> {
         strides: graph.strides,
         extra: graph.extra,
     };
-    Graph::new(columns).map_err(|error| error.to_string())
+    Graph::trusted(columns)
 }
 
 pub fn annotations_out(notes: &Annotations) -> wit::Annotations {
@@ -330,7 +331,7 @@ macro_rules! component {
 #[macro_export]
 macro_rules! call_recognizer {
     (recognizer, $plugin:ident, $graph:ident) => {{
-        let graph = $crate::guest::graph($graph)?;
+        let graph = $crate::guest::graph($graph);
         let notes = $plugin.with(|plugin| $crate::Recognizer::recognize(plugin, &graph))?;
         Ok($crate::guest::annotations_out(&notes))
     }};
@@ -344,7 +345,7 @@ macro_rules! call_recognizer {
 #[macro_export]
 macro_rules! call_policy {
     (policy, $plugin:ident, $graph:ident, $notes:ident, $now:ident) => {{
-        let graph = $crate::guest::graph($graph)?;
+        let graph = $crate::guest::graph($graph);
         let notes = $crate::guest::annotations_in($notes)?;
         let now = $crate::guest::cluster($now);
         $plugin
@@ -361,7 +362,7 @@ macro_rules! call_policy {
 #[macro_export]
 macro_rules! call_rewriter {
     (rewrite, $plugin:ident, $graph:ident, $notes:ident) => {{
-        let graph = $crate::guest::graph($graph)?;
+        let graph = $crate::guest::graph($graph);
         let notes = $crate::guest::annotations_in($notes)?;
         $plugin
             .with(|plugin| $crate::Rewriter::rewrite(plugin, &graph, &notes))

@@ -16,27 +16,27 @@ impl Plugin for Probe {
 impl Recognizer for Probe {
     fn recognize(&self, graph: &Graph) -> Result<Annotations, String> {
         let mut sum = 0u64;
-        let mut products = Vec::new();
+        let mut reused = Vec::new();
         for node in graph.nodes() {
             sum = sum
                 .wrapping_add(graph.flops(node))
                 .wrapping_add(graph.bytes(node))
-                .wrapping_add(u64::from(graph.segment(node)) + graph.module_symbol(node) as u64);
+                .wrapping_add(u64::from(graph.segment(node)))
+                .wrapping_add(u64::from(graph.module_symbol(node)));
             for tensor in graph.inputs(node).chain(graph.outputs(node)) {
-                sum = sum.wrapping_add(tensor.elements()).wrapping_add(tensor.offset);
-                let storage = graph.storage(tensor.value);
-                sum = sum.wrapping_add(graph.storage_bytes(storage));
+                sum = sum.wrapping_add(tensor.sizes.iter().sum::<i64>() as u64);
+                sum = sum.wrapping_add(graph.storage_bytes(graph.storage(tensor.value)));
                 sum = sum.wrapping_add(u64::from(graph.producer(tensor.value).0));
             }
             for arg in graph.args(node) {
                 sum = sum.wrapping_add(arg.as_i64().unwrap_or(1) as u64);
             }
-            if graph.op_name(node).ends_with("mm") {
-                products.push(node);
+            if graph.outputs(node).any(|tensor| graph.consumers(tensor.value).len() > 1) {
+                reused.push(node);
             }
         }
         let mut notes = Annotations::new();
-        notes.matched("probe.products", "", "", 1.0, products);
+        notes.matched("probe.reused", "", "", 1.0, reused);
         notes.matched("probe.all", "other.forward", "", 0.5, graph.nodes());
         notes.attribute("sum", sum.to_string());
         Ok(notes)

@@ -91,13 +91,10 @@ impl Place {
     }
 
     pub fn settings(&self) -> Settings {
-        Settings { compiler: compiler(), ..self.settings_no_compiler() }
-    }
-    pub fn settings_no_compiler(&self) -> Settings {
         Settings {
             directory: self.plugins(),
             cache: Some(self.cache()),
-            compiler: Compiler::InProcess,
+            compiler: compiler(),
             grants: vec![],
             limits: Limits::default(),
         }
