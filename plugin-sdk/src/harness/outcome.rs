@@ -27,16 +27,18 @@ impl<'g> Outcome<'g> {
         Some((&best.label, best.confidence))
     }
 
-    /// The phase of a node: that of the most confident match that names one; of equal ones the
-    /// smallest, then the first. Empty where there is none.
+    /// The phase of a node, as the host would decide: that of the most confident match that names
+    /// one; of equal ones the smallest, then by pattern. Empty where there is none.
     pub fn phase_of(&self, node: NodeId) -> &str {
         let holds = |found: &&Match| !found.phase.is_empty() && found.nodes.contains(&node.0);
-        let better = |a: &Match, b: &Match| {
-            b.confidence > a.confidence
-                || (b.confidence == a.confidence && b.nodes.len() < a.nodes.len())
+        let better = |a: &&Match, b: &&Match| {
+            (b.confidence.total_cmp(&a.confidence))
+                .then(a.nodes.len().cmp(&b.nodes.len()))
+                .then(a.pattern.cmp(&b.pattern))
+                .then(a.nodes.cmp(&b.nodes))
         };
-        let best = self.notes.matches.iter().filter(holds);
-        best.reduce(|a, b| if better(a, b) { b } else { a }).map_or("", |found| &found.phase)
+        let best = self.notes.matches.iter().filter(holds).min_by(better);
+        best.map_or("", |found| &found.phase)
     }
 
     /// Matches of a pattern.
