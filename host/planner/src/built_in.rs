@@ -44,10 +44,8 @@ pub fn built_in(graph: &Graph, cluster: &Cluster) -> Plan {
 pub fn round_robin(graph: &Graph, cluster: &Cluster) -> Plan {
     let devices = cluster.devices.len().max(1) as u32;
     let mut device_of: Vec<u32> = vec![0; graph.len()];
-    let mut next = 0;
-    for node in graph.nodes().filter(|node| graph.is_op(*node)) {
-        device_of[node.0 as usize] = next % devices;
-        next += 1;
+    for (turn, node) in graph.nodes().filter(|node| graph.is_op(*node)).enumerate() {
+        device_of[node.0 as usize] = turn as u32 % devices;
     }
     for node in graph.nodes().filter(|node| !graph.is_op(*node)) {
         let near = graph.successors(node).find(|user| graph.is_op(*user));

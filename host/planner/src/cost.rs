@@ -421,8 +421,7 @@ impl<'a> Simulation<'a> {
             }
             after = Some((task, None));
         }
-        let last = after.map(|(task, _)| task);
-        last
+        after.map(|(task, _)| task)
     }
 
     fn finish(self) -> Predicted {

@@ -18,6 +18,9 @@ pub(crate) struct Task {
     pub then: Vec<(u32, Option<u64>)>,
 }
 
+/// Tasks that could start, the most urgent first.
+type Queue = BinaryHeap<Reverse<((u32, u32), u32)>>;
+
 /// When tasks start and when their effect is there.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Times {
@@ -43,7 +46,7 @@ pub(crate) fn run(tasks: &[Task], lanes: usize) -> Times {
         .filter(|task| waits[*task as usize] == 0)
         .map(|task| Reverse((0, Event::Ready(task))))
         .collect();
-    let mut queues: Vec<BinaryHeap<Reverse<((u32, u32), u32)>>> = vec![BinaryHeap::new(); lanes];
+    let mut queues: Vec<Queue> = vec![Queue::new(); lanes];
     let mut busy = vec![false; lanes];
     let mut touched: Vec<u32> = Vec::new();
     let mut ran = 0;

@@ -28,7 +28,7 @@ const PART_WRITES: [&str; 7] = [
 ];
 /// Operators that draw from the generator. A column `random` of the graph (one number a node)
 /// overrules this list.
-const RANDOM: [&str; 24] = [
+pub const RANDOM: [&str; 24] = [
     "bernoulli",
     "bernoulli_",
     "binomial",

@@ -29,8 +29,9 @@ fn claims(graph: &Graph, seeds: &[u16]) -> Annotations {
     let modalities = ["text", "image", "", "audio"];
     for (index, seed) in seeds.iter().enumerate().take(12) {
         let seed = usize::from(*seed);
-        let nodes =
-            graph.nodes().filter(|node: &NodeId| (node.0 as usize + seed) % (2 + index) == 0);
+        let nodes = graph
+            .nodes()
+            .filter(|node: &NodeId| (node.0 as usize + seed).is_multiple_of(2 + index));
         let confidence = (seed % 100) as f32 / 100.0;
         notes.matched("random", phases[seed % 4], modalities[(seed / 4) % 4], confidence, nodes);
         let residency = ["kv_cache", "embedding_table", "weight", "activation"][(seed / 16) % 4];
@@ -110,4 +111,27 @@ fn an_empty_graph_and_an_empty_cluster() {
     );
     let plan = propose("latency", &graph, &notes, &cluster).unwrap();
     assert!(check(&graph, &cluster, &plan).is_ok());
+}
+
+#[test]
+fn policies_and_check_agree_on_random_operators() {
+    for name in genie_planner::work::RANDOM {
+        let mut g = genie_plugin::builder::GraphBuilder::new();
+        let towers: Vec<_> = (0..2)
+            .map(|_| {
+                let x = g.input(&[1024, 1024]);
+                let w = g.weight(&[1024, 1024]);
+                let x = (0..8).fold(x, |x, _| g.op("aten::mm", &[x, w], &[1024, 1024]));
+                let x = g.op(&format!("aten::{name}"), &[x], &[1024, 1024]);
+                g.op("aten::sum", &[x], &[1])
+            })
+            .collect();
+        let both = g.op("aten::add.Tensor", &towers, &[1]);
+        g.read(both);
+        let graph = g.build();
+        let devices = ["a", "b"].map(genie_planner::cluster::gpu).to_vec();
+        let link = genie_planner::cluster::network(400, 1);
+        let cluster = genie_planner::cluster::full_mesh(devices, link, link);
+        never_illegal(&graph, &cluster, &Annotations::new()).unwrap();
+    }
 }

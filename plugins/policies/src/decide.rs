@@ -12,8 +12,6 @@ use crate::place::{Placement, candidates};
 const SMALL_BYTES: u64 = 1 << 20;
 /// Directives of one plan.
 const DIRECTIVES_MAX: usize = 8_192;
-/// Bytes below which more or less traffic does not matter for the balance.
-const TRAFFIC_FLOOR_BYTES: f64 = 4_096.0;
 
 /// The best legal plan for a goal.
 pub fn decide(facts: &Facts<'_>, goal: Goal) -> Result<Plan, String> {
@@ -160,19 +158,14 @@ fn compute_again(facts: &Facts<'_>, draft: Draft) -> Draft {
 }
 
 fn best(drafts: Vec<(Draft, Estimate)>, goal: Goal) -> Option<(Draft, Estimate)> {
-    let least = |of: fn(&Estimate) -> u64| drafts.iter().map(|(_, e)| of(e)).min().unwrap_or(0);
-    let least_latency = least(|e| e.latency_ns).max(1) as f64;
-    let least_interval = least(|e| e.interval_ns).max(1) as f64;
-    let least_bytes = least(|e| e.bytes) as f64 + TRAFFIC_FLOOR_BYTES;
     let score = |e: &Estimate| match goal {
         Goal::Latency => (e.latency_ns as f64, e.bytes as f64),
         Goal::Traffic => (e.bytes as f64, e.latency_ns as f64),
-        // Three ratios to the best of each; traffic counts half.
+        // The time that an execution takes of the program and of the links, and how soon the next
+        // one can follow.
         Goal::Balanced => {
-            let latency = e.latency_ns as f64 / least_latency;
-            let interval = e.interval_ns as f64 / least_interval;
-            let bytes = (e.bytes as f64 + TRAFFIC_FLOOR_BYTES) / least_bytes;
-            (latency * interval * bytes.sqrt(), e.bytes as f64)
+            let taken = e.latency_ns as f64 + e.links_ns as f64;
+            (taken * e.interval_ns as f64, e.bytes as f64)
         }
     };
     drafts.into_iter().min_by(|(_, a), (_, b)| {

@@ -11,8 +11,12 @@ use genie_plugin::{Region, ValueId};
 
 use crate::facts::{Facts, bytes_of, ns};
 
-/// Executions over which moving weights and caches once is spread.
-const RUNS: u64 = 32;
+/// Executions over which the bytes of bringing content into the cluster are spread: any plan must
+/// bring it, and weights stay for as long as programs use them. The time is not counted.
+const RUNS_OF_CONTENT: u64 = 100_000;
+/// Executions over which moving content that is in the cluster already is spread: about as many
+/// as a loop has.
+const RUNS_OF_PLACE: u64 = 256;
 
 /// A placement with what is decided on top of it.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +39,8 @@ pub struct Draft {
 pub struct Estimate {
     pub latency_ns: u64,
     pub interval_ns: u64,
+    /// How long links are occupied, all together.
+    pub links_ns: u64,
     pub bytes: u64,
 }
 
@@ -321,36 +327,41 @@ impl Draft {
             done = done.max(now);
         }
         let (once_ns, once_bytes) = self.once(facts);
-        let latency_ns = done.max(reads_done) + once_ns / RUNS;
+        let latency_ns = done.max(reads_done) + once_ns;
         let busiest = busy.iter().chain(walk.busy.values()).copied().max().unwrap_or(0);
         let interval_ns = match self.stages && !facts.carries_state() {
             true => busiest.min(latency_ns),
             false => latency_ns,
         };
-        Estimate { latency_ns, interval_ns, bytes: walk.bytes.saturating_add(once_bytes / RUNS) }
+        let links_ns = walk.busy.values().fold(0, |sum: u64, busy| sum.saturating_add(*busy));
+        Estimate { latency_ns, interval_ns, links_ns, bytes: walk.bytes.saturating_add(once_bytes) }
     }
 
-    /// What moves once: content to its home and copies.
+    /// The share of an execution in what moves once: content to its home and copies.
     fn once(&self, facts: &Facts<'_>) -> (u64, u64) {
         let graph = facts.graph;
-        let mut walk = Walk::default();
-        let mut done = 0;
+        let (mut brought, mut moved) = (Walk::default(), Walk::default());
+        let mut moved_ns = 0;
         for node in graph.nodes().filter(|node| facts.is_source[node.0 as usize]) {
             let Some(output) = graph.output(node, 0) else { continue };
             let storage = graph.storage(output.value);
             let (home, bytes) = (self.device(node), graph.storage_bytes(storage));
             let resident = &facts.resident[storage.0 as usize];
             let used = !graph.consumers(output.value).is_empty();
-            if used && !resident.contains(&home) && !self.spilled.contains(&(storage, home)) {
-                let from = resident.first().copied().unwrap_or(PROGRAM);
-                done = done.max(walk.send(facts, from, home, bytes, 0));
+            if !used || resident.contains(&home) || self.spilled.contains(&(storage, home)) {
+                continue;
+            }
+            match resident.first() {
+                Some(from) => moved_ns = moved_ns.max(moved.send(facts, *from, home, bytes, 0)),
+                None => _ = brought.send(facts, PROGRAM, home, bytes, 0),
             }
         }
         for (storage, device) in &self.copies {
             let bytes = graph.storage_bytes(*storage);
-            done = done.max(walk.send(facts, PROGRAM, *device, bytes, 0));
+            brought.send(facts, PROGRAM, *device, bytes, 0);
         }
-        (done, walk.bytes)
+        let bytes = brought.bytes / RUNS_OF_CONTENT + moved.bytes / RUNS_OF_PLACE;
+        (moved_ns / RUNS_OF_PLACE, bytes)
     }
 }
 

@@ -84,15 +84,18 @@ pub struct Facts<'a> {
     /// Devices on which each storage is.
     pub resident: Vec<Vec<u32>>,
     touched: Vec<u64>,
+    gathers: Vec<bool>,
 }
 
 impl<'a> Facts<'a> {
     pub fn new(graph: &'a Graph, notes: &Annotations, cluster: &'a Cluster) -> Self {
         let random_column = graph.columns().extra.iter().find(|(name, _)| name == "random");
+        let kinds = kinds(graph);
+        let kind = |node: NodeId| kinds[graph.op_symbol(node) as usize];
         let random = |node: NodeId| {
             let column = random_column.and_then(|(_, bits)| bits.get(node.0 as usize));
-            graph.op(node) == "genie::generator"
-                || column.map_or_else(|| RANDOM.contains(&graph.op_name(node)), |bit| *bit != 0)
+            kind(node) == OpKind::Generator
+                || column.map_or(kind(node) == OpKind::Random, |bit| *bit != 0)
         };
         let mut resident = vec![vec![]; graph.storages().len()];
         for (storage, device) in &cluster.resident {
@@ -106,8 +109,8 @@ impl<'a> Facts<'a> {
         let mut facts = Facts {
             graph,
             cluster,
-            is_op: graph.nodes().map(|node| graph.is_op(node)).collect(),
-            is_source: graph.nodes().map(|node| graph.op(node) == "genie::source").collect(),
+            is_op: graph.nodes().map(|node| !kind(node).is_ours()).collect(),
+            is_source: graph.nodes().map(|node| kind(node) == OpKind::Source).collect(),
             random: graph.nodes().map(random).collect(),
             together: vec![],
             tables: vec![],
@@ -116,7 +119,8 @@ impl<'a> Facts<'a> {
             branches: 0,
             half: vec![],
             resident,
-            touched: graph.nodes().map(|node| touched(graph, node)).collect(),
+            touched: graph.nodes().map(|node| touched(graph, node, kind(node))).collect(),
+            gathers: graph.nodes().map(|node| kind(node) == OpKind::Gather).collect(),
         };
         facts.together = facts.find_together();
         facts.tables = facts.find_tables(notes);
@@ -214,7 +218,7 @@ impl<'a> Facts<'a> {
         for storage in graph.storages().filter(|storage| self.is_constant(*storage)) {
             let value = graph.values_of(storage)[0];
             let users = graph.consumers(value);
-            let gathered = |node: &NodeId| GATHERS.contains(&graph.op_name(*node));
+            let gathered = |node: &NodeId| self.gathers[node.0 as usize];
             if !users.is_empty() && users.iter().all(gathered) && !tables.contains(&storage) {
                 tables.push(storage);
             }
@@ -251,25 +255,25 @@ impl<'a> Facts<'a> {
     /// Branches by modality where recognizers tell, else by the upload that a node descends from.
     fn find_branches(&self, notes: &Annotations) -> (Vec<Option<u32>>, u32) {
         let graph = self.graph;
-        let mut label: Vec<Option<String>> = vec![None; graph.len()];
+        // Names of branches: uploads by their node, then modalities.
+        let mut modalities: Vec<&str> = Vec::new();
+        let mut label: Vec<Option<usize>> = vec![None; graph.len()];
         let mut best = vec![0f32; graph.len()];
         for found in notes.matches.iter().filter(|found| !found.modality.is_empty()) {
+            let known = modalities.iter().position(|name| *name == found.modality);
+            let number = known.unwrap_or(modalities.len());
+            if known.is_none() {
+                modalities.push(&found.modality);
+            }
             for node in &found.nodes {
                 let Some(best) = best.get_mut(*node as usize) else { continue };
                 if found.confidence > *best {
                     *best = found.confidence;
-                    label[*node as usize] = Some(found.modality.clone());
+                    label[*node as usize] = Some(graph.len() + number);
                 }
             }
         }
-        /// What a node descends from: nothing yet, one branch, or several.
-        #[derive(Clone, PartialEq)]
-        enum From {
-            Nothing,
-            One(String),
-            Several,
-        }
-        let mut from: Vec<From> = vec![From::Nothing; graph.len()];
+        let mut from: Vec<Descent> = vec![Descent::Nothing; graph.len()];
         for node in graph.nodes() {
             let index = node.0 as usize;
             let upload = !self.is_op[index]
@@ -277,48 +281,55 @@ impl<'a> Facts<'a> {
                     graph.origin(graph.storage(output.value)) == Origin::Upload
                         || graph.op(node) == "genie::upload"
                 });
-            let mut here = match upload {
-                true => From::One(format!("upload {index}")),
-                false => From::Nothing,
-            };
-            for before in graph.predecessors(node) {
-                here = match (here, &from[before.0 as usize]) {
-                    (From::Nothing, other) => other.clone(),
-                    (here, From::Nothing) => here,
-                    (From::One(a), From::One(b)) if a == *b => From::One(a),
-                    _ => From::Several,
-                };
-            }
+            let start = if upload { Descent::One(index) } else { Descent::Nothing };
+            let here = graph
+                .predecessors(node)
+                .map(|before| from[before.0 as usize])
+                .fold(start, Descent::join);
             // A label holds unless branches meet here.
-            if let (Some(label), false) = (&label[index], here == From::Several) {
-                here = From::One(label.clone());
-            }
-            from[index] = here;
+            from[index] = match (label[index], here) {
+                (Some(label), Descent::Nothing | Descent::One(_)) => Descent::One(label),
+                _ => here,
+            };
         }
-        let mut work: Vec<(String, u64)> = Vec::new();
+        let mut work = vec![0u64; graph.len() + modalities.len()];
         for node in graph.nodes().filter(|node| self.is_op[node.0 as usize]) {
-            if let From::One(name) = &from[node.0 as usize] {
-                let time = match self.cluster.devices.is_empty() {
-                    true => 0,
-                    false => self.node_ns(node, 0),
-                };
-                match work.iter_mut().find(|(known, _)| known == name) {
-                    Some((_, sum)) => *sum += time,
-                    None => work.push((name.clone(), time)),
-                }
+            if let (Descent::One(name), false) =
+                (from[node.0 as usize], self.cluster.devices.is_empty())
+            {
+                work[name] += self.node_ns(node, 0);
             }
         }
-        work.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        let branch = from
-            .iter()
-            .map(|from| match from {
-                From::One(name) => {
-                    work.iter().position(|(known, _)| known == name).map(|at| at as u32)
-                }
-                _ => None,
-            })
-            .collect();
-        (branch, work.len() as u32)
+        let mut names: Vec<usize> = (0..work.len()).filter(|name| work[*name] > 0).collect();
+        names.sort_by_key(|name| (std::cmp::Reverse(work[*name]), *name));
+        let mut rank = vec![None; work.len()];
+        for (at, name) in names.iter().enumerate() {
+            rank[*name] = Some(at as u32);
+        }
+        let branch = from.iter().map(|from| match from {
+            Descent::One(name) => rank[*name],
+            _ => None,
+        });
+        (branch.collect(), names.len() as u32)
+    }
+}
+
+/// What a node descends from: nothing yet, one branch, or several.
+#[derive(Clone, Copy, PartialEq)]
+enum Descent {
+    Nothing,
+    One(usize),
+    Several,
+}
+
+impl Descent {
+    fn join(self, other: Descent) -> Descent {
+        match (self, other) {
+            (Descent::Nothing, other) => other,
+            (here, Descent::Nothing) => here,
+            (here, other) if here == other => here,
+            _ => Descent::Several,
+        }
     }
 }
 
@@ -346,18 +357,53 @@ pub fn bytes_of(tensor: &Tensor<'_>) -> u64 {
     tensor.elements().saturating_mul(element_bytes(tensor.dtype))
 }
 
-fn touched(graph: &Graph, node: NodeId) -> u64 {
-    let name = graph.op_name(node);
-    let others =
-        || graph.inputs(node).skip(1).fold(0, |sum: u64, t| sum.saturating_add(bytes_of(&t)));
-    if GATHERS.contains(&name) {
-        let rows = graph.outputs(node).fold(0, |sum: u64, t| sum.saturating_add(bytes_of(&t)));
-        return graph.bytes(node).min(rows.saturating_mul(2).saturating_add(others()));
+/// What matters of an operator's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OpKind {
+    Source,
+    Generator,
+    /// Another one of Genie's own.
+    Own,
+    Gather,
+    PartWrite,
+    Random,
+    Plain,
+}
+
+impl OpKind {
+    fn is_ours(self) -> bool {
+        matches!(self, OpKind::Source | OpKind::Generator | OpKind::Own)
     }
-    if PART_WRITES.contains(&name) {
-        return graph.bytes(node).min(others().saturating_mul(2));
-    }
-    graph.bytes(node)
+}
+
+/// The kind of each symbol as an operator.
+fn kinds(graph: &Graph) -> Vec<OpKind> {
+    let of = |op: &str| {
+        let name = genie_plugin::graph::base_name(op);
+        match op {
+            "genie::source" => OpKind::Source,
+            "genie::generator" => OpKind::Generator,
+            _ if op.starts_with("genie::") => OpKind::Own,
+            _ if GATHERS.contains(&name) => OpKind::Gather,
+            _ if PART_WRITES.contains(&name) => OpKind::PartWrite,
+            _ if RANDOM.contains(&name) => OpKind::Random,
+            _ => OpKind::Plain,
+        }
+    };
+    (0..graph.symbols() as u32).map(|symbol| of(graph.symbol(symbol))).collect()
+}
+
+fn touched(graph: &Graph, node: NodeId, kind: OpKind) -> u64 {
+    let sum = |sum: u64, tensor: Tensor<'_>| sum.saturating_add(bytes_of(&tensor));
+    let others = || graph.inputs(node).skip(1).fold(0, sum);
+    let moved = match kind {
+        OpKind::Gather => {
+            graph.outputs(node).fold(0, sum).saturating_mul(2).saturating_add(others())
+        }
+        OpKind::PartWrite => others().saturating_mul(2),
+        _ => u64::MAX,
+    };
+    graph.bytes(node).min(moved)
 }
 
 /// Storages that a recognizer is rather sure about.

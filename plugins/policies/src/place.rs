@@ -3,91 +3,184 @@
 
 use std::collections::BTreeMap;
 
+use genie_plugin::plan::PROGRAM;
 use genie_plugin::prelude::*;
+use genie_plugin::{Device, Link};
 
 use crate::facts::{Facts, Half, bytes_of, ns};
 
 /// Devices that are considered, the strongest first.
 const DEVICES_MAX: usize = 8;
+/// Devices that are tried for one phase or the other.
+const PHASE_DEVICES_MAX: usize = 4;
+/// Nodes times candidates: what bounds the time that a policy thinks.
+const NODES_TRIED_MAX: usize = 40_000;
+/// Candidates that are tried however large the graph is.
+const CANDIDATES_MIN: usize = 4;
 /// Places in the program where it may be cut.
-const CUTS_MAX: usize = 160;
+const CUTS_MAX: usize = 96;
 
 /// A device for each node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Placement {
     pub device_of: Vec<u32>,
+    /// Whether one execution can follow another before that is done.
     pub stages: bool,
     pub why: String,
 }
 
-/// All candidates.
+/// Candidates, the likely ones first, as many as the size of the graph leaves time for.
 pub fn candidates(facts: &Facts<'_>) -> Vec<Placement> {
     let devices = strongest(facts);
-    let mut out: Vec<Placement> = Vec::new();
-    let mut add = |placement: Placement| {
-        if !out.iter().any(|known| known.device_of == placement.device_of) {
-            out.push(placement);
-        }
-    };
     let tables = table_homes(facts, &devices);
-    for device in &devices {
+    let mut found = Found {
+        most: (NODES_TRIED_MAX / facts.graph.len().max(1)).max(CANDIDATES_MIN),
+        candidates: vec![],
+    };
+    let different = different(facts, &devices);
+    for device in &different {
         let name = &facts.cluster.devices[*device as usize].name;
-        add(place(facts, |_, _| Some(*device), &BTreeMap::new(), format!("all on {name}")));
+        found
+            .add(|| place(facts, |_, _| Some(*device), &BTreeMap::new(), format!("all on {name}")));
         if !tables.is_empty() {
             let why = format!("tables where memory is, the rest on {name}");
-            add(place(facts, |_, _| Some(*device), &tables, why));
+            found.add(|| place(facts, |_, _| Some(*device), &tables, why));
         }
     }
     if devices.len() < 2 {
-        return out;
+        return found.candidates;
     }
     let content = resident_homes(facts);
     if !content.is_empty() {
-        add(follow(facts, &content, devices[0], "where the content is".to_owned()));
+        found.add(|| follow(facts, &content, devices[0], "where the content is".to_owned()));
     }
-    for stages in 2..=devices.len() {
-        for goal in [Cut::Sum, Cut::Longest] {
-            for apart in [false, true] {
-                if apart && tables.is_empty() {
-                    continue;
-                }
-                let set_apart = if apart { tables.clone() } else { BTreeMap::new() };
-                let Some(cuts) = cut(facts, &devices[..stages], goal, &set_apart) else { continue };
-                let why = format!("{stages} stages, cut where the fewest bytes cross");
-                for mut placement in staged(facts, &devices[..stages], &cuts, &set_apart, &why) {
-                    placement.stages = goal == Cut::Longest;
-                    add(placement);
-                }
-            }
+    by_phase(facts, &different, &devices, &mut found);
+    by_branch(facts, &devices, &tables, &mut found);
+    by_stage(facts, &devices, &tables, &mut found);
+    found.candidates
+}
+
+/// Candidates so far, each once.
+struct Found {
+    most: usize,
+    candidates: Vec<Placement>,
+}
+
+impl Found {
+    fn add(&mut self, make: impl FnOnce() -> Placement) {
+        if self.is_full() {
+            return;
+        }
+        let made = make();
+        match self.candidates.iter_mut().find(|known| known.device_of == made.device_of) {
+            Some(known) => known.stages |= made.stages,
+            None => self.candidates.push(made),
         }
     }
-    if facts.branches >= 2 {
-        for used in 2..=devices.len().min(facts.branches as usize) {
-            let why = format!("{} branches on {used} devices", facts.branches);
-            let homes = branch_homes(facts, &devices[..used]);
-            let pick = |node: NodeId, _: &[Option<u32>]| {
-                facts.branch[node.0 as usize].map(|branch| homes[branch as usize])
-            };
-            add(place(facts, pick, &BTreeMap::new(), why.clone()));
-            if !tables.is_empty() {
-                add(place(facts, pick, &tables, format!("{why}, tables where memory is")));
-            }
-        }
+
+    fn is_full(&self) -> bool {
+        self.candidates.len() >= self.most
     }
-    let has = |half| facts.half.contains(&Some(half));
-    if has(Half::Prefill) && has(Half::Decode) {
-        for prefill in &devices {
-            for decode in devices.iter().filter(|decode| *decode != prefill) {
-                let pick = |node: NodeId, _: &[Option<u32>]| match facts.half[node.0 as usize] {
-                    Some(Half::Prefill) => Some(*prefill),
-                    _ => Some(*decode),
-                };
-                let why = "prefill and decode apart; the cache moves once".to_owned();
-                add(place(facts, pick, &BTreeMap::new(), why));
-            }
+}
+
+/// Devices that are not like an earlier one: where nothing is yet, equals need one try.
+fn different(facts: &Facts<'_>, devices: &[u32]) -> Vec<u32> {
+    let like = |a: u32, b: u32| {
+        let [a_device, b_device] = [a, b].map(|index| &facts.cluster.devices[index as usize]);
+        let empty = |index: u32| !facts.resident.iter().any(|there| there.contains(&index));
+        let link = |index: u32| {
+            let links = facts.way(PROGRAM, index);
+            links.first().map(|link| (link.bytes_per_s, link.rtt_us))
+        };
+        let rates = |device: &Device| {
+            (device.flops_per_s, device.memory_bytes_per_s, device.memory_free_bytes)
+        };
+        empty(a) && empty(b) && rates(a_device) == rates(b_device) && link(a) == link(b)
+    };
+    let mut out: Vec<u32> = Vec::new();
+    for device in devices {
+        if !out.iter().any(|known| like(*known, *device)) {
+            out.push(*device);
         }
     }
     out
+}
+
+/// Prefill on one device, decode on another: worth trying where they differ.
+fn by_phase(facts: &Facts<'_>, different: &[u32], devices: &[u32], found: &mut Found) {
+    let has = |half| facts.half.contains(&Some(half));
+    if !has(Half::Prefill) || !has(Half::Decode) {
+        return;
+    }
+    let tried = if different.len() < 2 { &devices[..2] } else { different };
+    let tried = &tried[..tried.len().min(PHASE_DEVICES_MAX)];
+    for prefill in tried {
+        for decode in tried.iter().filter(|decode| *decode != prefill) {
+            let pick = |node: NodeId, _: &[Option<u32>]| match facts.half[node.0 as usize] {
+                Some(Half::Prefill) => Some(*prefill),
+                _ => Some(*decode),
+            };
+            let why = "prefill and decode apart; the cache moves once".to_owned();
+            found.add(|| place(facts, pick, &BTreeMap::new(), why));
+        }
+    }
+}
+
+fn by_branch(
+    facts: &Facts<'_>,
+    devices: &[u32],
+    tables: &BTreeMap<StorageId, u32>,
+    found: &mut Found,
+) {
+    for used in 2..=devices.len().min(facts.branches as usize) {
+        if found.is_full() {
+            return;
+        }
+        let why = format!("{} branches on {used} devices", facts.branches);
+        let homes = branch_homes(facts, &devices[..used]);
+        let pick = |node: NodeId, _: &[Option<u32>]| {
+            facts.branch[node.0 as usize].map(|branch| homes[branch as usize])
+        };
+        let branched = |tables: &BTreeMap<StorageId, u32>, why| Placement {
+            stages: true,
+            ..place(facts, pick, tables, why)
+        };
+        found.add(|| branched(&BTreeMap::new(), why.clone()));
+        if !tables.is_empty() {
+            found.add(|| branched(tables, format!("{why}, tables where memory is")));
+        }
+    }
+}
+
+fn by_stage(
+    facts: &Facts<'_>,
+    devices: &[u32],
+    tables: &BTreeMap<StorageId, u32>,
+    found: &mut Found,
+) {
+    let none = BTreeMap::new();
+    let crossing = crossing_bytes(facts);
+    for stages in 2..=devices.len() {
+        let used = &devices[..stages];
+        for goal in [Cut::Sum, Cut::Longest] {
+            for apart in [&none, tables] {
+                if found.is_full() {
+                    return;
+                }
+                let Some(cuts) = cut(facts, used, goal, apart, &crossing) else { continue };
+                let why = format!("{stages} stages, cut where the fewest bytes cross");
+                for reading in [Reading::Positions, Reading::Weights] {
+                    found.add(|| Placement {
+                        stages: goal == Cut::Longest,
+                        ..staged(facts, used, &cuts, apart, reading, &why)
+                    });
+                }
+                if tables.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
 }
 
 fn strongest(facts: &Facts<'_>) -> Vec<u32> {
@@ -269,10 +362,10 @@ fn cut(
     devices: &[u32],
     goal: Cut,
     apart: &BTreeMap<StorageId, u32>,
+    crossing: &[u64],
 ) -> Option<Vec<usize>> {
-    let crossing = crossing_bytes(facts);
     let end = first_pass(facts);
-    let places = cut_places(facts, &crossing, end, devices[0]);
+    let places = cut_places(facts, crossing, end, devices[0]);
     let mut time: Vec<Vec<u64>> = vec![vec![0; places.len()]; devices.len()];
     let mut held: Vec<Vec<u64>> = vec![vec![0; places.len()]; devices.len()];
     let mut seen = vec![false; facts.graph.storages().len()];
@@ -324,25 +417,20 @@ fn cut(
     for slot in 0..devices.len() {
         let mut next: Vec<Option<u64>> = vec![None; places.len()];
         let mut began = vec![0; places.len()];
+        let links: Vec<Option<u64>> = places
+            .iter()
+            .map(|place| match slot {
+                0 => Some(0),
+                _ => send_ns(facts, devices[slot - 1], devices[slot], crossing[*place]),
+            })
+            .collect();
         for to in 1..places.len() {
             for start in 0..to {
                 let Some(before) = best[start] else { continue };
                 if held[slot][to] - held[slot][start] > room[slot] {
                     continue;
                 }
-                let link = match slot {
-                    0 => 0,
-                    _ => {
-                        let way = facts.way(devices[slot - 1], devices[slot]);
-                        if way.is_empty() {
-                            continue;
-                        }
-                        let bytes = crossing[places[start]];
-                        way.iter()
-                            .map(|hop| ns(bytes, hop.bytes_per_s) + u64::from(hop.rtt_us) * 500)
-                            .sum()
-                    }
-                };
+                let Some(link) = links[start] else { continue };
                 let stage = time[slot][to] - time[slot][start];
                 let cost = match goal {
                     Cut::Sum => before + link + stage,
@@ -366,6 +454,13 @@ fn cut(
     }
     cuts.reverse();
     Some(cuts)
+}
+
+/// How long bytes are on their way; None where no link leads there.
+fn send_ns(facts: &Facts<'_>, from: u32, to: u32, bytes: u64) -> Option<u64> {
+    let way = facts.way(from, to);
+    let hop = |link: &Link| ns(bytes, link.bytes_per_s) + u64::from(link.rtt_us) * 500;
+    (!way.is_empty()).then(|| way.iter().map(hop).sum())
 }
 
 /// Bytes that nodes before each place make for nodes from there on.
@@ -430,14 +525,23 @@ fn cut_places(facts: &Facts<'_>, crossing: &[u64], end: usize, device: u32) -> V
     places
 }
 
-/// Two readings of cuts: by position in the program, and by the homes that weights get.
+/// How cuts of the first pass become a placement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// By position in the program.
+    Positions,
+    /// By the homes that weights get: later passes and tied weights follow them.
+    Weights,
+}
+
 fn staged(
     facts: &Facts<'_>,
     devices: &[u32],
     cuts: &[usize],
     tables: &BTreeMap<StorageId, u32>,
+    reading: Reading,
     why: &str,
-) -> Vec<Placement> {
+) -> Placement {
     let stage = |node: NodeId| cuts.iter().position(|end| (node.0 as usize) < *end);
     let mut homes: BTreeMap<StorageId, u32> = BTreeMap::new();
     for node in facts.graph.nodes().filter(|node| facts.is_op[node.0 as usize]) {
@@ -447,18 +551,12 @@ fn staged(
         }
     }
     homes.extend(tables);
-    let later = |node: NodeId, device: &[Option<u32>]| {
-        facts
+    let pick = |node: NodeId, device: &[Option<u32>]| match (reading, stage(node)) {
+        (Reading::Positions, Some(stage)) => Some(devices[stage]),
+        _ => facts
             .main_source(node, |storage| homes.get(&storage).copied())
             .or_else(|| heaviest_input(facts, node, device))
-            .or(Some(devices[0]))
+            .or(Some(devices[0])),
     };
-    let by_position = |node: NodeId, device: &[Option<u32>]| match stage(node) {
-        Some(stage) => Some(devices[stage]),
-        None => later(node, device),
-    };
-    vec![
-        place(facts, by_position, tables, why.to_owned()),
-        place(facts, later, tables, why.to_owned()),
-    ]
+    place(facts, pick, tables, why.to_owned())
 }

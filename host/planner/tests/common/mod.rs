@@ -1,6 +1,8 @@
 //! Random graphs, clusters and plans, and a slow executor that knows nothing of the check.
 #![allow(dead_code)]
 
+pub mod models;
+
 use genie_planner::cluster::full_mesh;
 use genie_plugin::builder::{GraphBuilder, Handle};
 use genie_plugin::{Annotations, Cluster, Device, Graph, Link, NodeId, Plan, Region, Stage};
