@@ -18,12 +18,15 @@ MAY_USE = {
     "genie-shm": {"genie-transport", "genie-wire"},
     "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
     "genie-node": {"genie-aten", "genie-shm", "genie-transport", "genie-wire"},
+    "genie-plugin": set(),
+    "genie-plugin-policies": {"genie-plugin"},
+    "genie-planner": {"genie-plugin"},
     "genie-host": {"genie-engine", "genie-shm", "genie-srg", "genie-transport", "genie-wire"},
     # Mode `local` runs the tape in the Python process by the node's own executor.
     "genie-frontend": {"genie-aten", "genie-node", "genie-shm", "genie-transport", "genie-wire"},
 }
 # Rooms without I/O, clock, environment or randomness: those enter at the binaries.
-PURE = ("host/wire", "host/srg", "host/engine")
+PURE = ("host/wire", "host/srg", "host/engine", "host/planner")
 IMPURE = re.compile(
     r"std::(env|fs|net|process|os)\b|Instant::now|SystemTime|std::thread|rand::|tokio::|tempfile::|Uuid::new"
 )
