@@ -130,10 +130,7 @@ fn outermost(graph: &Graph, found: Vec<Found>) -> Vec<Found> {
             // Of equal matches the first stays.
             let bigger =
                 small.len() < large.len() || (small.len() == large.len() && *outer < inner);
-            bigger && {
-                let large = NodeSet::of(graph, large.iter().copied());
-                small.iter().all(|node| large.contains(*node))
-            }
+            bigger && small.iter().all(|node| large.binary_search(node).is_ok())
         })
     };
     let keep: Vec<bool> = (0..found.len()).map(|index| !within(index)).collect();
@@ -509,6 +506,29 @@ mod tests {
         ] {
             assert_eq!(pattern.find(&graph).len(), expect, "{pattern:?}");
         }
+    }
+
+    /// Invariant: the deepest search fits half of the stack that the host gives a guest.
+    #[test]
+    fn a_deep_search_fits_a_small_stack() {
+        let mut g = GraphBuilder::new();
+        let mut y = g.input(&[1]);
+        let mut pattern = op("exp");
+        for _ in 0..8 {
+            y = g.op("aten::exp", &[y], &[1]);
+            for _ in 0..50 {
+                y = g.op("aten::neg", &[y], &[1]);
+            }
+            pattern = pattern.repeated("neg").then("exp");
+        }
+        g.op("aten::exp", &[y], &[1]);
+        let graph = g.build();
+        let search = std::thread::Builder::new().stack_size(256 << 10).spawn(move || {
+            // Three groups are within the depth, all eight are not.
+            let three = op("exp").repeated("neg").then("exp").repeated("neg").then("exp");
+            (pattern.find(&graph).len(), three.find(&graph).len())
+        });
+        assert_eq!(search.unwrap().join().unwrap(), (0, 7));
     }
 
     /// Invariant: a search ends after STEPS_MAX steps, whatever the pattern.

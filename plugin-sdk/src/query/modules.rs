@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use crate::query::ops::by_symbol;
 use crate::{Graph, NodeId};
 
 /// Nodes by module path, in program order. Paths are evidence of second rank: a program may
@@ -15,8 +16,8 @@ pub struct ModuleIndex<'g> {
 impl<'g> ModuleIndex<'g> {
     pub fn new(graph: &'g Graph) -> Self {
         let mut paths: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
-        for node in graph.nodes() {
-            paths.entry(graph.module(node)).or_default().push(node);
+        for (symbol, nodes) in by_symbol(graph, |node| graph.module_symbol(node)) {
+            paths.entry(graph.symbol(symbol)).or_default().extend(nodes);
         }
         ModuleIndex { paths }
     }

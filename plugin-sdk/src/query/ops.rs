@@ -27,11 +27,13 @@ impl<'g> OpIndex<'g> {
     pub fn new(graph: &'g Graph) -> Self {
         let mut whole: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
         let mut plain: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
-        for node in graph.nodes() {
-            let op = graph.op(node);
-            whole.entry(op).or_default().push(node);
-            plain.entry(plain_name(op)).or_default().push(node);
+        for (symbol, nodes) in by_symbol(graph, |node| graph.op_symbol(node)) {
+            let op = graph.symbol(symbol);
+            plain.entry(plain_name(op)).or_default().extend(&nodes);
+            whole.entry(op).or_default().extend(nodes);
         }
+        // Several operators may have one plain name.
+        plain.values_mut().for_each(|nodes| nodes.sort_unstable());
         OpIndex { whole, plain }
     }
 
@@ -63,6 +65,17 @@ impl<'g> OpIndex<'g> {
     pub fn names(&self) -> impl Iterator<Item = (&'g str, usize)> + '_ {
         self.plain.iter().map(|(name, nodes)| (*name, nodes.len()))
     }
+}
+
+/// Nodes by the number of a string, so that strings are compared once each.
+pub(super) fn by_symbol(
+    graph: &Graph,
+    symbol: impl Fn(NodeId) -> u32,
+) -> impl Iterator<Item = (u32, Vec<NodeId>)> {
+    let mut nodes: Vec<Vec<NodeId>> = vec![Vec::new(); graph.symbols()];
+    graph.nodes().for_each(|node| nodes[symbol(node) as usize].push(node));
+    let some = nodes.into_iter().enumerate().filter(|(_, nodes)| !nodes.is_empty());
+    some.map(|(symbol, nodes)| (symbol as u32, nodes))
 }
 
 fn sorted(nodes: impl Iterator<Item = NodeId>) -> Vec<NodeId> {
