@@ -62,7 +62,7 @@ impl Pattern {
             let may_end = || self.may_end_with(graph.op(*node));
             *possible.entry(graph.op_symbol(*node)).or_insert_with(may_end)
         });
-        outermost(graph, roots.filter_map(|node| self.at(graph, node)).collect())
+        outermost(roots.filter_map(|node| self.at(graph, node)).collect())
     }
 
     /// The match that ends with this node.
@@ -118,7 +118,7 @@ pub fn disjoint(graph: &Graph, mut found: Vec<Found>) -> Vec<Found> {
 }
 
 /// Leaves out matches whose nodes are all in another match.
-fn outermost(graph: &Graph, found: Vec<Found>) -> Vec<Found> {
+fn outermost(found: Vec<Found>) -> Vec<Found> {
     let mut holders: HashMap<NodeId, Vec<usize>> = HashMap::new();
     for (index, one) in found.iter().enumerate() {
         one.nodes().for_each(|node| holders.entry(node).or_default().push(index));
