@@ -1,0 +1,269 @@
+//! What sessions ran, recognized: at once where a program asks, behind its back where not.
+//!
+//! Plugins are loaded on a thread of their own, so a host serves while they compile. A topology
+//! is recognized once, at its first occurrence; a steady loop calls no plugin.
+
+mod behind;
+mod known;
+mod plan;
+
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use genie_analyzer::explanation::PluginTold;
+use genie_analyzer::merge::{Reading, Said, merge};
+use genie_analyzer::{Explanation, StorageFacts, columns};
+use genie_engine::{NewTopology, Snapshot};
+use genie_plugin::recorded::Recorded;
+use genie_plugin::{Columns, Graph};
+use genie_plugin_host::{PluginHost, PluginState, Settings, WATCH_EVERY, Watch};
+use genie_srg::{Origin, Window};
+use genie_wire::control::{Device, TraceQuestion};
+
+use crate::analysis::known::Known;
+use crate::serve::SOFTWARE;
+
+/// New topologies that may wait for their recognizers; further ones stay unknown until their
+/// session forgets them.
+const JOBS_MAX: usize = 16;
+/// How long a question waits for plugins that are still being loaded.
+const LOADING_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the analysis is told.
+pub struct AnalysisSettings {
+    /// None: no plugins, every window is `unknown`.
+    pub plugins: Option<Settings>,
+    /// Load plugins again when their files change.
+    pub watch: bool,
+    /// The policy that is asked first.
+    pub policy: String,
+    /// Log every match.
+    pub debug: bool,
+}
+
+/// The recognizers of this host and what they found.
+pub struct Analysis {
+    policy: String,
+    debug: bool,
+    loading: Mutex<Loading>,
+    loaded: Condvar,
+    known: Mutex<Known>,
+    jobs: SyncSender<NewTopology>,
+}
+
+enum Loading {
+    Waiting,
+    Without,
+    Ready { plugins: Arc<PluginHost>, _watch: Option<Watch> },
+}
+
+impl Analysis {
+    /// Starts loading the plugins and the thread that recognizes new topologies.
+    pub fn start(settings: AnalysisSettings) -> std::io::Result<Arc<Analysis>> {
+        let AnalysisSettings { plugins, watch, policy, debug } = settings;
+        let (jobs, queue) = std::sync::mpsc::sync_channel(JOBS_MAX);
+        let loading = match plugins {
+            Some(_) => Loading::Waiting,
+            None => Loading::Without,
+        };
+        let analysis = Arc::new(Analysis {
+            policy,
+            debug,
+            loading: Mutex::new(loading),
+            loaded: Condvar::new(),
+            known: Mutex::default(),
+            jobs,
+        });
+        behind::start(&analysis, plugins, watch, queue)?;
+        Ok(analysis)
+    }
+
+    /// Whether new topologies are worth recognizing.
+    pub fn is_on(&self) -> bool {
+        !matches!(*lock(&self.loading), Loading::Without)
+    }
+
+    /// Has a new topology recognized, some time.
+    pub fn begin(&self, new: NewTopology) {
+        {
+            let mut known = lock(&self.known);
+            if known.contains(new.topology) {
+                known.hits += 1;
+                return;
+            }
+        }
+        if self.jobs.try_send(new).is_err() {
+            lock(&self.known).dropped += 1;
+        }
+    }
+
+    /// Answers a question about what a session ran on `devices`.
+    pub fn answer(
+        &self,
+        question: TraceQuestion,
+        snapshot: &Snapshot,
+        devices: &[Device],
+    ) -> Result<Vec<u8>, String> {
+        match question {
+            TraceQuestion::Reset => Ok(Vec::new()),
+            TraceQuestion::Graph => {
+                let recorded = Recorded::new(graph_of(snapshot), SOFTWARE, snapshot.truncated);
+                Ok(recorded.to_json().into_bytes())
+            }
+            TraceQuestion::Explain => {
+                self.explain(snapshot, devices).map(|told| told.to_json().into_bytes())
+            }
+        }
+    }
+
+    fn explain(&self, snapshot: &Snapshot, devices: &[Device]) -> Result<Explanation, String> {
+        let columns = graph_of(snapshot);
+        let plugins = self.plugins(LOADING_PATIENCE);
+        let (reading, told) = self.read(plugins.as_deref(), &columns);
+        let mut explanation = Explanation::of(&columns, &reading, snapshot.truncated);
+        explanation.plugins = told;
+        explanation.why = self.reasons(plugins.as_deref());
+        let graph = Graph::new(columns).map_err(|error| error.to_string())?;
+        let (plan, notes) =
+            plan::choose(&self.policy, plugins.as_deref(), &graph, &reading, devices);
+        explanation.plan = Some(plan);
+        explanation.why.extend(notes);
+        Ok(explanation)
+    }
+
+    /// Asks every recognizer.
+    fn read(&self, plugins: Option<&PluginHost>, columns: &Columns) -> (Reading, Vec<PluginTold>) {
+        let calls = plugins.map(|plugins| plugins.recognize(columns)).unwrap_or_default();
+        let (mut said, mut told) = (Vec::new(), Vec::new());
+        for call in calls {
+            told.push(PluginTold {
+                name: call.plugin.clone(),
+                version: call.version,
+                outcome: call.result.as_ref().map_or_else(ToString::to_string, |_| "ok".into()),
+                us: call.took.as_micros() as u64,
+            });
+            if let Ok(notes) = call.result {
+                said.push(Said { plugin: call.plugin, notes });
+            }
+        }
+        let reading = merge(columns, &said);
+        if self.debug {
+            log(&reading);
+        }
+        (reading, told)
+    }
+
+    /// Why somebody who expects more may get less.
+    fn reasons(&self, plugins: Option<&PluginHost>) -> Vec<String> {
+        let Some(plugins) = plugins else {
+            return vec![match *lock(&self.loading) {
+                Loading::Waiting => "the plugins are still being loaded; ask again".to_owned(),
+                _ => "this host has no plugins: start it with --plugins DIR".to_owned(),
+            }];
+        };
+        let mut reasons = Vec::new();
+        for plugin in plugins.plugins() {
+            match plugin.state {
+                PluginState::Ready => {}
+                PluginState::Refused(why) => {
+                    reasons.push(format!("plugin {} was refused: {why}", plugin.name));
+                }
+                PluginState::Disabled(why) => {
+                    reasons.push(format!("plugin {} is disabled: {why}", plugin.name));
+                }
+            }
+        }
+        reasons
+    }
+
+    /// The plugins, once they are loaded; `None` without any, or when they take too long.
+    fn plugins(&self, patience: Duration) -> Option<Arc<PluginHost>> {
+        let loading = lock(&self.loading);
+        let waits = |loading: &mut Loading| matches!(loading, Loading::Waiting);
+        let waited = self.loaded.wait_timeout_while(loading, patience, waits);
+        let (loading, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match &*loading {
+            Loading::Ready { plugins, .. } => Some(plugins.clone()),
+            Loading::Waiting | Loading::Without => None,
+        }
+    }
+
+    fn set_plugins(&self, plugins: Option<Arc<PluginHost>>, watch: bool) {
+        let loading = match plugins {
+            None => Loading::Without,
+            Some(plugins) => {
+                let _watch = watch.then(|| Watch::start(plugins.clone(), WATCH_EVERY, |_| {}));
+                let _watch = _watch.and_then(|watch| {
+                    watch.inspect_err(|why| tracing::warn!("plugins are not watched: {why}")).ok()
+                });
+                Loading::Ready { plugins, _watch }
+            }
+        };
+        *lock(&self.loading) = loading;
+        self.loaded.notify_all();
+    }
+
+    /// Counters for `genie-host status` and `genie.stats()`.
+    pub fn entries(&self) -> Vec<(String, u64)> {
+        let mut entries = Vec::new();
+        {
+            let known = lock(&self.known);
+            entries.push(("analysis.topologies".to_owned(), known.len() as u64));
+            entries.push(("analysis.hits".to_owned(), known.hits));
+            entries.push(("analysis.dropped".to_owned(), known.dropped));
+            entries.push(("analysis.us".to_owned(), known.us));
+        }
+        if let Some(plugins) = self.plugins(Duration::ZERO) {
+            let statuses = plugins.plugins();
+            let ready = statuses.iter().filter(|status| status.state == PluginState::Ready).count();
+            entries.push(("plugins.ready".to_owned(), ready as u64));
+            entries.push(("plugins.not_ready".to_owned(), (statuses.len() - ready) as u64));
+            let sum = |value: fn(&genie_plugin_host::PluginStatus) -> u64| -> u64 {
+                statuses.iter().map(value).sum()
+            };
+            entries.push(("plugins.calls".to_owned(), sum(|status| status.calls)));
+            entries.push(("plugins.errors".to_owned(), sum(|status| status.errors)));
+            entries.push(("plugins.us".to_owned(), sum(|status| status.total_us)));
+            for status in statuses {
+                entries.push((format!("plugin.{}.calls", status.name), status.calls));
+                entries.push((format!("plugin.{}.us", status.name), status.total_us));
+            }
+        }
+        entries
+    }
+}
+
+/// The columns of everything in the snapshot.
+fn graph_of(snapshot: &Snapshot) -> Columns {
+    let known = |id: genie_wire::StorageId| snapshot.storages.get(&id.0);
+    let origin = |id| known(id).map_or(Origin::Unknown, |storage| storage.origin);
+    let window = Window::build(&snapshot.segments, origin);
+    columns(&window, |id| {
+        known(id).map(|storage| StorageFacts {
+            bytes: storage.bytes,
+            origin: storage.origin,
+            alive: storage.alive,
+        })
+    })
+}
+
+fn log(reading: &Reading) {
+    let workload = &reading.workload;
+    tracing::info!("workload {} ({:.2}, {})", workload.word, workload.confidence, workload.by);
+    for kept in &reading.matches {
+        tracing::info!(
+            "match {} by {}: phase {:?}, modality {:?}, confidence {:.2}, {} nodes",
+            kept.pattern,
+            kept.by,
+            kept.phase,
+            kept.modality,
+            kept.confidence,
+            kept.nodes.len()
+        );
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
