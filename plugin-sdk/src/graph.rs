@@ -68,16 +68,19 @@ pub struct Tensor<'a> {
 }
 
 impl Tensor<'_> {
+    #[inline]
     pub fn dims(&self) -> usize {
         self.sizes.len()
     }
 
     /// A size counted from the end: `size(-1)` is the last dimension; 1 where there is none.
+    #[inline]
     pub fn size(&self, dim: isize) -> i64 {
         let index = if dim < 0 { self.sizes.len() as isize + dim } else { dim };
         usize::try_from(index).ok().and_then(|index| self.sizes.get(index)).copied().unwrap_or(1)
     }
 
+    #[inline]
     pub fn elements(&self) -> u64 {
         self.sizes.iter().fold(1u64, |product, size| product.saturating_mul(*size as u64))
     }
@@ -205,6 +208,7 @@ impl Graph {
     }
 
     /// A string of the table; empty where there is no such symbol.
+    #[inline]
     pub fn symbol(&self, symbol: u32) -> &str {
         let Some(end) = self.columns.symbol_ends.get(symbol as usize) else { return "" };
         let start = match symbol {
@@ -220,11 +224,13 @@ impl Graph {
     }
 
     /// The operator with its overload, as PyTorch prints it: `aten::add.Tensor`.
+    #[inline]
     pub fn op(&self, node: NodeId) -> &str {
         self.symbol(self.columns.op[node.0 as usize])
     }
 
     /// The number of the operator's name: equal names have equal numbers.
+    #[inline]
     pub fn op_symbol(&self, node: NodeId) -> u32 {
         self.columns.op[node.0 as usize]
     }
@@ -244,6 +250,7 @@ impl Graph {
         self.symbol(self.columns.module[node.0 as usize])
     }
 
+    #[inline]
     pub fn module_symbol(&self, node: NodeId) -> u32 {
         self.columns.module[node.0 as usize]
     }
@@ -263,21 +270,25 @@ impl Graph {
     }
 
     /// The number of the segment: what lies between two reads of the program.
+    #[inline]
     pub fn segment(&self, node: NodeId) -> u32 {
         self.columns.segment[node.0 as usize]
     }
 
     /// Estimated floating-point operations.
+    #[inline]
     pub fn flops(&self, node: NodeId) -> u64 {
         self.columns.flops[node.0 as usize]
     }
 
     /// Bytes read and written, estimated.
+    #[inline]
     pub fn bytes(&self, node: NodeId) -> u64 {
         self.columns.bytes[node.0 as usize]
     }
 
     /// Tensor operands in argument order.
+    #[inline]
     pub fn inputs(
         &self,
         node: NodeId,
@@ -286,16 +297,19 @@ impl Graph {
     }
 
     /// Tensor operand number `index`.
+    #[inline]
     pub fn input(&self, node: NodeId, index: usize) -> Option<Tensor<'_>> {
         range(&self.columns.input_ends, node.0 as usize).nth(index).map(|at| self.input_at(at))
     }
 
+    #[inline]
     fn input_at(&self, index: usize) -> Tensor<'_> {
         let c = &self.columns;
         self.tensor(c.input_value[index], c.input_geometry[index], c.input_offset[index])
     }
 
     /// What the node returns or writes in place.
+    #[inline]
     pub fn outputs(
         &self,
         node: NodeId,
@@ -303,15 +317,18 @@ impl Graph {
         range(&self.columns.output_ends, node.0 as usize).map(|index| self.output_at(index))
     }
 
+    #[inline]
     pub fn output(&self, node: NodeId, index: usize) -> Option<Tensor<'_>> {
         range(&self.columns.output_ends, node.0 as usize).nth(index).map(|at| self.output_at(at))
     }
 
+    #[inline]
     fn output_at(&self, index: usize) -> Tensor<'_> {
         let c = &self.columns;
         self.tensor(c.output_value[index], c.output_geometry[index], c.output_offset[index])
     }
 
+    #[inline]
     fn tensor(&self, value: u32, geometry: u32, offset: u64) -> Tensor<'_> {
         let c = &self.columns;
         let dims = range(&c.geometry_ends, geometry as usize);
@@ -325,6 +342,7 @@ impl Graph {
     }
 
     /// Arguments, flattened; tensors name the node's inputs.
+    #[inline]
     pub fn args(
         &self,
         node: NodeId,
@@ -346,11 +364,13 @@ impl Graph {
     }
 
     /// The node that made a value (a source node, where it is from before the window).
+    #[inline]
     pub fn producer(&self, value: ValueId) -> NodeId {
         NodeId(self.columns.value_producer[value.0 as usize])
     }
 
     /// The nodes that use a value, in program order, once for each use.
+    #[inline]
     pub fn consumers(&self, value: ValueId) -> &[NodeId] {
         let consumers = self.consumers.get_or_init(|| {
             let c = &self.columns;
@@ -362,11 +382,13 @@ impl Graph {
         consumers.get(value.0 as usize)
     }
 
+    #[inline]
     pub fn storage(&self, value: ValueId) -> StorageId {
         StorageId(self.columns.value_storage[value.0 as usize])
     }
 
     /// The values a storage has held, oldest first.
+    #[inline]
     pub fn values_of(&self, storage: StorageId) -> &[ValueId] {
         let values = self.storage_values.get_or_init(|| {
             let c = &self.columns;
@@ -376,6 +398,7 @@ impl Graph {
         values.get(storage.0 as usize)
     }
 
+    #[inline]
     pub fn storage_bytes(&self, storage: StorageId) -> u64 {
         self.columns.storage_bytes[storage.0 as usize]
     }
@@ -420,6 +443,7 @@ fn stage(code: u8) -> Stage {
     }
 }
 
+#[inline]
 fn range(ends: &[u32], index: usize) -> std::ops::Range<usize> {
     let start = if index == 0 { 0 } else { ends[index - 1] as usize };
     start..ends[index] as usize
