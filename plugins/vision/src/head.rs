@@ -12,6 +12,8 @@ use crate::facts::{Facts, Kind};
 const LATE_RESIDUALS: u32 = 2;
 /// Weighted operators between a feature of a finer scale and who reads it late.
 const LATE_WEIGHTED: u32 = 6;
+/// Nodes looked at behind joined scales.
+const NEAR_NODES: usize = 8;
 /// Operators followed from a result back to the product it is from.
 const WALK_MAX: usize = 16;
 
@@ -274,8 +276,24 @@ fn has_scales_joined(facts: &Facts<'_>, pass: Pass) -> bool {
         }
         scales.sort_unstable();
         scales.dedup();
-        scales.len() >= 2
+        scales.len() >= 2 && !is_computed_with(facts, out.value)
     })
+}
+
+/// Whether a product reads what few other operators make of the value: it is a feature, not a
+/// prediction.
+fn is_computed_with(facts: &Facts<'_>, value: ValueId) -> bool {
+    let mut open = std::collections::VecDeque::from([value]);
+    for _ in 0..NEAR_NODES {
+        let Some(value) = open.pop_front() else { return false };
+        for reader in facts.readers(value) {
+            if facts.is_heavy(reader) {
+                return true;
+            }
+            open.extend(facts.graph.output(reader, 0).map(|out| out.value));
+        }
+    }
+    false
 }
 
 /// Whether maps give boxes: at one scale, sizes by an exponential beside scores by a sigmoid, or
@@ -335,8 +353,14 @@ fn dense_result(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
             return false;
         }
         let Some(out) = graph.output(*node, 0) else { return false };
-        let map = out.dims() >= 3 && out.size(-1) > 1 && out.size(-2) > 1;
-        if !map || !facts.readers(out.value).is_empty() {
+        let taken = graph.consumers(out.value).iter().filter(|node| graph.op(**node) == "genie::read");
+        // As the program looks at it.
+        let taken = taken.filter_map(|read| graph.input(*read, 0)).next();
+        if taken.is_none() && !facts.readers(out.value).is_empty() {
+            return false;
+        }
+        let out = taken.unwrap_or(out);
+        if out.dims() < 3 || out.size(-1) <= 1 || out.size(-2) <= 1 {
             return false;
         }
         // Up to the product or convolution that it is from.
@@ -367,36 +391,40 @@ fn is_skip_merge(facts: &Facts<'_>, node: NodeId) -> bool {
         return false;
     }
     let inputs: Vec<Tensor<'_>> = graph.inputs(node).collect();
-    let upsampled = inputs.iter().position(|input| is_upsampled(facts, input.value));
-    let Some(upsampled) = upsampled else { return false };
+    let upsampled = inputs
+        .iter()
+        .enumerate()
+        .find_map(|(at, input)| Some((at, upsampled_depth(facts, input.value)?)));
+    let Some((upsampled, deep)) = upsampled else { return false };
     inputs.iter().enumerate().any(|(at, input)| {
         let origin = facts.origin(input.value);
-        let passed = facts.weighted_before[node.0 as usize] - facts.weighted_before[origin.0 as usize];
-        at != upsampled && passed >= 3
+        let passed =
+            facts.weighted_before[node.0 as usize] - facts.weighted_before[origin.0 as usize];
+        at != upsampled && passed >= 3 && facts.depth(origin) < deep
     })
 }
 
-/// Whether a value was upsampled, at most two convolutions ago.
-fn is_upsampled(facts: &Facts<'_>, value: ValueId) -> bool {
+/// How deep the feature lies that a value was upsampled from, at most two convolutions ago.
+fn upsampled_depth(facts: &Facts<'_>, value: ValueId) -> Option<u32> {
     let mut node = facts.graph.producer(value);
     let mut convolutions = 0;
     for _ in 0..WALK_MAX {
+        let carried = facts.graph.producer(facts.carried(node)?.value);
         match facts.kind(node) {
-            Kind::Upsample => return true,
-            Kind::Convolution(convolution) if convolution.transposed => return true,
+            Kind::Upsample => return Some(facts.depth(carried)),
+            Kind::Convolution(convolution) if convolution.transposed => {
+                return Some(facts.depth(carried));
+            }
             Kind::Convolution(_) => convolutions += 1,
-            Kind::Join | Kind::Product | Kind::Mixing => return false,
+            Kind::Join | Kind::Product | Kind::Mixing => return None,
             _ => {}
         }
         if convolutions > 2 || facts.residuals.binary_search(&node).is_ok() {
-            return false;
+            return None;
         }
-        match facts.carried(node) {
-            Some(carried) => node = facts.graph.producer(carried.value),
-            None => return false,
-        }
+        node = carried;
     }
-    false
+    None
 }
 
 /// The first product or convolution that reads a feature of long ago.
