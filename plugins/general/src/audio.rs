@@ -1,3 +1,465 @@
-//! Sound.
+//! Sound: waveforms and spectrograms, acoustic encoders, and decoders that write text or waves.
+//!
+//! | what comes in or out | evidence |
+//! |---|---|
+//! | a waveform | convolutions over one or two channels of many samples that leave few frames |
+//! | frames of one | a Fourier transform of real numbers before any parameter |
+//! | a spectrogram in bands | convolutions over series with as many channels as bands |
+//! | a spectrogram as a plane | convolutions over one plane that is not about square, or bands that are normed one by one |
+//! | a waveform that goes out | transposed convolutions that make many samples of few frames |
+//!
+//! The front end ends where the first product of a matrix begins; a decoder is what depends on
+//! tokens.
+
 use genie_plugin::prelude::*;
-pub(crate) fn recognize(_graph: &Graph, _notes: &mut Annotations) {}
+use genie_plugin::query::{is_elementwise, plain_name};
+use genie_plugin::shapes::attention::attentions;
+use genie_plugin::shapes::flow::{Flow, is_convolution, is_given, product};
+use genie_plugin::shapes::modality::Modalities;
+
+/// Below this nothing is claimed.
+const CLAIM_MIN: f32 = 0.3;
+/// Fewer samples are no sound: 25 ms at 16 kHz.
+const SAMPLES_MIN: i64 = 400;
+/// Samples of a sound that is surely one: an eighth of a second.
+const SAMPLES_MANY: i64 = 2000;
+/// Samples for each frame that a front end leaves at the least.
+const FRAME_MIN: i64 = 8;
+/// Bands of a spectrogram.
+const BANDS: std::ops::RangeInclusive<i64> = 16..=256;
+/// A usual count of bands begins here; fewer may be sensors.
+const BANDS_SURE: i64 = 40;
+
+pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
+    let flow = Flow::of(graph);
+    let sound = Sound::of(graph, &flow);
+    let confidence = sound.confidence();
+    if confidence < CLAIM_MIN {
+        return;
+    }
+    notes.workload("audio", confidence);
+    if flow.training {
+        return;
+    }
+    let mut parts: [Vec<NodeId>; 3] = Default::default();
+    for (node, part) in sound.nodes.iter().zip(sound.parts()) {
+        parts[part as usize].push(*node);
+    }
+    let [frontend, encoder, decoder] = parts;
+    for (pattern, phase, modality, nodes) in [
+        ("audio.frontend", "audio.frontend", "audio", frontend),
+        ("audio.encoder", "audio.encode", "audio", encoder),
+        ("audio.decoder", "audio.decode", "text", decoder),
+    ] {
+        notes.matched(pattern, phase, modality, confidence, nodes);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Frontend,
+    Encoder,
+    Decoder,
+}
+
+/// A convolution and what it reads.
+#[derive(Debug, Clone, Copy)]
+struct Convolution<'g> {
+    data: Tensor<'g>,
+    weight: Tensor<'g>,
+    /// Dimensions that it moves along.
+    spatial: usize,
+    stride: i64,
+    transposed: bool,
+}
+
+fn convolution<'g>(graph: &'g Graph, node: NodeId) -> Option<Convolution<'g>> {
+    if !is_convolution(graph, node) {
+        return None;
+    }
+    let (data, weight) = (graph.input(node, 0)?, graph.input(node, 1)?);
+    let spatial = weight.dims().checked_sub(2)?;
+    let mut args = graph.args(node).skip_while(|arg| !matches!(arg, Arg::List(_))).skip(1);
+    let stride = args.next().and_then(|arg| arg.as_i64()).unwrap_or(1);
+    let transposed = args.find_map(|arg| match arg {
+        Arg::Bool(flag) => Some(flag),
+        _ => None,
+    });
+    (spatial > 0 && data.dims() > spatial).then_some(Convolution {
+        data,
+        weight,
+        spatial,
+        stride,
+        transposed: transposed.unwrap_or(false),
+    })
+}
+
+impl Convolution<'_> {
+    fn channels(&self) -> i64 {
+        self.data.size(-1 - self.spatial as isize)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Wave { samples: i64 },
+    Transform,
+    Bands { bands: i64 },
+    Plane { longer: i64, shorter: i64 },
+    BandNorm,
+    WaveOut { samples: i64 },
+}
+
+struct Sound<'g> {
+    graph: &'g Graph,
+    /// The operators of inference, or of the first forward pass of training.
+    nodes: Vec<NodeId>,
+    /// Where sound comes in (or goes out).
+    entry: Option<(NodeId, Source)>,
+    /// Pictures with colours come in too.
+    pictures: bool,
+    /// Attention or recurrence runs over frames.
+    sequence: bool,
+    attention: bool,
+    /// The fewest frames that convolutions over the waveform leave.
+    frames: i64,
+    /// Some early convolution leaves out positions.
+    strided: bool,
+}
+
+impl<'g> Sound<'g> {
+    fn of(graph: &'g Graph, flow: &Flow) -> Self {
+        let nodes: Vec<NodeId> = graph
+            .nodes()
+            .take_while(|node| graph.stage(*node) != Stage::Backward)
+            .filter(|node| flow.is_forward(*node))
+            .collect();
+        let modalities = Modalities::of(graph, flow);
+        let raw = |value: ValueId| !modalities.is_touched(value);
+        let mut sound = Sound {
+            graph,
+            nodes,
+            entry: None,
+            pictures: false,
+            sequence: false,
+            attention: false,
+            frames: i64::MAX,
+            strided: false,
+        };
+        let mut gates = 0;
+        for node in &sound.nodes {
+            let node = *node;
+            if let Some(convolution) = convolution(graph, node) {
+                let is_raw = raw(convolution.data.value);
+                sound.pictures |= is_raw && convolution.spatial >= 2 && convolution.channels() == 3;
+                if is_raw && sound.entry.is_none() {
+                    sound.entry = entered(&convolution).map(|source| (node, source));
+                }
+                sound.strided |= convolution.spatial == 1 && convolution.stride > 1;
+                continue;
+            }
+            let name = plain_name(graph.op(node));
+            match name {
+                "_fft_r2c" | "stft" if sound.entry.is_none() => {
+                    if graph.input(node, 0).is_some_and(|data| raw(data.value) && is_long(graph, data)) {
+                        sound.entry = Some((node, Source::Transform));
+                    }
+                }
+                "native_batch_norm" | "batch_norm" if sound.entry.is_none() => {
+                    let banded = graph.input(node, 0).is_some_and(|data| {
+                        let (a, b) = (data.size(-2), data.size(-1));
+                        raw(data.value) && data.dims() == 4 && data.size(1) > 4 && a.min(b) == 1 && a.max(b) > 1
+                    });
+                    if banded {
+                        sound.entry = Some((node, Source::BandNorm));
+                    }
+                }
+                "sigmoid" | "tanh" => gates += 1,
+                _ if name.contains("attention") || name.contains("transformer_encoder_layer") => {
+                    sound.attention = true;
+                }
+                "lstm" | "gru" | "_thnn_fused_lstm_cell" | "_thnn_fused_gru_cell" | "_cudnn_rnn" => gates += 9,
+                _ => {}
+            }
+        }
+        if sound.entry.is_none() {
+            sound.entry = sound.wave_out();
+        }
+        if sound.entry.is_some() {
+            sound.attention |= !attentions(graph, flow).is_empty();
+            // A few steps of a recurrence have more gates than any head.
+            sound.sequence = sound.attention || gates >= 9;
+            sound.frames = sound.frames_left();
+        }
+        sound
+    }
+
+    fn confidence(&self) -> f32 {
+        let Some((_, source)) = self.entry else { return 0.0 };
+        let sure = match source {
+            Source::Wave { samples } => {
+                let frame = samples / self.frames.max(1);
+                match (samples >= SAMPLES_MANY, frame >= 2 * FRAME_MIN, frame >= FRAME_MIN) {
+                    (true, true, _) => 0.92,
+                    (true, _, true) if self.sequence => 0.88,
+                    (_, _, true) => 0.78,
+                    (true, ..) => 0.65,
+                    _ => 0.2,
+                }
+            }
+            Source::Transform => 0.9,
+            Source::Bands { bands } => match (self.sequence, bands >= BANDS_SURE) {
+                (true, true) => 0.88,
+                (true, false) => 0.7,
+                (false, true) => 0.66,
+                (false, false) => 0.4,
+            },
+            Source::Plane { longer, shorter } => match (self.sequence, longer >= 2 * shorter) {
+                (true, true) => 0.9,
+                (true, false) => 0.75,
+                (false, true) => 0.82,
+                (false, false) => 0.6,
+            },
+            Source::BandNorm => 0.9,
+            Source::WaveOut { samples } if samples >= SAMPLES_MANY => 0.85,
+            Source::WaveOut { .. } => 0.7,
+        };
+        if self.pictures { sure * 0.3 } else { sure }
+    }
+
+    /// The fewest positions that convolutions and pools leave of the series that comes in.
+    fn frames_left(&self) -> i64 {
+        let graph = self.graph;
+        let Some((entry, Source::Wave { .. })) = self.entry else { return i64::MAX };
+        let mut reached = vec![false; graph.len()];
+        reached[entry.0 as usize] = true;
+        let mut frames = i64::MAX;
+        for node in self.nodes.iter().filter(|node| **node >= entry) {
+            let at = node.0 as usize;
+            reached[at] |= graph.predecessors(*node).any(|before| reached[before.0 as usize]);
+            let shrinks = is_convolution(graph, *node) || plain_name(graph.op(*node)).contains("pool");
+            let Some(out) = graph.output(*node, 0) else { continue };
+            if reached[at] && shrinks && out.dims() >= 2 && out.size(-1) > 1 {
+                frames = frames.min(out.size(-1));
+            }
+        }
+        frames
+    }
+
+    /// The last of transposed convolutions that make a waveform.
+    fn wave_out(&self) -> Option<(NodeId, Source)> {
+        let graph = self.graph;
+        let (mut least, mut found) = (i64::MAX, None);
+        let mut wave = None;
+        for node in &self.nodes {
+            let Some(convolution) = convolution(graph, *node).filter(|found| found.spatial == 1) else {
+                continue;
+            };
+            let Some(out) = graph.output(*node, 0) else { continue };
+            if convolution.transposed && convolution.stride > 1 {
+                least = least.min(convolution.data.size(-1));
+                found.get_or_insert(*node);
+            }
+            let samples = out.size(-1);
+            if out.size(-2) <= 2 && samples >= SAMPLES_MIN && samples / FRAME_MIN >= least {
+                wave = found.map(|first| (first, Source::WaveOut { samples }));
+            }
+        }
+        wave
+    }
+
+    /// The part of each node.
+    fn parts(&self) -> Vec<Part> {
+        let frontend = self.frontend();
+        let decoder = self.decoder();
+        self.nodes
+            .iter()
+            .map(|node| match node.0 as usize {
+                at if decoder[at] => Part::Decoder,
+                at if frontend[at] => Part::Frontend,
+                _ => Part::Encoder,
+            })
+            .collect()
+    }
+
+    fn frontend(&self) -> Vec<bool> {
+        let mut front = match self.entry {
+            Some((entry, Source::Wave { .. })) => self.convolved(entry),
+            Some((entry, Source::Transform)) => self.transformed(entry),
+            _ => return vec![false; self.graph.len()],
+        };
+        // What is only there for the front end: padding, windows, norms of its weights.
+        let graph = self.graph;
+        for node in self.nodes.iter().rev() {
+            let mut readers = graph.successors(*node).peekable();
+            if readers.peek().is_some() && readers.all(|reader| front[reader.0 as usize]) {
+                front[node.0 as usize] = true;
+            }
+        }
+        front
+    }
+
+    /// From the first convolution over the waveform to the last one before any matrix, with what
+    /// bends and scales its result.
+    fn convolved(&self, entry: NodeId) -> Vec<bool> {
+        let graph = self.graph;
+        let mut front = vec![false; graph.len()];
+        let mut last = entry;
+        let (mut residual, mut products) = (false, false);
+        for node in self.nodes.iter().copied().filter(|node| *node >= entry) {
+            let name = plain_name(graph.op(node));
+            products |= product(graph, node).is_some();
+            let from = graph.predecessors(node).filter(|before| front[before.0 as usize]).count();
+            let is_convolution = is_convolution(graph, node);
+            if node != entry && (from == 0 || !(is_convolution || keeps_frames(graph, node))) {
+                continue;
+            }
+            front[node.0 as usize] = true;
+            if is_convolution && node > last {
+                last = node;
+            }
+            residual |= name == "add" && from > 1;
+        }
+        // A codec is one encoder from the waveform on.
+        if residual && !self.attention || !products {
+            return vec![false; graph.len()];
+        }
+        let mut tail = vec![false; graph.len()];
+        tail[last.0 as usize] = true;
+        for node in self.nodes.iter().copied().filter(|node| *node > last) {
+            let at = node.0 as usize;
+            let follows = graph.predecessors(node).any(|before| tail[before.0 as usize]);
+            tail[at] = follows && front[at] && (!is_layer_norm(graph, node) || is_bent(graph, node));
+            front[at] = tail[at];
+        }
+        front
+    }
+
+    /// From frames to the logarithm of their spectrum.
+    fn transformed(&self, entry: NodeId) -> Vec<bool> {
+        let graph = self.graph;
+        let mut front = vec![false; graph.len()];
+        front[entry.0 as usize] = true;
+        let mut last = entry;
+        for node in self.nodes.iter().copied().filter(|node| *node > entry) {
+            let name = plain_name(graph.op(node));
+            let from = graph.predecessors(node).any(|before| front[before.0 as usize]);
+            if !from || is_convolution(graph, node) || name.contains("attention") || name == "addmm" {
+                continue;
+            }
+            front[node.0 as usize] = true;
+            if matches!(name, "log" | "log10" | "log2" | "log1p" | "abs" | "view_as_real") {
+                last = node;
+            }
+        }
+        (last.0 as usize + 1..front.len()).for_each(|at| front[at] = false);
+        front
+    }
+
+    /// What depends on tokens, and what only serves that.
+    fn decoder(&self) -> Vec<bool> {
+        let graph = self.graph;
+        let mut depends = vec![false; graph.len()];
+        // Numbers that were counted up, or chosen among scores of sound alone.
+        let mut counted = vec![false; graph.values().len()];
+        let mut first = None;
+        if let Some((entry, Source::WaveOut { .. })) = self.entry {
+            // Few frames go in and many samples come out: all of it decodes.
+            self.nodes.iter().filter(|node| **node >= entry).for_each(|node| depends[node.0 as usize] = true);
+            return depends;
+        }
+        for node in &self.nodes {
+            let at = node.0 as usize;
+            let name = plain_name(graph.op(*node));
+            depends[at] = graph.predecessors(*node).any(|before| depends[before.0 as usize]);
+            let chosen = matches!(name, "argmax" | "argmin" | "max" | "min" | "topk") && !depends[at];
+            let counts = chosen
+                || matches!(name, "arange" | "cumsum" | "linspace" | "range")
+                || graph.inputs(*node).any(|input| counted[input.value.0 as usize]);
+            // Distances between positions may be numbers with a fraction for a while.
+            let carries = is_elementwise(graph.op(*node)) || name == "copy";
+            for output in graph.outputs(*node).filter(|output| carries || !output.dtype.is_floating()) {
+                counted[output.value.0 as usize] = counts;
+            }
+            if name != "embedding" || depends[at] {
+                continue;
+            }
+            let (Some(table), Some(index)) = (graph.input(*node, 0), graph.input(*node, 1)) else { continue };
+            if is_given(graph, table.value) && !counted[index.value.0 as usize] {
+                depends[at] = true;
+                first.get_or_insert(*node);
+            }
+        }
+        let Some(first) = first else { return depends };
+        for node in self.nodes.iter().rev().take_while(|node| **node > first) {
+            let mut readers = graph.successors(*node).peekable();
+            if readers.peek().is_some() && readers.all(|reader| depends[reader.0 as usize]) {
+                depends[node.0 as usize] = true;
+            }
+        }
+        depends
+    }
+}
+
+/// What a convolution over given numbers hears.
+fn entered(convolution: &Convolution<'_>) -> Option<Source> {
+    let (data, weight) = (convolution.data, convolution.weight);
+    if convolution.transposed {
+        return None;
+    }
+    match (convolution.spatial, convolution.channels()) {
+        (1, 1..=2) if data.size(-1) >= SAMPLES_MIN => Some(Source::Wave { samples: data.size(-1) }),
+        (1, bands) if BANDS.contains(&bands) && data.size(-1) >= 16 && data.size(-1) * 2 >= bands => {
+            Some(Source::Bands { bands })
+        }
+        (2, 1) => {
+            let (a, b) = (data.size(-2), data.size(-1));
+            // A kernel along one dimension only reads sensors one by one.
+            let wide = weight.size(-1) > 1 && weight.size(-2) > 1;
+            let (longer, shorter) = (a.max(b), a.min(b));
+            (wide && shorter >= 8 && longer * 4 >= shorter * 5).then_some(Source::Plane { longer, shorter })
+        }
+        _ => None,
+    }
+}
+
+/// Whether frames were cut from something as long as a sound.
+fn is_long(graph: &Graph, frames: Tensor<'_>) -> bool {
+    let mut at = frames;
+    for _ in 0..16 {
+        if is_given(graph, at.value) {
+            break;
+        }
+        let node = graph.producer(at.value);
+        match graph.inputs(node).max_by_key(|input| input.elements()) {
+            Some(next) if next.dtype.is_floating() => at = next,
+            _ => break,
+        }
+    }
+    let whole = graph.output(graph.producer(at.value), 0).unwrap_or(at);
+    whole.size(-1) >= SAMPLES_MIN
+}
+
+/// Work that a front end does between convolutions.
+fn keeps_frames(graph: &Graph, node: NodeId) -> bool {
+    let name = plain_name(graph.op(node));
+    is_elementwise(graph.op(node))
+        || name.contains("pad")
+        || name.contains("pool")
+        || name.contains("_norm")
+        || matches!(name, "clone" | "copy" | "glu" | "dropout" | "native_dropout" | "leaky_relu" | "prelu" | "snake")
+        || is_bend(name)
+}
+
+fn is_layer_norm(graph: &Graph, node: NodeId) -> bool {
+    plain_name(graph.op(node)).contains("layer_norm")
+}
+
+/// Whether an activation reads the node's result: then it is the norm of a convolution.
+fn is_bent(graph: &Graph, node: NodeId) -> bool {
+    graph.successors(node).any(|reader| is_bend(plain_name(graph.op(reader))))
+}
+
+fn is_bend(name: &str) -> bool {
+    matches!(name, "relu" | "gelu" | "silu" | "elu" | "leaky_relu" | "tanh" | "hardtanh" | "mish" | "prelu" | "selu")
+}
