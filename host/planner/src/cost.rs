@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use genie_plugin::plan::PROGRAM;
-use genie_plugin::{Annotations, Cluster, Graph, NodeId, StorageId, ValueId};
+use genie_plugin::{Annotations, Cluster, Graph, NodeId, Origin, StorageId, ValueId};
 
 use crate::check::{Legal, Reason};
 use crate::cluster::{Hop, route};
@@ -456,7 +456,7 @@ pub fn carries_state(graph: &Graph) -> bool {
     graph.storages().any(|storage| {
         let [first, written @ ..] = graph.values_of(storage) else { return false };
         let source = graph.op(graph.producer(*first)) == "genie::source";
-        let computed = matches!(graph.origin(storage), genie_plugin::Origin::Computed(_));
-        source && (!written.is_empty() || computed)
+        let given = matches!(graph.origin(storage), Origin::Weight | Origin::Upload);
+        source && (!written.is_empty() || !given)
     })
 }

@@ -10,6 +10,9 @@ use crate::place::{Placement, candidates};
 
 /// Weights up to this size are copied wherever they are used, even where others do not fit.
 const SMALL_BYTES: u64 = 1 << 20;
+/// How much slower a spread plan is taken to be than estimated: transfers are less certain than
+/// computing.
+const SPREAD_DOUBT: f64 = 1.1;
 /// Directives of one plan.
 const DIRECTIVES_MAX: usize = 8_192;
 
@@ -158,8 +161,12 @@ fn compute_again(facts: &Facts<'_>, draft: Draft) -> Draft {
 }
 
 fn best(drafts: Vec<(Draft, Estimate)>, goal: Goal) -> Option<(Draft, Estimate)> {
-    let score = |e: &Estimate| match goal {
-        Goal::Latency => (e.latency_ns as f64, e.bytes as f64),
+    let score = |draft: &Draft, e: &Estimate| match goal {
+        Goal::Latency => {
+            let spread = draft.device_of.iter().any(|device| *device != draft.device_of[0]);
+            let doubt = if spread { SPREAD_DOUBT } else { 1.0 };
+            (e.latency_ns as f64 * doubt, e.bytes as f64)
+        }
         Goal::Traffic => (e.bytes as f64, e.latency_ns as f64),
         // The time that an execution takes of the program and of the links, and how soon the next
         // one can follow.
@@ -168,8 +175,8 @@ fn best(drafts: Vec<(Draft, Estimate)>, goal: Goal) -> Option<(Draft, Estimate)>
             (taken * e.interval_ns as f64, e.bytes as f64)
         }
     };
-    drafts.into_iter().min_by(|(_, a), (_, b)| {
-        let (a, b) = (score(a), score(b));
+    drafts.into_iter().min_by(|(a_draft, a), (b_draft, b)| {
+        let (a, b) = (score(a_draft, a), score(b_draft, b));
         a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
     })
 }

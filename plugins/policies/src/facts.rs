@@ -173,8 +173,8 @@ impl<'a> Facts<'a> {
         self.graph.storages().any(|storage| {
             let [first, written @ ..] = self.graph.values_of(storage) else { return false };
             let source = self.is_source[self.graph.producer(*first).0 as usize];
-            let computed = matches!(self.graph.origin(storage), Origin::Computed(_));
-            source && (!written.is_empty() || computed)
+            let given = matches!(self.graph.origin(storage), Origin::Weight | Origin::Upload);
+            source && (!written.is_empty() || !given)
         })
     }
 
