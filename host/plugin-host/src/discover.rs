@@ -36,11 +36,16 @@ pub(crate) struct Source {
     pub digest: [u8; 32],
 }
 
-/// The manifests below `dir`, sorted: `plugin.toml` and `*.plugin.toml` in its directories.
+/// The manifests of `dir`, sorted: `plugin.toml` and `*.plugin.toml` in its directories and, for
+/// the directory of one plugin, in itself.
 pub(crate) fn manifests(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for sub in entries(dir).into_iter().filter(|path| path.is_dir()) {
-        found.extend(entries(&sub).into_iter().filter(|path| is_manifest(path)));
+    for path in entries(dir) {
+        if path.is_dir() {
+            found.extend(entries(&path).into_iter().filter(|path| is_manifest(path)));
+        } else if is_manifest(&path) {
+            found.push(path);
+        }
     }
     if found.len() > PLUGINS_MAX {
         let shown = dir.display();
@@ -98,5 +103,6 @@ mod tests {
         let expected: Vec<PathBuf> =
             ["a/plugin.toml", "b/x.plugin.toml", "b/y.plugin.toml"].map(path).into();
         assert_eq!(manifests(root.path()), expected);
+        assert_eq!(manifests(&path("a")), expected[..1]);
     }
 }

@@ -25,7 +25,7 @@ use crate::text::clean;
 /// What a plugin host is told.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Holds one directory for each plugin.
+    /// Holds one directory for each plugin, or is the directory of one.
     pub directory: PathBuf,
     /// Where compiled plugins are kept; none: they are compiled at each start.
     pub cache: Option<PathBuf>,

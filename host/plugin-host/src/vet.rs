@@ -50,9 +50,9 @@ pub(crate) fn plugin_directory(dir: &Path) -> Result<PathBuf, String> {
 /// leave.
 pub(crate) fn inside(dir: &Path, component: &Path) -> Result<PathBuf, String> {
     let named = dir.join(component);
-    let real = named
-        .canonicalize()
-        .map_err(|error| format!("the component {} cannot be found: {error}", named.display()))?;
+    let real = named.canonicalize().map_err(|error| {
+        format!("the component {} cannot be found ({error}); build it first", named.display())
+    })?;
     if !real.starts_with(dir) {
         return Err(format!(
             "the component {} leads out of the plugin's directory, to {}; copy it there",

@@ -5,6 +5,7 @@ mod inspect;
 mod list;
 mod scaffold;
 mod settings;
+mod table;
 mod test;
 
 use std::process::ExitCode;
