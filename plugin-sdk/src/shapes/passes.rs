@@ -125,6 +125,7 @@ impl Passes {
                 worked = true;
                 let pass = &mut list[newest as usize];
                 pass.weighted += 1;
+                pass.mixed = pass.mixed.with(modalities.node_of(graph, node));
                 let out = graph.output(node, 0).map_or(0, |out| out.size(-1));
                 if out == pass.vocabulary && out > 1 && product(graph, node).is_some() {
                     pass.scores.push(node);

@@ -1,11 +1,15 @@
 //! Where pixels and tokens meet.
 
 use genie_plugin::prelude::*;
+use genie_plugin::shapes::flow::{is_weighted, passed_on};
 use genie_plugin::shapes::{Modality, Pass, View};
 
 const VISION: &str = "mm.vision_encoder";
 const TEXT: &str = "mm.text_encoder";
 const FUSION: &str = "mm.fusion";
+
+/// Operators between a projection and the attention that it is for.
+const PROJECTION_STEPS_MAX: usize = 8;
 
 /// What is seen, in pixels or in features of regions.
 const SEEN: Modality = Modality(Modality::IMAGE.0 | Modality::SERIES.0);
@@ -69,6 +73,18 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
     let graph = view.graph;
     let mut phases: Vec<Option<&'static str>> = vec![None; graph.len()];
     let writers: Vec<Writer> = view.passes.list.iter().map(|pass| writer(view, pass)).collect();
+    // Without a tower of its own, text belongs to the fusion from its first token on.
+    let towers = view.passes.list.iter().zip(&writers).any(|(pass, writer)| {
+        pass.weighted > 0 && *writer != Writer::Decoder
+    });
+    // A single projection is no tower: what is seen goes straight into the joint encoder.
+    let projections = graph
+        .nodes()
+        .filter(|node| view.flow.is_forward(*node) && is_weighted(graph, *node))
+        .filter(|node| view.modalities.node_of(graph, *node).only(SEEN))
+        .count();
+    let mut joined = connected(view);
+    projections_of_crossing(view, &mut joined);
     for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
         let of = view.modalities.node_of(graph, node);
         let pass = graph
@@ -77,10 +93,13 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
             .filter(|_| of.has(Modality::TOKENS));
         let phase = match (of.has(Modality::TOKENS), of.has(SEEN)) {
             (true, true) => Some(FUSION),
+            (true, _) | (_, true) if joined[node.0 as usize] => Some(FUSION),
+            (false, true) if projections == 1 && !is_weighted(graph, node) => Some(FUSION),
             (false, true) => Some(VISION),
             (true, false) => Some(match pass.map(|pass| (pass, writers[pass])) {
                 Some((_, Writer::Decoder)) => FUSION,
                 Some((pass, Writer::Interleaved)) if is_past_embedding(view, node, pass) => FUSION,
+                _ if !towers => FUSION,
                 _ => TEXT,
             }),
             (false, false) => None,
@@ -105,6 +124,55 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
     phases
 }
 
+/// Nodes behind a connector: learned queries, more than one, that look at what is seen and hand
+/// it on to the text.
+fn connected(view: &View) -> Vec<bool> {
+    let graph = view.graph;
+    let mut connected = vec![false; graph.len()];
+    for attention in &view.attentions {
+        let queries = view.modalities.value(attention.query) == Modality::NONE;
+        let seen = view.modalities.value(attention.key).only(SEEN);
+        if queries && seen && attention.q_len > 1 {
+            connected[attention.node.0 as usize] = true;
+        }
+    }
+    for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
+        if graph.predecessors(node).any(|from| connected[from.0 as usize]) {
+            connected[node.0 as usize] = true;
+        }
+    }
+    connected
+}
+
+/// Marks the projections with which an attention between modalities begins: they make its query,
+/// key and value, each still of one modality.
+fn projections_of_crossing(view: &View, joined: &mut [bool]) {
+    let graph = view.graph;
+    for attention in &view.attentions {
+        let query = view.modalities.value(attention.query);
+        let key = view.modalities.value(attention.key);
+        let crosses = (query.has(Modality::TOKENS) && key.only(SEEN))
+            || (query.only(SEEN) && key.has(Modality::TOKENS));
+        if !crosses {
+            continue;
+        }
+        for start in [attention.query, attention.key, attention.value] {
+            let mut at = start;
+            for _ in 0..PROJECTION_STEPS_MAX {
+                let node = graph.producer(at);
+                if !view.flow.is_forward(node) {
+                    break;
+                }
+                joined[node.0 as usize] = true;
+                match passed_on(graph, node) {
+                    Some(next) if !is_weighted(graph, node) => at = next.value,
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
 /// How a pass over tokens relates to what is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writer {
@@ -121,8 +189,11 @@ fn writer(view: &View, pass: &Pass) -> Writer {
     if !sees {
         return Writer::Tower;
     }
-    let writes = pass.chosen || pass.past > 0 || (pass.causal && !pass.bidirectional);
-    if writes || (pass.bidirectional && !pass.scores.is_empty() && !pass.crossing.is_empty()) {
+    let told = |node: &NodeId| view.modalities.node_of(view.graph, *node).has(SEEN);
+    let writes = pass.chosen
+        || pass.past > 0
+        || (!pass.bidirectional && pass.scores.iter().any(told));
+    if writes || (!pass.scores.is_empty() && !pass.crossing.is_empty()) {
         return Writer::Decoder;
     }
     let alone = pass
@@ -141,7 +212,7 @@ fn writer(view: &View, pass: &Pass) -> Writer {
 fn is_past_embedding(view: &View, node: NodeId, pass: usize) -> bool {
     let start = view.passes.list[pass].start;
     (start.0..=node.0).map(NodeId).any(|each| {
-        genie_plugin::shapes::flow::is_weighted(view.graph, each)
+        is_weighted(view.graph, each)
             && view.modalities.node_of(view.graph, each).has(Modality::TOKENS)
     })
 }
