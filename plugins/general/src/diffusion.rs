@@ -1,0 +1,341 @@
+//! Diffusion: denoisers that know how noisy their input is, and decoders of latents.
+//!
+//! A denoiser is told the step by a vector of waves (sines and cosines of one number for each
+//! sample), which products turn into shifts and scales that spread over all positions of its
+//! feature maps or tokens. A latent decoder makes a picture of planes that are neither one nor
+//! three, by upsampling.
+
+use std::collections::VecDeque;
+
+use genie_plugin::prelude::*;
+use genie_plugin::query::{NodeSet, plain_name};
+use genie_plugin::shapes::flow::{is_convolution, is_given, is_weighted, product};
+use genie_plugin::shapes::modality::lookup;
+use genie_plugin::shapes::{Flow, Modalities, Modality};
+
+/// Operators between a wave and the product that reads it.
+const WAVE_NODES: usize = 24;
+/// The most channels of a latent.
+const LATENT_CHANNELS_MAX: i64 = 64;
+/// Depends on the step.
+const STEP: u8 = 1;
+/// Has many positions for each sample.
+const WIDE: u8 = 2;
+/// Depends on something else that is one number or index for each sample: a step in disguise.
+const MAYBE: u8 = 4;
+
+/// Adds what the window says of diffusion.
+pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
+    let flow = Flow::of(graph);
+    let modalities = Modalities::of(graph, &flow);
+    let steps = step_products(graph, &flow, &modalities);
+    let found = modulations(graph, &flow, &modalities, &steps);
+    if let Some((confidence, by)) = denoiser(graph, &flow, &modalities, &found) {
+        notes.workload("diffusion", confidence);
+        if !flow.training {
+            denoised(graph, &flow, &modalities, &by, confidence, notes);
+        }
+    } else if let Some((confidence, nodes)) = decoder(graph, &flow, &modalities, NodeId(0), false) {
+        notes.workload("diffusion", confidence);
+        if !flow.training {
+            notes.matched("diffusion.decoder", "diffusion.vae", "image", confidence, nodes);
+        }
+    }
+}
+
+/// Products that read waves of numbers the program set: where a step enters.
+fn step_products(graph: &Graph, flow: &Flow, modalities: &Modalities) -> NodeSet {
+    let mut steps = NodeSet::new(graph);
+    let mut seen = NodeSet::new(graph);
+    for node in graph.nodes().filter(|node| flow.is_forward(*node)) {
+        if !matches!(plain_name(graph.op(node)), "sin" | "cos" | "polar") {
+            continue;
+        }
+        let Some(out) = graph.output(node, 0) else { continue };
+        if modalities.is_touched(out.value) || out.dims() > 3 {
+            continue;
+        }
+        let mut open = VecDeque::from([out.value]);
+        for _ in 0..WAVE_NODES {
+            let Some(value) = open.pop_front() else { break };
+            for reader in graph.consumers(value) {
+                if !flow.is_forward(*reader) {
+                    continue;
+                }
+                let reads = product(graph, *reader)
+                    .is_some_and(|product| product.weighted && product.data.value == value);
+                if reads {
+                    steps.insert(*reader);
+                } else if seen.insert(*reader) {
+                    let outputs = graph.outputs(*reader).filter(|out| !modalities.is_touched(out.value));
+                    open.extend(outputs.map(|out| out.value));
+                }
+            }
+        }
+    }
+    steps
+}
+
+/// Where vectors of the step meet maps or tokens.
+#[derive(Debug, Default)]
+struct Modulations {
+    by_step: Vec<NodeId>,
+    by_vector: Vec<NodeId>,
+}
+
+fn modulations(graph: &Graph, flow: &Flow, modalities: &Modalities, steps: &NodeSet) -> Modulations {
+    let mut found = Modulations::default();
+    let mut bits = vec![0u8; graph.values().len()];
+    let mut entries = modalities.entries.iter().peekable();
+    for node in graph.nodes() {
+        let mut entered = None;
+        while let Some((_, modality)) = entries.next_if(|(entry, _)| *entry <= node) {
+            entered = Some(*modality);
+        }
+        if !flow.is_forward(node) {
+            continue;
+        }
+        let mut sum = graph.inputs(node).fold(0, |sum, input| sum | bits[input.value.0 as usize]);
+        if steps.contains(node) {
+            sum = STEP;
+        } else if let Some(entered) = entered {
+            sum |= own_bits(graph, node, entered);
+        }
+        if let Some(out) = graph.output(node, 0) {
+            match meets(graph, node, out, &bits) {
+                Some(STEP) => found.by_step.push(node),
+                Some(_) => found.by_vector.push(node),
+                None => {}
+            }
+        }
+        for out in graph.outputs(node) {
+            bits[out.value.0 as usize] = sum;
+        }
+    }
+    found
+}
+
+/// What an input is where it first meets a parameter.
+fn own_bits(graph: &Graph, node: NodeId, entered: Modality) -> u8 {
+    if let Some(lookup) = lookup(graph, node) {
+        return if lookup.index.dims() <= 1 { MAYBE } else { WIDE };
+    }
+    if entered.has(Modality::VECTOR) {
+        let one = product(graph, node).is_some_and(|product| product.data.size(-1) == 1);
+        return if one { MAYBE } else { 0 };
+    }
+    WIDE
+}
+
+/// Whether the node spreads a vector of the step (or of what may be one) over positions.
+fn meets(graph: &Graph, node: NodeId, out: Tensor<'_>, bits: &[u8]) -> Option<u8> {
+    let spreads = match plain_name(graph.op(node)) {
+        "add" | "sub" | "mul" | "div" | "addcmul" | "lerp" => true,
+        "cat" => false,
+        _ => return None,
+    };
+    let of = |input: &Tensor<'_>| bits[input.value.0 as usize];
+    if !graph.inputs(node).any(|input| of(&input) & WIDE != 0) {
+        return None;
+    }
+    let vectors = graph.inputs(node).filter(|input| {
+        let smaller = input.elements() < out.elements();
+        of(input) & WIDE == 0 && (smaller || !spreads) && input.dtype.is_floating()
+    });
+    vectors
+        .map(|input| of(&input))
+        .filter(|bits| bits & (STEP | MAYBE) != 0)
+        .map(|bits| bits & STEP)
+        .max()
+}
+
+/// How sure it is that the window denoises, and where the step is used.
+fn denoiser(
+    graph: &Graph,
+    flow: &Flow,
+    modalities: &Modalities,
+    found: &Modulations,
+) -> Option<(f32, Vec<NodeId>)> {
+    match found.by_step.len() {
+        0 => {}
+        1 => return Some((0.8, found.by_step.clone())),
+        _ => return Some((0.95, found.by_step.clone())),
+    }
+    let planes = Modality::IMAGE.with(Modality::LATENT);
+    let (entry, _) = modalities.entries.iter().find(|(_, modality)| modality.has(planes))?;
+    let keeps_shape = gives_what_it_takes(graph, flow, *entry);
+    let looped = feeds_itself(graph, flow, *entry);
+    match (keeps_shape, found.by_vector.len(), looped) {
+        (true, 2.., true) => Some((0.9, found.by_vector.clone())),
+        (true, 2.., false) => Some((0.8, found.by_vector.clone())),
+        (true, 1, _) => Some((0.6, found.by_vector.clone())),
+        (true, 0, true) => Some((0.65, Vec::new())),
+        _ => None,
+    }
+}
+
+/// Whether some convolution gives as many elements, in as many channels, as the first one takes.
+fn gives_what_it_takes(graph: &Graph, flow: &Flow, entry: NodeId) -> bool {
+    if !is_convolution(graph, entry) {
+        return false;
+    }
+    let Some(data) = graph.input(entry, 0) else { return false };
+    graph.nodes().filter(|node| *node > entry && flow.is_forward(*node)).any(|node| {
+        is_convolution(graph, node)
+            && graph.output(node, 0).is_some_and(|out| out.sizes == data.sizes)
+    })
+}
+
+/// Whether the first convolution works again on what was computed from its own result.
+fn feeds_itself(graph: &Graph, flow: &Flow, entry: NodeId) -> bool {
+    let (Some(weight), Some(data)) = (graph.input(entry, 1), graph.input(entry, 0)) else {
+        return false;
+    };
+    let mut made = NodeSet::of(graph, [entry]);
+    let sizes: Vec<i64> = data.sizes.to_vec();
+    for node in graph.nodes().filter(|node| *node > entry && flow.is_forward(*node)) {
+        if !graph.predecessors(node).any(|before| made.contains(before)) {
+            continue;
+        }
+        made.insert(node);
+        let again = is_convolution(graph, node)
+            && graph.input(node, 1).is_some_and(|other| other.value == weight.value)
+            && graph.input(node, 0).is_some_and(|input| input.sizes == sizes);
+        if again {
+            return true;
+        }
+    }
+    false
+}
+
+/// Names the denoiser's operators, and the decoder's behind it.
+fn denoised(
+    graph: &Graph,
+    flow: &Flow,
+    modalities: &Modalities,
+    by: &[NodeId],
+    confidence: f32,
+    notes: &mut Annotations,
+) {
+    let start = first_of_denoiser(graph, flow, modalities, by.first().copied());
+    let last = by.last().copied().unwrap_or(NodeId(0));
+    let decoded = match by.is_empty() {
+        true => None,
+        false => decoder(graph, flow, modalities, last, true),
+    };
+    let end = decoded
+        .as_ref()
+        .and_then(|(_, nodes)| nodes.first().copied())
+        .unwrap_or(NodeId(graph.len() as u32));
+    let nodes = graph.nodes().filter(|node| flow.is_forward(*node));
+    let denoiser: Vec<NodeId> = nodes.filter(|node| *node >= start && *node < end).collect();
+    let convolves = denoiser.iter().filter(|node| is_convolution(graph, **node)).count();
+    let weighted = denoiser.iter().filter(|node| is_weighted(graph, **node)).count();
+    notes.attribute("architecture", if 3 * convolves > weighted { "unet" } else { "dit" });
+    notes.matched("diffusion.denoiser", "diffusion.denoise", "image", confidence, denoiser);
+    if let Some((_, nodes)) = decoded {
+        notes.matched("diffusion.decoder", "diffusion.vae", "image", confidence, nodes);
+    }
+}
+
+/// The first operator of the denoiser: the window's first, unless a text was encoded before it.
+fn first_of_denoiser(
+    graph: &Graph,
+    flow: &Flow,
+    modalities: &Modalities,
+    used: Option<NodeId>,
+) -> NodeId {
+    let Some(used) = used else { return NodeId(0) };
+    let text = modalities.entries.iter().any(|(node, modality)| {
+        *node < used && modality.has(Modality::TOKENS)
+            && lookup(graph, *node).is_some_and(|lookup| lookup.index.dims() >= 2)
+    });
+    if !text {
+        return NodeId(0);
+    }
+    // The stretch before the first use of the step in which nothing was looked up or attended to
+    // but the picture came in: from the last untouched operator that leads to it.
+    let mut first = used;
+    let mut open = vec![used];
+    let mut seen = NodeSet::new(graph);
+    let mut text = NodeId(0);
+    for (node, modality) in &modalities.entries {
+        if *node < used && modality.has(Modality::TOKENS) {
+            text = *node;
+        }
+    }
+    while let Some(node) = open.pop() {
+        for input in graph.inputs(node) {
+            let producer = graph.producer(input.value);
+            let own = !modalities.value(input.value).has(Modality::TOKENS);
+            if producer > text && own && flow.is_forward(producer) && seen.insert(producer) {
+                first = first.min(producer);
+                open.push(producer);
+            }
+        }
+    }
+    first
+}
+
+/// A latent's decoder among the nodes behind `after`: how sure, and its operators.
+fn decoder(
+    graph: &Graph,
+    flow: &Flow,
+    modalities: &Modalities,
+    after: NodeId,
+    denoised: bool,
+) -> Option<(f32, Vec<NodeId>)> {
+    let start = match denoised {
+        true => graph.nodes().find(|node| {
+            *node > after
+                && flow.is_forward(*node)
+                && is_convolution(graph, *node)
+                && few_channels(graph, *node)
+        })?,
+        false => {
+            let (entry, modality) = modalities.entries.first()?;
+            let alone = modalities.entries.iter().all(|(_, other)| other.has(Modality::LATENT));
+            if !modality.has(Modality::LATENT) || !alone || !few_channels(graph, *entry) {
+                return None;
+            }
+            *entry
+        }
+    };
+    let first = graph.input(start, 0)?;
+    let nodes: Vec<NodeId> =
+        graph.nodes().filter(|node| *node >= start && flow.is_forward(*node)).collect();
+    let grows = |node: NodeId| -> bool {
+        let (Some(input), Some(out)) = (graph.input(node, 0), graph.output(node, 0)) else {
+            return false;
+        };
+        input.dims() == 4
+            && out.dims() == 4
+            && out.size(-1) > input.size(-1)
+            && out.size(-2) > input.size(-2)
+    };
+    let grown = nodes.iter().filter(|node| grows(**node)).count();
+    let shrunk = nodes.iter().filter(|node| is_convolution(graph, **node)).any(|node| {
+        let (Some(input), Some(out)) = (graph.input(*node, 0), graph.output(*node, 0)) else {
+            return false;
+        };
+        out.size(-1) < input.size(-1)
+    });
+    let last = nodes.iter().rev().find(|node| is_convolution(graph, **node))?;
+    let picture = graph.output(*last, 0)?;
+    let colours = matches!(picture.size(1), 1 | 3) && picture.dims() == 4;
+    let larger = picture.size(-1) >= 2 * first.size(-1);
+    if grown == 0 || shrunk || !colours || !larger {
+        return None;
+    }
+    let confidence = if first.size(1) <= 16 { 0.85 } else { 0.7 };
+    Some((confidence, nodes))
+}
+
+/// Whether a convolution takes few planes: a latent.
+fn few_channels(graph: &Graph, node: NodeId) -> bool {
+    let Some(data) = graph.input(node, 0) else { return false };
+    // One position is a vector, not a plane.
+    data.dims() == 4 && (2..=LATENT_CHANNELS_MAX).contains(&data.size(1)) && data.size(-1) > 1
+        && graph.input(node, 1).is_some_and(|weight| is_given(graph, weight.value))
+        && data.size(1) <= graph.output(node, 0).map_or(0, |out| out.size(1))
+}
