@@ -48,6 +48,17 @@ test-python: build
 	@.ci/step "conformance, a bounded slice (the whole: make conformance)" "see the failures above; one alone: OPS=name make conformance" \
 	  env $(BUILT) $(PY) tests/conformance/run.py --every 8 --grad --allow tests/conformance/known_failures.txt
 
+zoo: build ## records some 190 models and judges the recognizers on them -> docs/zoo.md
+	@.ci/zoo --write docs/zoo.md
+
+test-zoo: build
+	@.ci/step "the zoo: classes and phases of models with known answers" "one alone: .ci/zoo --case NAME" \
+	  .ci/zoo --workload-min 95 --phase-min 90 --scrambled-min 85
+
+test-plugins: build
+	@.ci/step "the plugin tutorial, and a plugin in another language" "run one alone: .venv/bin/python -m pytest tests/tutorial -k NAME" \
+	  env $(BUILT) $(PY) -m pytest tests/tutorial -q --tb=short --durations=4
+
 test: ## Rust unit tests, end-to-end tests, a slice of the conformance suite, lints
 	@.ci/test
 

@@ -60,6 +60,6 @@ pip_settings_for_uv() {
 
 # stamp_of PATHS...: one hash over names and contents.
 stamp_of() {
-  find "$@" -type f -not -path '*/__pycache__/*' -not -name '*.so' -print0 | LC_ALL=C sort -z |
+  find "$@" -type f -not -path '*/__pycache__/*' -not -name '*.so' -not -name '*.wasm' -print0 | LC_ALL=C sort -z |
     xargs -0 sha256sum | sha256sum | cut -d' ' -f1
 }

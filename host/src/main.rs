@@ -80,9 +80,8 @@ struct ServeArgs {
     /// Where to listen; a fresh private directory when not given.
     #[arg(long, value_name = "unix:PATH")]
     listen: Option<Address>,
-    /// A directory of plugins (*.wasm). It is checked; plugins are loaded by a later version.
-    #[arg(long, value_name = "DIR")]
-    plugins: Option<PathBuf>,
+    #[command(flatten)]
+    plugins: plugin::ServePlugins,
     /// Exit when this process does.
     #[arg(long, value_name = "PID")]
     parent_pid: Option<u32>,
@@ -157,9 +156,10 @@ fn main() -> ExitCode {
     // A host started by a program stays quiet in that program's terminal.
     start_log(if serve.parent_pid.is_some() { "warn" } else { "info" });
     report(spin().and_then(|spin| {
+        let analysis = serve.plugins.settings()?;
         serve::run(ServeSettings {
             listen: serve.listen,
-            plugins: serve.plugins,
+            analysis,
             parent_pid: serve.parent_pid,
             weight_cache_bytes: serve.weight_cache_bytes,
             sessions_max: serve.max_sessions,

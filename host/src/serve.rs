@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,15 +19,15 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::address::Address;
-use crate::analysis::Analysis;
+use crate::analysis::{Analysis, AnalysisSettings};
 use crate::node::{NodeSettings, NodeSupervisor, open_pidfd};
 use crate::runtime_dir::RuntimeDir;
 use crate::session::SessionThread;
 use crate::signals::StopSignals;
 use crate::totals::Totals;
 
-/// The stack of a session's thread; nothing in it recurses deeply.
-const SESSION_STACK_BYTES: usize = 1 << 20;
+/// The stack of a session's thread, from which plugins are called when a program asks.
+const SESSION_STACK_BYTES: usize = 4 << 20;
 
 /// The name a host gives itself.
 pub const SOFTWARE: &str = concat!("genie-host ", env!("CARGO_PKG_VERSION"));
@@ -36,7 +35,7 @@ pub const SOFTWARE: &str = concat!("genie-host ", env!("CARGO_PKG_VERSION"));
 /// What `serve` was told.
 pub struct ServeSettings {
     pub listen: Option<Address>,
-    pub plugins: Option<PathBuf>,
+    pub analysis: AnalysisSettings,
     pub parent_pid: Option<u32>,
     pub weight_cache_bytes: u64,
     pub sessions_max: usize,
@@ -49,9 +48,7 @@ pub struct ServeSettings {
 pub fn run(settings: ServeSettings) -> anyhow::Result<()> {
     let signals = StopSignals::block()?;
     let parent = settings.parent_pid.map(watch_parent).transpose()?;
-    if let Some(dir) = &settings.plugins {
-        genie_plugin_host::check_directory(dir)?;
-    }
+    let analysis = Analysis::start(settings.analysis).context("start the analysis")?;
     raise_descriptor_limit();
     let dir = RuntimeDir::create(settings.runtime_base)?;
     let address = settings.listen.unwrap_or_else(|| Address::unix(dir.path().join("host.sock")));
@@ -62,10 +59,10 @@ pub fn run(settings: ServeSettings) -> anyhow::Result<()> {
         settings.weight_cache_bytes,
     ));
     let totals = Arc::new(Totals::default());
-    totals.watch(&supervisor);
+    totals.watch(&supervisor, &analysis);
     let host = Host {
         supervisor: supervisor.clone(),
-        analysis: Arc::new(Analysis::default()),
+        analysis,
         totals,
         sessions_max: settings.sessions_max,
         spin: settings.spin,
@@ -193,7 +190,7 @@ impl Host {
             pid: std::process::id(),
             limits: Limits::default(),
             host: self.totals.clone() as Arc<dyn HostCounters>,
-            analyze: true,
+            analyze: self.analysis.is_on(),
         };
         let thread = SessionThread {
             client: link,

@@ -172,7 +172,8 @@ impl Running {
                 Action::ConnectNode(hello) => self.connect_node(hello),
                 Action::Analyze(new) => self.analysis.begin(*new),
                 Action::AnswerTrace { token, question, snapshot } => {
-                    let answer = self.analysis.answer(question, &snapshot);
+                    let devices = self.session.devices();
+                    let answer = self.analysis.answer(question, &snapshot, devices);
                     let answer = answer.as_deref().map_err(Clone::clone);
                     self.session.answer_trace(token, answer, &mut self.actions);
                 }

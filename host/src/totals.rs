@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use genie_engine::Counters;
 use genie_engine::session::HostCounters;
 
+use crate::analysis::Analysis;
 use crate::node::NodeSupervisor;
 
 /// What one session tells the rest of the process, now and then.
@@ -41,12 +42,14 @@ struct Sessions {
 pub struct Totals {
     sessions: Mutex<Sessions>,
     supervisor: OnceLock<Weak<NodeSupervisor>>,
+    analysis: OnceLock<Weak<Analysis>>,
 }
 
 impl Totals {
-    /// Also reports about the node that this keeps.
-    pub fn watch(&self, supervisor: &Arc<NodeSupervisor>) {
+    /// Also reports about the node that this keeps, and about plugins.
+    pub fn watch(&self, supervisor: &Arc<NodeSupervisor>, analysis: &Arc<Analysis>) {
         let _ = self.supervisor.set(Arc::downgrade(supervisor));
+        let _ = self.analysis.set(Arc::downgrade(analysis));
     }
 
     /// Registers a session unless `max` are running; returns its number and its slot.
@@ -112,6 +115,9 @@ impl HostCounters for Totals {
             push("node_starts", facts.starts);
             push("weights", facts.weights);
             push("weight_bytes", facts.weight_bytes);
+        }
+        if let Some(analysis) = self.analysis.get().and_then(Weak::upgrade) {
+            entries.extend(analysis.entries());
         }
         entries
     }

@@ -19,14 +19,22 @@ MAY_USE = {
     "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
     "genie-node": {"genie-aten", "genie-shm", "genie-transport", "genie-wire"},
     "genie-plugin": set(),
-    "genie-plugin-policies": {"genie-plugin"},
+    **{
+        f"genie-plugin-{name}": {"genie-plugin"}
+        for name in ("general", "llm", "multimodal", "policies", "recsys", "vision")
+    },
+    "genie-plugin-host": {"genie-plugin"},
     "genie-planner": {"genie-plugin"},
-    "genie-host": {"genie-engine", "genie-shm", "genie-srg", "genie-transport", "genie-wire"},
+    "genie-analyzer": {"genie-plugin", "genie-srg", "genie-wire"},
+    "genie-host": {
+        *("genie-analyzer", "genie-engine", "genie-planner", "genie-plugin", "genie-plugin-host"),
+        *("genie-shm", "genie-srg", "genie-transport", "genie-wire"),
+    },
     # Mode `local` runs the tape in the Python process by the node's own executor.
     "genie-frontend": {"genie-aten", "genie-node", "genie-shm", "genie-transport", "genie-wire"},
 }
 # Rooms without I/O, clock, environment or randomness: those enter at the binaries.
-PURE = ("host/wire", "host/srg", "host/engine", "host/planner")
+PURE = ("host/wire", "host/srg", "host/engine", "host/analyzer", "host/planner")
 IMPURE = re.compile(
     r"std::(env|fs|net|process|os)\b|Instant::now|SystemTime|std::thread|rand::|tokio::|tempfile::|Uuid::new"
 )

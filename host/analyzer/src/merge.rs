@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use genie_plugin::{Annotations, Columns};
+use genie_plugin::{Annotations, Columns, NodeId, StorageId};
 
 /// What one recognizer said of the window.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,6 +51,42 @@ pub struct Reading {
     pub matches: Vec<Kept>,
     /// (key, value, plugin), without repeats.
     pub attributes: Vec<(String, String, String)>,
+}
+
+impl Reading {
+    /// The reading as one recognizer would have said it, for policies.
+    pub fn notes(&self) -> Annotations {
+        let mut notes = Annotations::new();
+        for claim in &self.workloads {
+            notes.workload(&claim.word, claim.confidence);
+        }
+        let mut phases: BTreeMap<(&str, &str), (f32, Vec<u32>)> = BTreeMap::new();
+        for (node, (phase, modality)) in self.phases.iter().zip(&self.modalities).enumerate() {
+            if !phase.word.is_empty() {
+                let entry = phases.entry((&phase.word, &modality.word)).or_default();
+                entry.0 = entry.0.max(phase.confidence);
+                entry.1.push(node as u32);
+            }
+        }
+        // One match for each phase, without overlap; then the patterns, without phase.
+        for ((phase, modality), (confidence, nodes)) in phases {
+            let nodes = nodes.into_iter().map(NodeId);
+            notes.matched("phase", phase, modality, confidence, nodes);
+        }
+        for kept in &self.matches {
+            let nodes = kept.nodes.iter().copied().map(NodeId);
+            notes.matched(&kept.pattern, "", &kept.modality, kept.confidence, nodes);
+        }
+        for (storage, claim) in self.residencies.iter().enumerate() {
+            if !claim.word.is_empty() {
+                notes.residency(StorageId(storage as u32), &claim.word, claim.confidence);
+            }
+        }
+        for (key, value, _) in &self.attributes {
+            notes.attribute(key, value.clone());
+        }
+        notes
+    }
 }
 
 /// The label of a window that nobody recognized.
@@ -171,7 +207,6 @@ fn rank_matches<'a>(order: &[&'a Said]) -> Vec<Ranked<'a>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use genie_plugin::NodeId;
     use proptest::prelude::*;
 
     fn graph(nodes: usize) -> Columns {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use genie_wire::control::{
-    Counter, Have, HaveAnswer, Hello, Refusal, Region, Released, Status, StatusRequest,
+    Counter, Device, Have, HaveAnswer, Hello, Refusal, Region, Released, Status, StatusRequest,
     TraceAnswer, TraceQuestion, TraceRequest, WeightStored, Welcome,
 };
 use genie_wire::frame::{FrameKind, HEADER_BYTES};
@@ -74,6 +74,7 @@ pub struct Session {
     tape: TapeState,
     phase: Phase,
     counters: Counters,
+    devices: Vec<Device>,
     /// `Have` questions about a weight that this session is storing, by hash.
     haves_waiting: HashMap<WeightHash, Vec<u64>>,
     haves: usize,
@@ -123,6 +124,7 @@ impl Session {
             config,
             phase: Phase::AwaitingHello,
             counters: Counters::default(),
+            devices: Vec::new(),
             haves_waiting: HashMap::new(),
             haves: 0,
             status_waiting: Vec::new(),
@@ -140,6 +142,11 @@ impl Session {
 
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The node's devices, once it welcomed the session.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
     }
 
     /// Live storages and their bytes.
@@ -429,6 +436,7 @@ impl Session {
             return self.refuse(ErrorCode::Protocol, &message, actions);
         }
         self.phase = Phase::Running;
+        self.devices = welcome.devices.clone();
         let answer = Welcome {
             software: format!("{} over {}", self.config.software, welcome.software),
             session: self.config.id,

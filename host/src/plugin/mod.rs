@@ -4,6 +4,7 @@ mod bench;
 mod inspect;
 mod list;
 mod scaffold;
+mod serve;
 mod settings;
 mod table;
 mod test;
@@ -11,6 +12,8 @@ mod test;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+
+pub use serve::ServePlugins;
 
 /// The hidden subcommand that compiles one component in a limited child process.
 pub const COMPILE: &str = "plugin-compile";
