@@ -35,6 +35,8 @@ def environment(bin_dir):
     env = dict(os.environ, PATH=f"{bin_dir}{os.pathsep}{os.environ['PATH']}")
     # The host is the reader's own, not that of the tests around this one.
     env.pop("GENIE_HOST", None)
+    # Kept between runs, so that only the new crate is compiled.
+    env.setdefault("CARGO_TARGET_DIR", str(ROOT / "target" / "tutorial"))
     return env
 
 
