@@ -87,6 +87,7 @@ fn modulations(graph: &Graph, flow: &Flow, modalities: &Modalities, steps: &Node
     let mut found = Modulations::default();
     let mut bits = vec![0u8; graph.values().len()];
     let mut entries = modalities.entries.iter().peekable();
+    let samples = steps.iter().filter_map(|step| rows(graph, step)).max();
     for node in graph.nodes() {
         let mut entered = None;
         while let Some((_, modality)) = entries.next_if(|(entry, _)| *entry <= node) {
@@ -99,7 +100,7 @@ fn modulations(graph: &Graph, flow: &Flow, modalities: &Modalities, steps: &Node
         if steps.contains(node) {
             sum = STEP;
         } else if let Some(entered) = entered {
-            sum |= own_bits(graph, node, entered);
+            sum |= own_bits(graph, node, entered, samples);
         }
         if let Some(out) = graph.output(node, 0) {
             match meets(graph, node, out, &bits) {
@@ -116,15 +117,26 @@ fn modulations(graph: &Graph, flow: &Flow, modalities: &Modalities, steps: &Node
 }
 
 /// What an input is where it first meets a parameter.
-fn own_bits(graph: &Graph, node: NodeId, entered: Modality) -> u8 {
+///
+/// `samples`: how many vectors of the step there are, if any.
+fn own_bits(graph: &Graph, node: NodeId, entered: Modality, samples: Option<u64>) -> u8 {
     if let Some(lookup) = lookup(graph, node) {
         return if lookup.index.dims() <= 1 { MAYBE } else { WIDE };
     }
     if entered.has(Modality::VECTOR) {
+        if samples.is_some_and(|samples| rows(graph, node).is_some_and(|rows| rows > samples)) {
+            return WIDE;
+        }
         let one = product(graph, node).is_some_and(|product| product.data.size(-1) == 1);
         return if one { MAYBE } else { 0 };
     }
     WIDE
+}
+
+/// Rows of data that a product reads.
+fn rows(graph: &Graph, node: NodeId) -> Option<u64> {
+    let data = product(graph, node)?.data;
+    Some(data.elements() / data.size(-1).max(1) as u64)
 }
 
 /// Whether the node spreads a vector of the step (or of what may be one) over positions.
