@@ -15,7 +15,7 @@ use genie_plugin::prelude::*;
 use genie_plugin::query::{is_elementwise, plain_name};
 use genie_plugin::shapes::attention::attentions;
 use genie_plugin::shapes::flow::{Flow, is_convolution, is_given, product};
-use genie_plugin::shapes::modality::Modalities;
+use genie_plugin::shapes::modality::{Modalities, Modality};
 
 /// Below this nothing is claimed.
 const CLAIM_MIN: f32 = 0.3;
@@ -27,6 +27,8 @@ const SAMPLES_MANY: i64 = 2000;
 const FRAME_MIN: i64 = 8;
 /// Bands of a spectrogram.
 const BANDS: std::ops::RangeInclusive<i64> = 16..=256;
+/// Bands of frames that no convolution reads: fewer are sensors, more are features of regions.
+const BANDS_ROWS: std::ops::RangeInclusive<i64> = 20..=160;
 /// A usual count of bands begins here; fewer may be sensors.
 const BANDS_SURE: i64 = 40;
 
@@ -108,6 +110,15 @@ enum Source {
     Plane { longer: i64, shorter: i64 },
     BandNorm,
     WaveOut { samples: i64 },
+    /// Frames of bands that products read one by one, to score each or to be attended to by words.
+    Rows,
+}
+
+/// A waveform that transposed convolutions make.
+#[derive(Debug, Clone, Copy)]
+struct Made {
+    first: NodeId,
+    samples: i64,
 }
 
 struct Sound<'g> {
@@ -116,6 +127,7 @@ struct Sound<'g> {
     nodes: Vec<NodeId>,
     /// Where sound comes in (or goes out).
     entry: Option<(NodeId, Source)>,
+    made: Option<Made>,
     /// Pictures with colours come in too.
     pictures: bool,
     /// Attention or recurrence runs over frames.
@@ -140,6 +152,7 @@ impl<'g> Sound<'g> {
             graph,
             nodes,
             entry: None,
+            made: None,
             pictures: false,
             sequence: false,
             attention: false,
@@ -182,8 +195,12 @@ impl<'g> Sound<'g> {
                 _ => {}
             }
         }
+        sound.made = sound.wave_out();
+        if let (Some(made), None | Some((_, Source::Bands { .. }))) = (sound.made, sound.entry) {
+            sound.entry = Some((made.first, Source::WaveOut { samples: made.samples }));
+        }
         if sound.entry.is_none() {
-            sound.entry = sound.wave_out();
+            sound.entry = sound.rows(&modalities);
         }
         if sound.entry.is_some() {
             sound.attention |= !attentions(graph, flow).is_empty();
@@ -223,6 +240,7 @@ impl<'g> Sound<'g> {
             Source::BandNorm => 0.9,
             Source::WaveOut { samples } if samples >= SAMPLES_MANY => 0.85,
             Source::WaveOut { .. } => 0.7,
+            Source::Rows => 0.75,
         };
         if self.pictures { sure * 0.3 } else { sure }
     }
@@ -247,7 +265,7 @@ impl<'g> Sound<'g> {
     }
 
     /// The last of transposed convolutions that make a waveform.
-    fn wave_out(&self) -> Option<(NodeId, Source)> {
+    fn wave_out(&self) -> Option<Made> {
         let graph = self.graph;
         let (mut least, mut found) = (i64::MAX, None);
         let mut wave = None;
@@ -262,10 +280,42 @@ impl<'g> Sound<'g> {
             }
             let samples = out.size(-1);
             if out.size(-2) <= 2 && samples >= SAMPLES_MIN && samples / FRAME_MIN >= least {
-                wave = found.map(|first| (first, Source::WaveOut { samples }));
+                wave = found.map(|first| Made { first, samples });
             }
         }
         wave
+    }
+
+    /// Frames of bands without any convolution: a recurrence or attention over them, and words
+    /// that look at them, or scores of symbols for each frame.
+    fn rows(&self, modalities: &Modalities) -> Option<(NodeId, Source)> {
+        let graph = self.graph;
+        let (mut entry, mut symbols, mut words) = (None, false, false);
+        let mut frames = 0;
+        for node in &self.nodes {
+            let name = plain_name(graph.op(*node));
+            if let Some(product) = product(graph, *node) {
+                let bands = product.data.size(-1);
+                let is_raw = product.weighted && !modalities.is_touched(product.data.value);
+                let source = graph.output(graph.producer(product.data.value), 0);
+                let series = source.filter(|source| source.dims() == 3 && source.size(-1) == bands);
+                if let (None, true, Some(series)) = (entry, is_raw && BANDS_ROWS.contains(&bands), series) {
+                    frames = series.size(1).max(series.size(0));
+                    entry = (frames * 2 >= bands).then_some(*node);
+                }
+            }
+            let depends = |tensor: Tensor<'_>| modalities.value(tensor.value).has(Modality::SERIES);
+            let Some(input) = graph.input(*node, 0) else { continue };
+            symbols |= name == "_log_softmax" && depends(input) && input.dims() == 3 && input.size(-1) > 2;
+            // Words ask, frames answer: as many columns as there are frames.
+            words |= name == "_softmax"
+                && depends(input)
+                && modalities.value(input.value).has(Modality::TOKENS)
+                && input.size(-1) == frames;
+        }
+        let entry = entry?;
+        let recurrent = self.nodes.iter().filter(|node| plain_name(graph.op(**node)) == "tanh").count() >= 9;
+        (recurrent && (symbols || words)).then_some((entry, Source::Rows))
     }
 
     /// The part of each node.
@@ -363,6 +413,10 @@ impl<'g> Sound<'g> {
         // Numbers that were counted up, or chosen among scores of sound alone.
         let mut counted = vec![false; graph.values().len()];
         let mut first = None;
+        // What depends on the sound that comes in.
+        let mut heard = vec![false; graph.len()];
+        let entry = self.entry.map(|(entry, _)| entry);
+        let makes = self.made.map(|made| made.first);
         if let Some((entry, Source::WaveOut { .. })) = self.entry {
             // Few frames go in and many samples come out: all of it decodes.
             self.nodes.iter().filter(|node| **node >= entry).for_each(|node| depends[node.0 as usize] = true);
@@ -371,7 +425,10 @@ impl<'g> Sound<'g> {
         for node in &self.nodes {
             let at = node.0 as usize;
             let name = plain_name(graph.op(*node));
-            depends[at] = graph.predecessors(*node).any(|before| depends[before.0 as usize]);
+            depends[at] =
+                makes == Some(*node) || graph.predecessors(*node).any(|before| depends[before.0 as usize]);
+            heard[at] =
+                entry == Some(*node) || graph.predecessors(*node).any(|before| heard[before.0 as usize]);
             let chosen = matches!(name, "argmax" | "argmin" | "max" | "min" | "topk") && !depends[at];
             let counts = chosen
                 || matches!(name, "arange" | "cumsum" | "linspace" | "range")
@@ -385,15 +442,18 @@ impl<'g> Sound<'g> {
                 continue;
             }
             let (Some(table), Some(index)) = (graph.input(*node, 0), graph.input(*node, 1)) else { continue };
-            if is_given(graph, table.value) && !counted[index.value.0 as usize] {
+            // A square of numbers says how far apart two positions are.
+            let pairs = index.dims() >= 2 && index.size(-1) == index.size(-2) && index.size(-1) > 1;
+            if is_given(graph, table.value) && !counted[index.value.0 as usize] && !pairs {
                 depends[at] = true;
                 first.get_or_insert(*node);
             }
         }
         let Some(first) = first else { return depends };
-        for node in self.nodes.iter().rev().take_while(|node| **node > first) {
+        for node in self.nodes.iter().rev() {
             let mut readers = graph.successors(*node).peekable();
-            if readers.peek().is_some() && readers.all(|reader| depends[reader.0 as usize]) {
+            let serves = *node > first || !heard[node.0 as usize];
+            if serves && readers.peek().is_some() && readers.all(|reader| depends[reader.0 as usize]) {
                 depends[node.0 as usize] = true;
             }
         }

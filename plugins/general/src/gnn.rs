@@ -6,6 +6,7 @@
 //! | by neighbours | rows of computed features are gathered by a table of neighbours and pooled over it |
 //! | by adjacency | one square matrix that is no parameter multiplies features from the left, layer after layer |
 //! | by masked pairs | a sum over all pairs of nodes, masked, through a softmax, weighs the features |
+//! | by distances | differences between all pairs of nodes become filters, which multiply features and are summed |
 //!
 //! Experts of a language model gather and sum by the same list; that is no graph.
 
@@ -28,7 +29,7 @@ pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
         1 => 0.85,
         _ => 0.93,
     };
-    confidence = window.adjacency().max(window.neighbours()).max(window.pairs()).max(confidence);
+    confidence = window.adjacency().max(window.neighbours()).max(window.pairs()).max(window.filters()).max(confidence);
     if window.sees_images() {
         confidence = confidence.min(WITH_IMAGES);
     }
@@ -214,8 +215,8 @@ impl<'g> Window<'g> {
         }
         match rounds {
             0 => 0.0,
-            1 => 0.5,
-            _ => 0.7,
+            1 => 0.6,
+            _ => 0.8,
         }
     }
 
@@ -279,8 +280,8 @@ impl<'g> Window<'g> {
             }
             let Some((root, by_degree)) = self.matrix_from_outside(left.value) else { continue };
             let out = graph.output(*node, 0).map(|out| out.value);
-            let in_a_layer = self.is_projected(right.value)
-                || out.is_some_and(|out| self.is_projected_later(out));
+            let in_a_layer = self.is_projected(right.value, root)
+                || out.is_some_and(|out| self.is_projected_later(out, root));
             if root == seen_through(graph, right.value) || !in_a_layer {
                 continue;
             }
@@ -338,12 +339,12 @@ impl<'g> Window<'g> {
     }
 
     /// Whether features were multiplied by a parameter before, with elementwise work since.
-    fn is_projected(&self, value: ValueId) -> bool {
+    fn is_projected(&self, value: ValueId, by_other_than: ValueId) -> bool {
         let graph = self.graph;
         let mut at = value;
         for _ in 0..16 {
             let node = graph.producer(at);
-            if self.is_projection(node) {
+            if self.is_projection(node, by_other_than) {
                 return true;
             }
             match graph.input(node, 0) {
@@ -354,15 +355,15 @@ impl<'g> Window<'g> {
         false
     }
 
-    fn is_projected_later(&self, value: ValueId) -> bool {
+    fn is_projected_later(&self, value: ValueId, by_other_than: ValueId) -> bool {
         let graph = self.graph;
         let mut at = value;
         for _ in 0..16 {
             let next = graph.consumers(at).iter().copied().find(|node| {
-                self.is_projection(*node) || is_elementwise(graph.op(*node)) || is_norm(graph, *node)
+                self.is_projection(*node, by_other_than) || is_elementwise(graph.op(*node)) || is_norm(graph, *node)
             });
             let Some(node) = next else { return false };
-            if self.is_projection(node) {
+            if self.is_projection(node, by_other_than) {
                 return true;
             }
             let Some(out) = graph.output(node, 0) else { return false };
@@ -371,15 +372,18 @@ impl<'g> Window<'g> {
         false
     }
 
-    /// A product whose right operand is a parameter.
-    fn is_projection(&self, node: NodeId) -> bool {
+    /// A product whose right operand is a parameter, and not this matrix.
+    fn is_projection(&self, node: NodeId, by_other_than: ValueId) -> bool {
         let graph = self.graph;
         let right = match plain_name(graph.op(node)) {
             "mm" | "linear" | "matmul" => graph.input(node, 1),
             "addmm" => graph.input(node, 2),
             _ => None,
         };
-        right.is_some_and(|right| is_given(graph, seen_through(graph, right.value)))
+        right.is_some_and(|right| {
+            let weight = seen_through(graph, right.value);
+            weight != by_other_than && is_given(graph, weight)
+        })
     }
 
     /// Weights of all pairs of nodes: a sum of one score for each end, masked, through a softmax.
@@ -423,6 +427,63 @@ impl<'g> Window<'g> {
         let narrow = |tensor: &Tensor<'_>, dim: isize| tensor.size(dim) == 1 && tensor.elements() >= n as u64;
         let crossed = (narrow(&a, -1) && narrow(&b, -2)) || (narrow(&a, -2) && narrow(&b, -1));
         n > 2 && out.size(-2) == n && crossed
+    }
+
+    /// Filters for all pairs of nodes, computed by parameters from differences between the two,
+    /// that multiply features of one end and are summed over it.
+    fn filters(&self) -> f32 {
+        let graph = self.graph;
+        // How many nodes the pairs are of, for what depends on differences.
+        let mut pairs_of: Vec<i64> = vec![0; graph.values().len()];
+        let mut weighted = vec![false; graph.values().len()];
+        let mut rounds = 0;
+        for node in &self.nodes {
+            let name = plain_name(graph.op(*node));
+            let Some(out) = graph.output(*node, 0) else { continue };
+            let n = self.difference(*node, name).unwrap_or_else(|| {
+                graph.inputs(*node).map(|input| pairs_of[input.value.0 as usize]).max().unwrap_or(0)
+            });
+            if n == 0 || !out.dtype.is_floating() {
+                continue;
+            }
+            let by_weight = graph.inputs(*node).any(|input| weighted[input.value.0 as usize])
+                || self.is_projection(*node, out.value);
+            let pairs = (n * n) as u64;
+            // What was summed over one end is no pair any more.
+            let still = out.elements() % pairs == 0 && out.elements() > 0;
+            let meets = name == "mul" && by_weight && still && {
+                graph.inputs(*node).any(|input| {
+                    let at = input.value.0 as usize;
+                    pairs_of[at] == 0 && input.elements() >= 2 * n as u64 && !is_given(graph, input.value)
+                })
+            };
+            rounds += usize::from(meets && self.is_pooled(out.value));
+            for output in graph.outputs(*node) {
+                pairs_of[output.value.0 as usize] = if still { n } else { 0 };
+                weighted[output.value.0 as usize] = by_weight && still;
+            }
+        }
+        match rounds {
+            0 => 0.0,
+            1 => 0.6,
+            _ => 0.78,
+        }
+    }
+
+    /// Of how many nodes a node computes all differences or distances, of each with each.
+    fn difference(&self, node: NodeId, name: &str) -> Option<i64> {
+        let graph = self.graph;
+        let (a, b, out) = (graph.input(node, 0)?, graph.input(node, 1)?, graph.output(node, 0)?);
+        let n = match name {
+            "sub" => out.size(-2),
+            "_cdist_forward" | "cdist" | "_euclidean_dist" => out.size(-1),
+            _ => return None,
+        };
+        let square = match name {
+            "sub" => out.dims() >= 3 && out.size(-3) == n && a.elements() < out.elements(),
+            _ => out.size(-2) == n,
+        };
+        (square && n > 2 && a.value == b.value).then_some(n)
     }
 
     /// Whether one of these operators lies close above a value.

@@ -5,6 +5,8 @@ use genie_plugin::query::plain_name;
 use genie_plugin::shapes::flow::{Flow, is_convolution, product};
 use genie_plugin::shapes::modality::{Modalities, Modality};
 
+/// A table with fewer rows holds categories, not words, users or items.
+const CATEGORIES_MAX: i64 = 64;
 /// Every window is at least this.
 const FALLBACK: f32 = 0.12;
 
@@ -24,13 +26,17 @@ fn plain(graph: &Graph, flow: &Flow) -> Option<f32> {
     if seen.ops == 0 {
         return None;
     }
-    if seen.lookups || seen.planes || seen.pixels || seen.spectra {
+    if seen.planes || seen.pixels || seen.lookups && !seen.few_categories {
         return Some(FALLBACK);
     }
     Some(match () {
+        // Numbers of a table with a few categories among them.
+        () if seen.lookups && !seen.attention => 0.5,
+        () if seen.lookups => FALLBACK,
+        () if seen.spectra => 0.3,
         // Kernels and filters: nothing of the other domains inverts matrices.
         () if seen.factorizes => 0.75,
-        () if seen.attention => 0.4,
+        () if seen.attention => 0.5,
         () if seen.convolutions > 0 => 0.6,
         () if seen.products > 0 => 0.72,
         () => 0.2,
@@ -42,6 +48,8 @@ struct Seen {
     ops: usize,
     /// Rows of a table by integers that the program gave.
     lookups: bool,
+    /// The tables have few rows, and each example looks up one of each: weekdays, kinds.
+    few_categories: bool,
     /// Convolutions over planes or volumes.
     planes: bool,
     /// Pictures that were cut into rows, or sound.
@@ -56,7 +64,7 @@ struct Seen {
 
 impl Seen {
     fn of(graph: &Graph, flow: &Flow) -> Seen {
-        let mut seen = Seen::default();
+        let mut seen = Seen { few_categories: true, ..Seen::default() };
         for node in graph.nodes().filter(|node| flow.is_forward(*node)) {
             seen.ops += 1;
             if is_convolution(graph, node) {
@@ -68,16 +76,27 @@ impl Seen {
             }
             seen.products += usize::from(product(graph, node).is_some());
             let name = plain_name(graph.op(node));
-            seen.lookups |= name.contains("embedding");
+            if name.contains("embedding") {
+                seen.lookups = true;
+                let table = graph.input(node, 0).map_or(0, |table| table.size(0));
+                let one_each = graph.input(node, 1).is_some_and(|index| {
+                    index.size(0) as u64 == index.elements() && index.elements() > 1
+                });
+                seen.few_categories &= table < CATEGORIES_MAX && one_each;
+            }
             seen.spectra |= name.starts_with("_fft");
             seen.attention |= name.contains("scaled_dot_product")
                 || name == "_native_multi_head_attention"
+                || name.contains("transformer_encoder_layer")
                 || matches!(name, "_softmax" | "_safe_softmax") && meets_a_product(graph, node);
             seen.factorizes |= FACTORIZATIONS.iter().any(|part| name.contains(part));
         }
         let modalities = Modalities::of(graph, flow);
-        for (_, entered) in &modalities.entries {
-            seen.lookups |= entered.has(Modality::TOKENS);
+        for (node, entered) in &modalities.entries {
+            if entered.has(Modality::TOKENS) && !graph.op(*node).contains("embedding") {
+                seen.lookups = true;
+                seen.few_categories = false;
+            }
             seen.pixels |= entered.has(Modality::IMAGE) || entered.has(Modality::AUDIO);
         }
         seen

@@ -217,6 +217,11 @@ impl Follower<'_> {
         batch && long.next().is_none() && row > state.width
     }
 
+    /// Fields that have not met, read as one long row.
+    fn is_one_row(&self, tensor: &Tensor<'_>, state: State) -> bool {
+        state.kind == Kind::Rows && self.is_flat(tensor, state)
+    }
+
     /// A product with parameters.
     fn projected(&mut self, node: NodeId, data: Tensor<'_>, weight: Tensor<'_>) {
         let graph = self.graph;
@@ -251,7 +256,7 @@ impl Follower<'_> {
         let (one, two) = (self.state(&a), self.state(&b));
         let state = self.joint(node);
         self.compare_states(one, two);
-        let flat = self.is_flat(&a, one) || self.is_flat(&b, two);
+        let flat = self.is_one_row(&a, one) || self.is_one_row(&b, two);
         let fields = |state: State| matches!(state.kind, Kind::Rows | Kind::Mixed);
         if self.are_towers(one, two) {
             self.evidence.towers |= !one.many && !two.many && !self.evidence.attention;
@@ -313,8 +318,12 @@ impl Follower<'_> {
             .collect();
         one_each.sort_unstable();
         one_each.dedup();
-        if one_each.len() > 1 {
-            self.evidence.joined = self.evidence.joined.max(one_each.len() as u32);
+        // What was computed from other lookups stands beside them as one more.
+        let own = one_each.iter().fold(0u64, |own, direct| own | 1 << ((direct - 1) % 64));
+        let beside = state.sources & !own != 0;
+        let joined = one_each.len() as u32 + u32::from(beside);
+        if !one_each.is_empty() && joined > 1 {
+            self.evidence.joined = self.evidence.joined.max(joined);
         }
         let several = graph.inputs(node).len() > 1;
         let state = State { direct: if several { 0 } else { self.only_direct(node) }, ..state };
@@ -378,7 +387,7 @@ impl Follower<'_> {
             self.compare_states(one, two);
         }
         let fields = |state: State| matches!(state.kind, Kind::Rows | Kind::Mixed);
-        let flat = self.is_flat(a, one) || self.is_flat(b, two);
+        let flat = self.is_one_row(a, one) || self.is_one_row(b, two);
         if self.are_towers(one, two) && multiplies {
             self.evidence.towers |= !one.many && !two.many && !self.evidence.attention;
             return self.mixed(node, state);
