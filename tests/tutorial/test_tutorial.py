@@ -33,8 +33,9 @@ def environment(bin_dir):
     (bin_dir / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (bin_dir / "python").chmod(0o755)
     env = dict(os.environ, PATH=f"{bin_dir}{os.pathsep}{os.environ['PATH']}")
-    # The host is the reader's own, not that of the tests around this one.
-    env.pop("GENIE_HOST", None)
+    # Host and plugins are the reader's own, not those of the tests around this one.
+    for name in ("GENIE_HOST", "GENIE_PLUGINS"):
+        env.pop(name, None)
     # Kept between runs, so that only the new crate is compiled.
     env.setdefault("CARGO_TARGET_DIR", str(ROOT / "target" / "tutorial"))
     return env
