@@ -29,6 +29,7 @@ const FRAME_MIN: i64 = 8;
 const BANDS: std::ops::RangeInclusive<i64> = 16..=256;
 /// Bands of frames that no convolution reads: fewer are sensors, more are features of regions.
 const BANDS_ROWS: std::ops::RangeInclusive<i64> = 20..=160;
+const FLOAT_BYTES: i64 = 4;
 /// A usual count of bands begins here; fewer may be sensors.
 const BANDS_SURE: i64 = 40;
 
@@ -297,14 +298,15 @@ impl<'g> Sound<'g> {
             if let Some(product) = product(graph, *node) {
                 let bands = product.data.size(-1);
                 let is_raw = product.weighted && !modalities.is_touched(product.data.value);
-                let source = graph.output(graph.producer(product.data.value), 0);
-                let series = source.filter(|source| source.dims() == 3 && source.size(-1) == bands);
-                if let (None, true, Some(series)) = (entry, is_raw && BANDS_ROWS.contains(&bands), series) {
-                    frames = series.size(1).max(series.size(0));
+                if entry.is_none() && is_raw && BANDS_ROWS.contains(&bands) {
+                    // All frames, or one at a time.
+                    let bytes = graph.storage_bytes(graph.storage(product.data.value)) as i64;
+                    let steps = bytes / FLOAT_BYTES / (product.data.elements() as i64).max(1);
+                    frames = if steps > 1 { steps } else { series_len(graph, product.data) };
                     entry = (frames * 2 >= bands).then_some(*node);
                 }
             }
-            let depends = |tensor: Tensor<'_>| modalities.value(tensor.value).has(Modality::SERIES);
+            let depends = |tensor: Tensor<'_>| modalities.value(tensor.value).has(Modality::SERIES.with(Modality::VECTOR));
             let Some(input) = graph.input(*node, 0) else { continue };
             symbols |= name == "_log_softmax" && depends(input) && input.dims() == 3 && input.size(-1) > 2;
             // Words ask, frames answer: as many columns as there are frames.
@@ -452,7 +454,13 @@ impl<'g> Sound<'g> {
         let Some(first) = first else { return depends };
         for node in self.nodes.iter().rev() {
             let mut readers = graph.successors(*node).peekable();
-            let serves = *node > first || !heard[node.0 as usize];
+            let at = node.0 as usize;
+            if !heard[at] && *node > first {
+                // Masks and positions of words, also where the program reads them itself.
+                depends[at] = readers.all(|reader| depends[reader.0 as usize] || !heard[reader.0 as usize]);
+                continue;
+            }
+            let serves = *node > first || !heard[at];
             if serves && readers.peek().is_some() && readers.all(|reader| depends[reader.0 as usize]) {
                 depends[node.0 as usize] = true;
             }
@@ -498,6 +506,12 @@ fn is_long(graph: &Graph, frames: Tensor<'_>) -> bool {
     }
     let whole = graph.output(graph.producer(at.value), 0).unwrap_or(at);
     whole.size(-1) >= SAMPLES_MIN
+}
+
+/// How many rows a given series has, one after another.
+fn series_len(graph: &Graph, data: Tensor<'_>) -> i64 {
+    let whole = graph.output(graph.producer(data.value), 0).unwrap_or(data);
+    if whole.dims() == 3 { whole.size(1).max(whole.size(0)) } else { 0 }
 }
 
 /// Work that a front end does between convolutions.

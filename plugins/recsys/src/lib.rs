@@ -21,6 +21,9 @@ const CLAIM_MIN: f32 = 0.3;
 /// Tables with fewer rows are categories (weekdays, kinds), not users and items.
 const ROWS_FEW: i64 = 64;
 
+/// So many examples at once are users rather than texts.
+const BATCH_MANY: i64 = 8;
+
 /// The recognizer.
 #[derive(Debug, Default)]
 pub struct Recsys;
@@ -100,6 +103,9 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
     if evidence.multiplied {
         signs.push(0.82);
     }
+    if evidence.squared {
+        signs.push(0.88);
+    }
     if evidence.flattened {
         signs.push(0.8);
     }
@@ -110,7 +116,13 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
         signs.push(0.88);
     }
     if evidence.whole_table {
-        signs.push(if evidence.attention { 0.45 } else { 0.75 });
+        // Transformers over words may score the next one just so, though seldom for many at once.
+        let many = found.iter().any(|lookup| lookup.batch >= BATCH_MANY);
+        signs.push(match (evidence.attention, many) {
+            (false, _) => 0.75,
+            (true, true) => 0.66,
+            (true, false) => 0.45,
+        });
     }
     if narrow {
         signs.push(if one_each > 1 { 0.7 } else { 0.6 });

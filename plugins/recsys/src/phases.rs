@@ -53,6 +53,8 @@ pub(crate) struct Evidence {
     pub joined: u32,
     /// Two different lookups were multiplied.
     pub multiplied: bool,
+    /// Fields were summed and squared.
+    pub squared: bool,
     /// Several rows an example were read as one long row by a product with parameters.
     pub flattened: bool,
     /// Two computations from different tables end in a product with each other.
@@ -348,9 +350,20 @@ impl Follower<'_> {
                 let state = State { many: false, ..state };
                 self.set(node, state, Some(Phase::Lookup));
             }
-            Kind::Rows | Kind::Mixed => self.mixed(node, state),
+            Kind::Rows | Kind::Mixed => {
+                // The square of a sum and the sum of squares.
+                self.evidence.squared |= state.kind == Kind::Rows && self.is_squared(input.value);
+                self.mixed(node, state);
+            }
             _ => self.set(node, State { direct: 0, ..state }, self.phase_of(state)),
         }
+    }
+
+    /// Whether all that reads a node's result sums it up.
+    fn is_pooled(&self, node: NodeId) -> bool {
+        let mut readers = self.graph.successors(node).peekable();
+        readers.peek().is_some()
+            && readers.all(|reader| matches!(plain_name(self.graph.op(reader)), "sum" | "mean"))
     }
 
     /// Whether the same rows are multiplied with themselves, as in a factorization machine.
@@ -376,7 +389,9 @@ impl Follower<'_> {
         let one = self.state(a);
         let Some(b) = b else {
             // Scaled, masked or shifted by something from no table.
+            let pooling = one.direct != 0 && (!one.many || self.is_pooled(node));
             return match one.kind {
+                Kind::Rows if pooling => self.set(node, one, Some(Phase::Lookup)),
                 Kind::Rows if one.width > 1 => self.set(node, one, Some(Phase::Interaction)),
                 _ => self.set(node, one, self.phase_of(one)),
             };
@@ -437,10 +452,16 @@ impl Follower<'_> {
                     let used = readers().next().is_some();
                     let only = readers().all(|reader| self.phases[reader] == Some(Phase::Interaction));
                     let scales = product(graph, *node).is_none() && is_scaling(plain_name(graph.op(*node)));
-                    // Work on what has met that opens and closes fields again.
+                    // Work on what has met that opens and closes fields again, or goes on from step
+                    // to step of a sequence.
                     gates[at] = state.from_mixed
                         && readers().all(|reader| {
-                            gates[reader] || plain_name(graph.op(NodeId(reader as u32))) == "mul"
+                            let reader_id = NodeId(reader as u32);
+                            let wide = graph
+                                .output(reader_id, 0)
+                                .is_some_and(|out| out.elements() as i64 > self.batch);
+                            gates[reader]
+                                || wide && matches!(plain_name(graph.op(reader_id)), "mul" | "add")
                         });
                     if used && only && (gates[at] || scales) {
                         self.phases[at] = Some(Phase::Interaction);
