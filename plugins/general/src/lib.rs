@@ -5,6 +5,7 @@
 //! never looks at names of modules or classes. Start reading at [`General`].
 
 mod audio;
+mod diffusion;
 mod gnn;
 mod other;
 mod training;
@@ -29,7 +30,13 @@ impl Plugin for General {
 impl Recognizer for General {
     fn recognize(&self, graph: &Graph) -> Result<Annotations, String> {
         let mut notes = Annotations::new();
-        for domain in [training::recognize, gnn::recognize, audio::recognize, other::recognize] {
+        for domain in [
+            training::recognize,
+            gnn::recognize,
+            audio::recognize,
+            diffusion::recognize,
+            other::recognize,
+        ] {
             domain(graph, &mut notes);
         }
         Ok(notes)

@@ -119,7 +119,8 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
         // Transformers over words may score the next one just so, though seldom for many at once.
         let many = found.iter().any(|lookup| lookup.batch >= BATCH_MANY);
         signs.push(match (evidence.attention, many) {
-            (false, _) => 0.75,
+            (false, true) => 0.82,
+            (false, false) => 0.7,
             (true, true) => 0.66,
             (true, false) => 0.45,
         });
