@@ -20,11 +20,12 @@ pub enum Ops {
 impl Ops {
     /// Whether an operator's whole name is one of these.
     pub fn contains(&self, op: &str) -> bool {
-        let Ops::Names(names) = self else { return !op.starts_with("genie::") };
+        let is_operator = !op.starts_with("genie::");
+        let Ops::Names(names) = self else { return is_operator };
         let (base, plain) = (base_name(op), plain_name(op));
         names.iter().any(|name| match name.strip_suffix('*') {
             Some(start) if name.contains("::") => op.starts_with(start),
-            Some(start) => base.starts_with(start),
+            Some(start) => is_operator && base.starts_with(start),
             None if name.contains("::") => op == name,
             None => plain == name || base == name,
         })
@@ -293,6 +294,9 @@ mod tests {
             (&["relu", "gelu"], "aten::gelu", true),
             (&["relu_"], "aten::relu_", true),
             (&["relu_"], "aten::relu", false),
+            (&["*"], "aten::relu", true),
+            (&["*"], "genie::read", false),
+            (&["genie::read"], "genie::read", true),
         ] {
             assert_eq!(names.into_ops().contains(op), expect, "{names:?} {op}");
         }
