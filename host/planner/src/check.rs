@@ -217,6 +217,7 @@ fn check_directives(
     device_of: &[u32],
 ) -> Result<Wishes, IllegalPlan> {
     let mut wishes = Wishes::default();
+    let random = random_nodes(graph);
     // Per (storage, device): who wants the content there, who wants it gone.
     let mut wanted: BTreeMap<(u32, u32), [Option<u32>; 2]> = BTreeMap::new();
     for (index, wish) in plan.directives.iter().enumerate() {
@@ -235,7 +236,7 @@ fn check_directives(
             "pin" | "keep" | "prefetch" | "replicate" => false,
             "spill" | "evict" => true,
             "recompute" => {
-                if let Some(why) = why_not_recomputed(graph, StorageId(storage)) {
+                if let Some(why) = why_not_recomputed(graph, &random, StorageId(storage)) {
                     return Err(IllegalPlan::CannotRecompute { index, storage, device, why });
                 }
                 wishes.recomputed.insert((storage, device));
@@ -288,7 +289,7 @@ fn check_directives(
 }
 
 /// What stands against computing a storage's content a second time, if anything does.
-fn why_not_recomputed(graph: &Graph, storage: StorageId) -> Option<&'static str> {
+fn why_not_recomputed(graph: &Graph, random: &[bool], storage: StorageId) -> Option<&'static str> {
     let [value] = graph.values_of(storage) else {
         return Some("it is written more than once");
     };
@@ -296,7 +297,7 @@ fn why_not_recomputed(graph: &Graph, storage: StorageId) -> Option<&'static str>
     if !graph.is_op(producer) {
         return Some("no operator made it");
     }
-    if random_nodes(graph)[producer.0 as usize] {
+    if random[producer.0 as usize] {
         return Some("its operator draws random numbers");
     }
     let first_of = |value| graph.values_of(graph.storage(value)).first() == Some(&value);
@@ -422,7 +423,8 @@ fn cycle(graph: &Graph, region_of: &[u32], waits: &[Wait], missing: &[usize]) ->
     let start = missing.iter().position(|left| *left > 0).expect("a region is left") as u32;
     let mut at = start;
     let mut seen = Vec::new();
-    while !seen.contains(&at) {
+    let mut visited = vec![false; missing.len()];
+    while !std::mem::replace(&mut visited[at as usize], true) {
         seen.push(at);
         at = region(back[&at].before);
     }

@@ -325,6 +325,7 @@ impl<'a> Simulation<'a> {
 
     /// What the program uploads and reads.
     fn exchange_with_program(&mut self) {
+        let mut uploads: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for node in self.graph.nodes() {
             let device = self.legal.device(node);
             let region = self.legal.region_of[node.0 as usize];
@@ -341,8 +342,7 @@ impl<'a> Simulation<'a> {
                     let task = self.transfer(output.value, PROGRAM, device, bytes, class, None);
                     if let Some(task) = task {
                         self.tasks[task as usize].then.push((region, None));
-                        // It is issued after what the program read before.
-                        self.after_reads(region, task);
+                        uploads.entry(region).or_default().push(task);
                     }
                 }
                 "genie::read" => {
@@ -359,16 +359,13 @@ impl<'a> Simulation<'a> {
                 _ => {}
             }
         }
-    }
-
-    /// An upload of a region waits for the reads that the region itself waits for.
-    fn after_reads(&mut self, region: u32, upload: u32) {
-        let reads = self.legal.waits.iter().filter(|wait| {
-            wait.reason == Reason::Read && self.legal.region_of[wait.after.0 as usize] == region
-        });
-        for wait in reads {
-            let before = self.legal.region_of[wait.before.0 as usize];
-            self.tasks[before as usize].then.push((upload, None));
+        // An upload is issued after what the program read before.
+        for wait in self.legal.waits.iter().filter(|wait| wait.reason == Reason::Read) {
+            let Some(read) = self.reads.get(&wait.before).copied() else { continue };
+            let region = self.legal.region_of[wait.after.0 as usize];
+            for upload in uploads.get(&region).into_iter().flatten() {
+                self.tasks[read as usize].then.push((*upload, None));
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Which bytes a plan moves: from a node's device to where the result is used, and from before
 //! the graph to where it is first needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use genie_plugin::plan::PROGRAM;
 use genie_plugin::{Cluster, Graph, NodeId, StorageId, ValueId};
@@ -63,9 +63,10 @@ pub(crate) struct Source {
 
 #[derive(Default)]
 struct Uses {
-    views: Vec<(u32, u64, u64)>,
+    views: BTreeSet<(u32, u64)>,
+    view_bytes: u64,
     whole: bool,
-    regions: Vec<u32>,
+    regions: BTreeSet<u32>,
     last: Option<NodeId>,
     stays: bool,
     written_on: bool,
@@ -112,8 +113,9 @@ pub(crate) fn of(graph: &Graph, cluster: &Cluster, legal: &Legal<'_>) -> Movemen
         rank[*region as usize] = at as u32;
     }
     // Latest first: what is computed again may need operands that are computed again.
-    while let Some(((producer, value, device), mut used)) = uses.pop_last() {
-        used.regions.sort_by_key(|region| rank[*region as usize]);
+    while let Some(((producer, value, device), used)) = uses.pop_last() {
+        let mut regions: Vec<u32> = used.regions.iter().copied().collect();
+        regions.sort_by_key(|region| rank[*region as usize]);
         let storage = graph.storage(value);
         let wished = legal.wishes.recomputed.contains(&(storage.0, device));
         let again = match (wished, used.last) {
@@ -121,44 +123,49 @@ pub(crate) fn of(graph: &Graph, cluster: &Cluster, legal: &Legal<'_>) -> Movemen
             _ => None,
         };
         let Some(last) = again else {
-            movement.copy(graph, value, made_on(value), device, used);
+            let copy = (value, made_on(value), device);
+            movement.copy(graph, copy, used, regions);
             continue;
         };
         for input in graph.inputs(producer) {
             if made_on(input.value) != device {
                 let entry = uses.entry(key(input.value, device)).or_default();
                 entry.whole = true;
-                entry.add_region(used.regions[0], last);
+                entry.add_region(regions[0], last);
             }
         }
-        movement.again.push(Again { value, on: device, regions: used.regions, last });
+        movement.again.push(Again { value, on: device, regions, last });
     }
     movement.copies.reverse();
     movement.again.reverse();
+    let taken: BTreeSet<ValueId> = movement.copies.iter().map(|copy| copy.value).collect();
     for source in &mut movement.sources {
-        let taken = movement.copies.iter().any(|copy| copy.value == source.value);
-        source.used |= taken;
+        source.used |= taken.contains(&source.value);
     }
     movement
 }
 
 impl Uses {
     fn add_view(&mut self, geometry: u32, offset: u64, bytes: u64) {
-        if !self.views.iter().any(|(known, at, _)| (*known, *at) == (geometry, offset)) {
-            self.views.push((geometry, offset, bytes));
+        if self.views.insert((geometry, offset)) {
+            self.view_bytes = self.view_bytes.saturating_add(bytes);
         }
     }
 
     fn add_region(&mut self, region: u32, node: NodeId) {
-        if !self.regions.contains(&region) {
-            self.regions.push(region);
-        }
+        self.regions.insert(region);
         self.last = self.last.max(Some(node));
     }
 }
 
 impl Movement {
-    fn copy(&mut self, graph: &Graph, value: ValueId, from: u32, to: u32, used: Uses) {
+    fn copy(
+        &mut self,
+        graph: &Graph,
+        (value, from, to): (ValueId, u32, u32),
+        used: Uses,
+        regions: Vec<u32>,
+    ) {
         let source = self.sources.binary_search_by_key(&value, |source| source.value).ok();
         if let Some(index) = source
             && self.sources[index].copies.iter().any(|(device, _)| *device == to)
@@ -166,10 +173,9 @@ impl Movement {
             return;
         }
         let whole = graph.storage_bytes(graph.storage(value));
-        let looked_at = used.views.iter().fold(0u64, |sum, view| sum.saturating_add(view.2));
-        let bytes = if used.whole { whole } else { whole.min(looked_at) };
+        let bytes = if used.whole { whole } else { whole.min(used.view_bytes) };
         let last = if used.stays { None } else { used.last };
-        let (regions, written_on) = (used.regions, used.written_on);
+        let written_on = used.written_on;
         self.copies.push(Copy { value, from, to, bytes, regions, last, written_on });
     }
 }
@@ -199,7 +205,7 @@ fn sources(graph: &Graph, cluster: &Cluster, legal: &Legal<'_>) -> Vec<Source> {
                 away.into_iter().partition(|device| legal.leaves(storage.0, *device));
             let mut copies: Vec<(u32, bool)> =
                 there.into_iter().map(|device| (device, true)).collect();
-            for (_, device) in legal.wishes.copies.iter().filter(|(of, _)| *of == storage.0) {
+            for (_, device) in legal.wishes.copies.range((storage.0, 0)..=(storage.0, u32::MAX)) {
                 if *device != home && !copies.iter().any(|(known, _)| known == device) {
                     copies.push((*device, false));
                 }
