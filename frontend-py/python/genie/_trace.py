@@ -219,7 +219,8 @@ class Explanation:
             for kind, (count, size) in sorted(kinds.items(), key=lambda item: -item[1][1]):
                 yield f"  {kind:16} {count:5} storages {_amount(size, 'B'):>10}"
         if self.plan:
-            yield f"plan: {self.plan['policy']}: {self.plan['why']}"
+            policy, why = self.plan["policy"], self.plan["why"]
+            yield f"plan: {why}" if why.startswith(policy) else f"plan: {policy}: {why}"
             for region in self.plan["regions"]:
                 yield f"  {region['ops']} ops on {region['device']}"
             for directive in self.plan["directives"]:

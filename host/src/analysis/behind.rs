@@ -42,6 +42,7 @@ pub fn start(
             while let Ok(new) = queue.recv() {
                 let Some(analysis) = weak.upgrade() else { return };
                 analysis.recognize(new);
+                lock(&analysis.known).waiting -= 1;
             }
         },
     )?;

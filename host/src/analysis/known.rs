@@ -24,6 +24,8 @@ pub struct Known {
     clock: u64,
     /// Sessions that met a topology which another had met.
     pub hits: u64,
+    /// Topologies that wait for their recognizers, or are with them.
+    pub waiting: u64,
     /// Topologies that found the queue full.
     pub dropped: u64,
     /// Time spent on recognizing and planning.

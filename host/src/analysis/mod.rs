@@ -93,8 +93,11 @@ impl Analysis {
                 return;
             }
         }
+        lock(&self.known).waiting += 1;
         if self.jobs.try_send(new).is_err() {
-            lock(&self.known).dropped += 1;
+            let mut known = lock(&self.known);
+            known.waiting -= 1;
+            known.dropped += 1;
         }
     }
 
@@ -210,6 +213,7 @@ impl Analysis {
         {
             let known = lock(&self.known);
             entries.push(("analysis.topologies".to_owned(), known.len() as u64));
+            entries.push(("analysis.waiting".to_owned(), known.waiting));
             entries.push(("analysis.hits".to_owned(), known.hits));
             entries.push(("analysis.dropped".to_owned(), known.dropped));
             entries.push(("analysis.us".to_owned(), known.us));

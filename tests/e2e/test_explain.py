@@ -1,0 +1,199 @@
+"""`genie.explain()`: what a program ran, in the words of the recognizers that ship with Genie."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from torch import nn
+
+import genie
+from conftest import DEVICE, wait_until
+
+pytestmark = pytest.mark.remote
+
+
+class Decoder(nn.Module):
+    """A small causal language model with a concatenated cache; its names say nothing."""
+
+    def __init__(self, vocabulary=200, width=32, layers=2, heads=2):
+        super().__init__()
+        self.heads = heads
+        self.a = nn.Embedding(vocabulary, width)
+        self.b = nn.ModuleList(
+            nn.ModuleList([nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)])
+            for _ in range(layers)
+        )
+        self.c = nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, tokens, cache):
+        x = self.a(tokens)
+        grown = []
+        for layer, (norm, split, join) in enumerate(self.b):
+            q, k, v = (
+                part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in split(norm(x)).chunk(3, -1)
+            )
+            if cache is not None:
+                k, v = torch.cat([cache[layer][0], k], 2), torch.cat([cache[layer][1], v], 2)
+            grown.append((k, v))
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+            x = x + join(y.transpose(1, 2).flatten(2))
+        return self.c(x[:, -1:]), grown
+
+
+@torch.no_grad()
+def generate(model, prompt, steps):
+    logits, cache = model(prompt, None)
+    tokens = []
+    for _ in range(steps):
+        token = logits.argmax(-1)
+        tokens.append(int(token))
+        logits, cache = model(token, cache)
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    torch.manual_seed(3)
+    return Decoder().eval().to(DEVICE), torch.randint(200, (1, 7)).to(DEVICE)
+
+
+def test_a_language_model_is_told_with_its_phases_and_caches(decoder):
+    genie.reset_trace()
+    generate(*decoder, steps=4)
+    told = genie.explain()
+    assert str(told.workload) == "llm" and told.workload.confidence > 0.7
+    assert [str(phase) for phase in told.phases] == ["llm.prefill", "llm.decode"]
+    assert told.ops_total == len(told.ops) == sum(phase.ops for phase in told.phases)
+    assert not told.truncated
+    first = told.ops[0]
+    assert (first.op, first.module, first.phase) == ("aten::embedding", "a", "llm.prefill")
+    assert told.ops[-1].phase == "llm.decode" and told.ops[1:3] == list(told.ops)[1:3]
+    kept = {each.residency for each in told.residency}
+    assert {"kv_cache", "weight"} <= kept
+    assert told.plan["policy"] == "balanced"
+    assert sum(region["ops"] for region in told.plan["regions"]) == told.ops_total
+    text = str(told)
+    assert "workload: llm" in text and "llm.decode" in text and "kv_cache" in text
+    assert {plugin["outcome"] for plugin in told.plugins} == {"ok"}
+
+
+def test_reset_trace_forgets(decoder):
+    generate(*decoder, steps=1)
+    genie.reset_trace()
+    assert genie.explain().ops_total == 0
+    (torch.ones(3, 4).to(DEVICE) + 1).cpu()
+    assert [op.op for op in genie.explain().ops] == ["aten::add.Tensor"]
+
+
+def test_a_steady_decode_step_calls_no_plugin(decoder):
+    # A length that equals another size is a topology of its own: these 40 steps meet all of theirs.
+    generate(*decoder, steps=40)
+    generate(*decoder, steps=40)
+    settled = _settled_calls()
+    generate(*decoder, steps=40)
+    after = genie.stats()
+    assert after["host.plugins.calls"] == settled
+    assert after["host.analysis.topologies"] > 0
+
+
+def _settled_calls():
+    """Plugin calls once everything that was met is recognized."""
+    torch.ones(1).to(DEVICE).cpu()
+    found = []
+
+    def settled():
+        stats = genie.stats()
+        found[:] = [stats.get("host.plugins.calls")]
+        return stats.get("host.plugins.ready", 0) > 0 and stats["host.analysis.waiting"] == 0
+
+    wait_until(settled, 60, lambda: f"the analysis does not come to rest: {genie.stats()}")
+    return found[0]
+
+
+def test_more_operators_than_a_trace_holds_are_counted_out(device):
+    genie.reset_trace()
+    x = torch.ones(4).to(device)
+    for _ in range(40_000):
+        x = x + 1
+    x.cpu()
+    told = genie.explain()
+    assert told.truncated and 30_000 < told.ops_total <= 33_000 + 4096
+    assert len(told.ops) <= 1 << 15
+    genie.reset_trace()
+    assert not genie.explain().truncated
+
+
+def test_training_is_told_by_stage(device):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x = torch.randn(8, 6).to(device)
+    genie.reset_trace()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    phases = [str(phase) for phase in genie.explain().phases]
+    assert phases == ["train.forward", "train.backward", "train.optimizer"]
+
+
+def test_an_exported_graph_is_read_by_the_host(decoder, tmp_path):
+    genie.reset_trace()
+    generate(*decoder, steps=2)
+    with genie.phase("mine"):
+        (torch.ones(2).to(DEVICE) * 3).cpu()
+    path = tmp_path / "graph.json"
+    genie.export_graph(path)
+    graph = json.loads(path.read_text())
+    assert graph["version"] == 1 and not graph["truncated"] and "mine" in graph["graph"]["blob"]
+    out = subprocess.run(
+        ["genie-host", "graph", str(path), "--out", str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert out.returncode == 0, out.stderr
+    assert "llm" in out.stdout
+    svg = (tmp_path / "graph.svg").read_text()
+    assert svg.startswith("<svg") or "<svg" in svg[:200]
+    assert "digraph" in (tmp_path / "graph.dot").read_text()
+
+
+def test_nowhere_to_write_is_an_error_of_its_own(decoder, tmp_path):
+    with pytest.raises(OSError):
+        genie.export_graph(tmp_path / "none" / "graph.json")
+    generate(*decoder, steps=1)  # the session goes on
+
+
+def test_without_a_host_the_error_says_so(program):
+    run = program(
+        """
+        import genie
+        errors = []
+        def ask():
+            try:
+                genie.explain()
+            except RuntimeError as error:
+                errors.append(str(error))
+        ask()
+        (torch.ones(2).to("remote_accelerator") + 1).cpu()
+        genie.reset_trace()
+        ask()
+        say(errors=errors)
+        """,
+        env={"GENIE_MODE": "local"},
+    )
+    first, then = run.finish()[0]["errors"]
+    assert first.startswith("nothing ran on remote_accelerator yet") and "mode local has no host" in then
+
+
+def test_without_plugins_the_answer_says_so(program):
+    run = program(
+        """
+        import genie
+        (torch.ones(2).to("remote_accelerator") + 1).cpu()
+        told = genie.explain()
+        say(label=told.workload.label, ops=told.ops_total, why=told.why)
+        """,
+        env={"GENIE_PLUGINS": "none"},
+    )
+    said = run.finish()[0]
+    assert (said["label"], said["ops"]) == ("unknown", 1) and "this host has no plugins" in said["why"][0]
