@@ -17,6 +17,10 @@ use genie_plugin::shapes::{Flow, Modalities, Modality};
 const WAVE_NODES: usize = 24;
 /// The most channels of a latent.
 const LATENT_CHANNELS_MAX: i64 = 64;
+/// Channels of a latent of an image model.
+const LATENT_CHANNELS_USUAL: i64 = 16;
+/// The least products between one use of the first convolution and the next in a loop.
+const LOOP_WEIGHTED_MIN: usize = 2;
 /// Depends on the step.
 const STEP: u8 = 1;
 /// Has many positions for each sample.
@@ -99,6 +103,8 @@ fn modulations(graph: &Graph, flow: &Flow, modalities: &Modalities, steps: &Node
         let mut sum = graph.inputs(node).fold(0, |sum, input| sum | bits[input.value.0 as usize]);
         if steps.contains(node) {
             sum = STEP;
+        } else if lookup(graph, node).is_some_and(|lookup| lookup.index.dims() <= 1) {
+            sum = MAYBE;
         } else if let Some(entered) = entered {
             sum |= own_bits(graph, node, entered, samples);
         }
@@ -120,8 +126,8 @@ fn modulations(graph: &Graph, flow: &Flow, modalities: &Modalities, steps: &Node
 ///
 /// `samples`: how many vectors of the step there are, if any.
 fn own_bits(graph: &Graph, node: NodeId, entered: Modality, samples: Option<u64>) -> u8 {
-    if let Some(lookup) = lookup(graph, node) {
-        return if lookup.index.dims() <= 1 { MAYBE } else { WIDE };
+    if lookup(graph, node).is_some() {
+        return WIDE;
     }
     if entered.has(Modality::VECTOR) {
         if samples.is_some_and(|samples| rows(graph, node).is_some_and(|rows| rows > samples)) {
@@ -175,13 +181,13 @@ fn denoiser(
     }
     let planes = Modality::IMAGE.with(Modality::LATENT);
     let (entry, _) = modalities.entries.iter().find(|(_, modality)| modality.has(planes))?;
-    let keeps_shape = gives_what_it_takes(graph, flow, *entry);
-    let looped = feeds_itself(graph, flow, *entry);
-    match (keeps_shape, found.by_vector.len(), looped) {
-        (true, 2.., true) => Some((0.9, found.by_vector.clone())),
-        (true, 2.., false) => Some((0.8, found.by_vector.clone())),
-        (true, 1, _) => Some((0.6, found.by_vector.clone())),
-        (true, 0, true) => Some((0.65, Vec::new())),
+    let found_by = found.by_vector.clone();
+    if feeds_itself(graph, flow, *entry) {
+        return Some((if found_by.is_empty() { 0.62 } else { 0.93 }, found_by));
+    }
+    match (gives_what_it_takes(graph, flow, *entry), found_by.len()) {
+        (true, 2..) => Some((0.88, found_by)),
+        (true, 1) => Some((0.6, found_by)),
         _ => None,
     }
 }
@@ -198,13 +204,17 @@ fn gives_what_it_takes(graph: &Graph, flow: &Flow, entry: NodeId) -> bool {
     })
 }
 
-/// Whether the first convolution works again on what was computed from its own result.
+/// Whether the first convolution works again on what was computed from its own result, and on
+/// nothing else that has positions.
 fn feeds_itself(graph: &Graph, flow: &Flow, entry: NodeId) -> bool {
     let (Some(weight), Some(data)) = (graph.input(entry, 1), graph.input(entry, 0)) else {
         return false;
     };
+    if !is_convolution(graph, entry) {
+        return false;
+    }
     let mut made = NodeSet::of(graph, [entry]);
-    let sizes: Vec<i64> = data.sizes.to_vec();
+    let mut weighted = 0;
     for node in graph.nodes().filter(|node| *node > entry && flow.is_forward(*node)) {
         if !graph.predecessors(node).any(|before| made.contains(before)) {
             continue;
@@ -212,12 +222,26 @@ fn feeds_itself(graph: &Graph, flow: &Flow, entry: NodeId) -> bool {
         made.insert(node);
         let again = is_convolution(graph, node)
             && graph.input(node, 1).is_some_and(|other| other.value == weight.value)
-            && graph.input(node, 0).is_some_and(|input| input.sizes == sizes);
+            && graph.input(node, 0).is_some_and(|input| input.sizes == data.sizes);
         if again {
-            return true;
+            return weighted >= LOOP_WEIGHTED_MIN && is_fed_alone(graph, node, &made);
         }
+        weighted += usize::from(is_weighted(graph, node));
     }
     false
+}
+
+/// Whether what a convolution reads has no planes beside those that were made.
+fn is_fed_alone(graph: &Graph, node: NodeId, made: &NodeSet) -> bool {
+    let Some(data) = graph.input(node, 0) else { return false };
+    let producer = graph.producer(data.value);
+    if plain_name(graph.op(producer)) != "cat" {
+        return true;
+    }
+    graph.inputs(producer).all(|input| {
+        let spread = input.strides.iter().skip(2).all(|stride| *stride == 0);
+        made.contains(graph.producer(input.value)) || spread
+    })
 }
 
 /// Names the denoiser's operators, and the decoder's behind it.
@@ -298,12 +322,18 @@ fn decoder(
     denoised: bool,
 ) -> Option<(f32, Vec<NodeId>)> {
     let start = match denoised {
-        true => graph.nodes().find(|node| {
-            *node > after
-                && flow.is_forward(*node)
-                && is_convolution(graph, *node)
-                && few_channels(graph, *node)
-        })?,
+        true => {
+            let latents = modalities.entries.iter().filter(|(entry, _)| is_convolution(graph, *entry));
+            let channels = latents.filter_map(|(entry, _)| graph.input(*entry, 0)).map(|data| data.size(1));
+            let most = channels.min().unwrap_or(LATENT_CHANNELS_USUAL);
+            graph.nodes().find(|node| {
+                *node > after
+                    && flow.is_forward(*node)
+                    && is_convolution(graph, *node)
+                    && few_channels(graph, *node)
+                    && graph.input(*node, 0).is_some_and(|data| data.size(1) <= most)
+            })?
+        }
         false => {
             let (entry, modality) = modalities.entries.first()?;
             let alone = modalities.entries.iter().all(|(_, other)| other.has(Modality::LATENT));
@@ -314,8 +344,9 @@ fn decoder(
         }
     };
     let first = graph.input(start, 0)?;
+    let begin = if denoised { start } else { NodeId(0) };
     let nodes: Vec<NodeId> =
-        graph.nodes().filter(|node| *node >= start && flow.is_forward(*node)).collect();
+        graph.nodes().filter(|node| *node >= begin && flow.is_forward(*node)).collect();
     let grows = |node: NodeId| -> bool {
         let (Some(input), Some(out)) = (graph.input(node, 0), graph.output(node, 0)) else {
             return false;
@@ -339,7 +370,7 @@ fn decoder(
     if grown == 0 || shrunk || !colours || !larger {
         return None;
     }
-    let confidence = if first.size(1) <= 16 { 0.85 } else { 0.7 };
+    let confidence = if first.size(1) <= LATENT_CHANNELS_USUAL { 0.85 } else { 0.7 };
     Some((confidence, nodes))
 }
 

@@ -64,8 +64,9 @@ pub fn split(facts: &Facts<'_>, pass: Pass) -> Split {
         facts.residuals[from..to].to_vec()
     };
     let boxes = box_product(facts, pass);
-    if boxes.is_some() || has_scales_joined(facts, pass) || has_box_maps(facts, pass) {
-        return detector(facts, pass, &residuals, boxes);
+    let maps = box_maps(facts, pass);
+    if boxes.is_some() || has_scales_joined(facts, pass) || maps.is_some() {
+        return detector(facts, pass, &residuals, boxes, maps);
     }
     match dense_result(facts, pass) {
         Some(result) => dense(facts, pass, &residuals, result),
@@ -194,7 +195,13 @@ fn first_product_after(facts: &Facts<'_>, pass: Pass, last: NodeId) -> NodeId {
 }
 
 /// The head of a detector.
-fn detector(facts: &Facts<'_>, pass: Pass, residuals: &[NodeId], boxes: Option<NodeId>) -> Split {
+fn detector(
+    facts: &Facts<'_>,
+    pass: Pass,
+    residuals: &[NodeId],
+    boxes: Option<NodeId>,
+    maps: Option<NodeId>,
+) -> Split {
     let done = |head, stem_in_backbone| Split { task: Task::Detect, head, stem_in_backbone };
     if boxes.is_none() || has_scales_joined(facts, pass) {
         if let Some(shared) = shared_convolution(facts, pass) {
@@ -207,6 +214,9 @@ fn detector(facts: &Facts<'_>, pass: Pass, residuals: &[NodeId], boxes: Option<N
     let on_maps = residuals.iter().rev().find(|node| facts.positions(**node) > 1);
     if let Some(last) = on_maps {
         return done(first_product_after(facts, pass, *last), true);
+    }
+    if let Some(first) = maps {
+        return done(branch_of(facts, first), true);
     }
     // No maps with residual connections: a plain network with a transformer behind it, or a
     // transformer over patches.
@@ -296,21 +306,32 @@ fn is_computed_with(facts: &Facts<'_>, value: ValueId) -> bool {
     false
 }
 
-/// Whether maps give boxes: at one scale, sizes by an exponential beside scores by a sigmoid, or
-/// four channels beside others from one feature.
-fn has_box_maps(facts: &Facts<'_>, pass: Pass) -> bool {
-    let graph = facts.graph;
-    if pass.nodes(facts).any(|node| {
-        let name = graph.op_name(node);
-        name.contains("nms") || name.contains("roi_align") || name.contains("roi_pool")
-    }) {
-        return true;
+/// The first node of the branch that ends in `last`: back to what others read too, if anything.
+fn branch_of(facts: &Facts<'_>, last: NodeId) -> NodeId {
+    let mut first = last;
+    for _ in 0..WALK_MAX {
+        let Some(carried) = facts.carried(first) else { return last };
+        if facts.readers(carried.value).len() > 1 {
+            return first;
+        }
+        first = facts.graph.producer(carried.value);
     }
-    pass.nodes(facts).any(|node| {
-        if !matches!(facts.kind(node), Kind::Convolution(_)) {
+    last
+}
+
+/// The first convolution whose map gives boxes: sizes by an exponential beside scores by a
+/// sigmoid, or two or four channels beside at least two other maps of one size.
+fn box_maps(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
+    let graph = facts.graph;
+    let pooled = pass.nodes(facts).find(|node| {
+        let name = graph.op_name(*node);
+        name.contains("nms") || name.contains("roi_align") || name.contains("roi_pool")
+    });
+    let decoded = pass.nodes(facts).find(|node| {
+        if !matches!(facts.kind(*node), Kind::Convolution(_)) {
             return false;
         }
-        let Some(out) = graph.output(node, 0) else { return false };
+        let Some(out) = graph.output(*node, 0) else { return false };
         let mut names: Vec<&str> = Vec::new();
         for reader in facts.readers(out.value) {
             match plain_name(graph.op(reader)) {
@@ -324,7 +345,31 @@ fn has_box_maps(facts: &Facts<'_>, pass: Pass) -> bool {
             }
         }
         names.contains(&"sigmoid") && names.contains(&"exp")
-    })
+    });
+    decoded.or_else(|| side_by_side(facts, pass)).or(pooled)
+}
+
+/// The first of three or more maps that the program reads, of one size, with boxes among them.
+fn side_by_side(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
+    let graph = facts.graph;
+    let mut maps: Vec<NodeId> = Vec::new();
+    for node in pass.nodes(facts) {
+        let Some(out) = graph.output(node, 0) else { continue };
+        let read = |node: &NodeId| graph.op(*node) == "genie::read";
+        if facts.positions(node) <= 1 || !graph.consumers(out.value).iter().any(read) {
+            continue;
+        }
+        let origin = facts.origin(out.value);
+        if matches!(facts.kind(origin), Kind::Convolution(_)) {
+            maps.push(origin);
+        }
+    }
+    maps.sort_unstable();
+    maps.dedup();
+    let channels = |node: NodeId| graph.output(node, 0).map_or(0, |out| out.size(1));
+    let same = maps.windows(2).all(|pair| facts.positions(pair[0]) == facts.positions(pair[1]));
+    let boxes = maps.iter().any(|node| matches!(channels(*node), 2 | 4));
+    (maps.len() >= 3 && same && boxes).then(|| maps.first().copied()).flatten()
 }
 
 /// The first convolution whose weight works on maps of several scales.

@@ -36,8 +36,13 @@ pub fn last_of_stem(facts: &Facts<'_>, entry: NodeId, end: NodeId) -> NodeId {
             // After a bare convolution it parts two blocks.
             Kind::MaxPool if !normed => break,
             Kind::MaxPool | Kind::Mean | Kind::Activation => {}
-            Kind::Join | Kind::Sum | Kind::Other if is_local(facts, next, out.value) => {
+            Kind::Join | Kind::Sum | Kind::Other if is_local(facts, entry, next, out.value) => {
                 normed |= matches!(graph.op_name(next), "mul" | "mul_" | "addcmul");
+            }
+            // Positions that were computed too: the blocks begin here.
+            Kind::Sum | Kind::Join => {
+                firm = last;
+                break;
             }
             _ => break,
         }
@@ -50,13 +55,20 @@ pub fn last_of_stem(facts: &Facts<'_>, entry: NodeId, end: NodeId) -> NodeId {
 }
 
 /// Whether all but one operand come from nothing that was computed with weights: positions,
-/// a class token, the scale of a frozen norm.
-fn is_local(facts: &Facts<'_>, node: NodeId, value: ValueId) -> bool {
+/// a class token, the scale of a frozen norm; or from a sibling of the first convolution.
+fn is_local(facts: &Facts<'_>, entry: NodeId, node: NodeId, value: ValueId) -> bool {
     let graph = facts.graph;
+    let picture = graph.input(entry, 0).map(|data| data.value);
+    let is_sibling = |value: ValueId| {
+        let origin = facts.origin(value);
+        matches!(facts.kind(origin), Kind::Convolution(_))
+            && graph.input(origin, 0).map(|data| data.value) == picture
+    };
     let plain = |input: Tensor<'_>| {
         input.value == value
             || is_given(graph, input.value)
             || facts.depth(graph.producer(input.value)) == 0
+            || is_sibling(input.value)
     };
     graph.inputs(node).all(plain)
 }
