@@ -37,6 +37,8 @@ struct Builder<'a> {
     geometries: HashMap<(u8, Vec<u64>, Vec<u64>), u32>,
     made_bytes: Vec<u64>,
     origins: Vec<u8>,
+    /// 1 for each node that draws from the random generator.
+    random: Vec<u64>,
     /// How each storage from before the window is first looked at.
     first_looks: HashMap<LocalStorage, TensorMeta>,
 }
@@ -59,6 +61,7 @@ impl<'a> Builder<'a> {
             geometries: HashMap::new(),
             made_bytes: vec![0; storages],
             origins: vec![0; storages],
+            random: Vec::new(),
             first_looks,
         }
     }
@@ -84,6 +87,11 @@ impl<'a> Builder<'a> {
         self.out.segment.push(self.window.segments[index]);
         self.out.flops.push(node.cost.flops);
         self.out.bytes.push(node.cost.bytes);
+        self.random.push(match &node.kind {
+            NodeKind::Op { template, .. } => u64::from(template.random),
+            NodeKind::Generator => 1,
+            _ => 0,
+        });
         match &node.kind {
             NodeKind::Op { template, .. } => self.operator(index, node, template),
             NodeKind::Source { origin } => {
@@ -257,6 +265,9 @@ impl<'a> Builder<'a> {
     fn finish(self) -> Columns {
         let mut out = self.out;
         (out.blob, out.symbol_ends) = self.symbols.into_table();
+        if self.random.contains(&1) {
+            out.extra.push(("random".to_owned(), self.random));
+        }
         debug_assert_eq!(out.check(), Ok(()));
         out
     }

@@ -96,17 +96,20 @@ fn cluster(graph: &Graph, devices: &[Device]) -> Cluster {
     let told = devices.first();
     let is_gpu = told.is_some_and(|device| device.kind == "cuda");
     let memory_bytes = told.map_or(MEMORY_BYTES_DEFAULT, |device| device.memory_bytes);
+    // What the program holds takes memory already.
+    let alive = graph.storages().filter(|storage| graph.is_alive(*storage));
+    let resident: Vec<(u32, u32)> = alive.map(|storage| (storage.0, 0)).collect();
+    let held: u64 = resident.iter().map(|(at, _)| graph.storage_bytes(StorageId(*at))).sum();
     let device = genie_plugin::Device {
         name: told.map_or_else(|| "node 0".to_owned(), |device| device.name.clone()),
         node: "node 0".to_owned(),
         memory_bytes,
-        memory_free_bytes: memory_bytes,
+        memory_free_bytes: memory_bytes.saturating_sub(held),
         flops_per_s: if is_gpu { GPU_FLOPS_PER_S } else { CPU_FLOPS_PER_S },
         memory_bytes_per_s: if is_gpu { GPU_MEMORY_BYTES_PER_S } else { CPU_MEMORY_BYTES_PER_S },
     };
     let link = Link { bytes_per_s: LOCAL_BYTES_PER_S, rtt_us: LOCAL_RTT_US, ..Link::default() };
     let mut cluster = one_device(device, link);
-    let alive = graph.storages().filter(|storage| graph.is_alive(*storage));
-    cluster.resident = alive.map(|storage| (storage.0, 0)).collect();
+    cluster.resident = resident;
     cluster
 }
