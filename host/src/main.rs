@@ -7,6 +7,7 @@ mod address;
 mod analysis;
 mod client;
 mod doctor;
+mod graph;
 mod locate;
 mod node;
 mod plugin;
@@ -67,6 +68,8 @@ enum Command {
     /// Compile one component, in the child that the host starts for it.
     #[command(name = plugin::COMPILE, hide = true)]
     PluginCompile,
+    /// Draw recorded graphs as recognizers see them.
+    Graph(Box<graph::GraphArgs>),
     /// Print the counters of a running host.
     Status {
         /// Where the host listens.
@@ -148,6 +151,10 @@ fn main() -> ExitCode {
             return report(plugin::run(command));
         }
         Some(Command::PluginCompile) => return plugin::compile(),
+        Some(Command::Graph(args)) => {
+            start_log("error");
+            return report(graph::run(&args));
+        }
         Some(Command::Status { host }) => {
             start_log("error");
             return report(status::run(&host));

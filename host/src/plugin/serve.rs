@@ -13,7 +13,7 @@ use crate::analysis::AnalysisSettings;
 /// The policy that is asked by default.
 const POLICY_DEFAULT: &str = "balanced";
 /// Instead of a directory: recognize nothing.
-const NO_PLUGINS: &str = "none";
+pub const NO_PLUGINS: &str = "none";
 
 #[derive(Args)]
 pub struct ServePlugins {

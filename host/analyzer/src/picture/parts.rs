@@ -203,10 +203,8 @@ impl Builder<'_> {
     fn module(&self, name: &str, path: String, mut parts: Vec<Part>) -> Part {
         let class = self.classes.get(path.as_str()).copied().unwrap_or("");
         // A list of modules, or a wrapper, with one thing in it.
-        if parts.len() == 1
-            && parts[0].kind == Kind::Module
-            && !(parts[0].times > 1 && !class.is_empty())
-        {
+        let repeats = |part: &Part| part.times > 1 && !class.is_empty();
+        if parts.len() == 1 && parts[0].kind == Kind::Module && !repeats(&parts[0]) {
             let mut inner = parts.remove(0);
             inner.name = shortened(&format!("{name}.{}", inner.name), NAME_CHARS_MAX);
             inner.signature = sign(Kind::Module, &(self.pattern(name), inner.signature), &[]);
