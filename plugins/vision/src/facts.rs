@@ -7,6 +7,8 @@ use genie_plugin::shapes::flow::{is_convolution, is_given, is_weighted, product}
 
 /// The longest way that is followed back from an operand.
 const WALK_MAX: usize = 16;
+/// Readers of one value that are looked at.
+const READERS_MAX: usize = 16;
 /// Nodes looked at to tell a residual connection from another sum.
 const BRANCH_NODES_MAX: usize = 160;
 
@@ -60,8 +62,7 @@ pub struct Facts<'g> {
 
 impl<'g> Facts<'g> {
     pub fn of(graph: &'g Graph, flow: Flow) -> Facts<'g> {
-        let kinds: Vec<Kind> =
-            graph.nodes().map(|node| kind(graph, &flow, node)).collect();
+        let kinds: Vec<Kind> = graph.nodes().map(|node| kind(graph, &flow, node)).collect();
         let mut depths = vec![0u32; graph.len()];
         let mut weighted_before = Vec::with_capacity(graph.len());
         let mut weighted = 0;
@@ -121,7 +122,7 @@ impl<'g> Facts<'g> {
         out.sizes[2..].iter().fold(1i64, |product, size| product.saturating_mul(*size))
     }
 
-    /// The operators of the forward pass that read a value, each once.
+    /// The first operators of the forward pass that read a value, each once.
     pub fn readers(&self, value: ValueId) -> Vec<NodeId> {
         let mut readers: Vec<NodeId> = self
             .graph
@@ -129,18 +130,22 @@ impl<'g> Facts<'g> {
             .iter()
             .copied()
             .filter(|node| self.is_forward(*node))
+            .take(READERS_MAX)
             .collect();
         readers.dedup();
         readers
     }
 
-    /// The operand that carries what was computed: the first that is not given.
+    /// The operand that carries what was computed: the deepest that is not given.
     pub fn carried(&self, node: NodeId) -> Option<Tensor<'g>> {
         let inputs = self.graph.inputs(node).filter(|input| !is_given(self.graph, input.value));
         match plain_name(self.graph.op(node)) {
             // The destination is no operand.
             "copy" if self.graph.inputs(node).len() > 1 => self.graph.input(node, 1),
-            _ => inputs.max_by_key(|input| (self.depth(self.graph.producer(input.value)), std::cmp::Reverse(input.value.0))),
+            _ => inputs.max_by_key(|input| {
+                let depth = self.depth(self.graph.producer(input.value));
+                (depth, std::cmp::Reverse(input.value.0))
+            }),
         }
     }
 
@@ -151,7 +156,7 @@ impl<'g> Facts<'g> {
         for _ in 0..WALK_MAX {
             let plain = !self.is_heavy(node)
                 && self.kind(node) != Kind::Join
-                && !self.residuals.binary_search(&node).is_ok();
+                && self.residuals.binary_search(&node).is_err();
             match self.carried(node).filter(|_| plain) {
                 Some(carried) => node = self.graph.producer(carried.value),
                 None => break,
@@ -178,9 +183,8 @@ impl<'g> Facts<'g> {
         // Where the branch left: the first value that several operators read.
         let mut fork = around.value;
         for step in 0.. {
-            let others = self.readers(fork).into_iter().any(|reader| reader < node);
-            let alone = self.readers(fork).len() < 2;
-            if !alone && others {
+            let readers = self.readers(fork);
+            if readers.len() >= 2 && readers[0] < node {
                 break;
             }
             match self.carried(graph.producer(fork)) {

@@ -96,14 +96,11 @@ fn classifier(facts: &Facts<'_>, pass: Pass, residuals: &[NodeId]) -> Split {
         return done(last.filter(|last| *last > pass.entry).unwrap_or(pass.end));
     };
     let norm_closes_blocks = residuals.len() > 1 && is_norm_after(facts, residuals);
-    let head = pass
-        .nodes(facts)
-        .filter(|node| *node > last)
-        .find(|node| match facts.kind(*node) {
-            Kind::Activation | Kind::BatchNorm => facts.positions(*node) <= 1 && is_flat(facts, *node),
-            Kind::SampleNorm => !norm_closes_blocks,
-            _ => true,
-        });
+    let head = pass.nodes(facts).filter(|node| *node > last).find(|node| match facts.kind(*node) {
+        Kind::Activation | Kind::BatchNorm => facts.positions(*node) <= 1 && is_flat(facts, *node),
+        Kind::SampleNorm => !norm_closes_blocks,
+        _ => true,
+    });
     done(head.unwrap_or(pass.end))
 }
 
@@ -126,16 +123,15 @@ fn after_map(facts: &Facts<'_>, pass: Pass, last: NodeId) -> NodeId {
     for node in pass.nodes(facts).filter(|node| *node > last) {
         let adaptive = plain_name(facts.graph.op(node)).contains("adaptive");
         let map = facts.positions(node) > 1 && !adaptive;
-        let trailing = matches!(facts.kind(node), Kind::Activation | Kind::BatchNorm | Kind::MaxPool)
-            && facts.graph.output(node, 0).is_some_and(|out| out.dims() >= 4)
-            && node.0 <= end.0 + TRAILING_GAP;
+        let trailing =
+            matches!(facts.kind(node), Kind::Activation | Kind::BatchNorm | Kind::MaxPool)
+                && facts.graph.output(node, 0).is_some_and(|out| out.dims() >= 4)
+                && node.0 <= end.0 + TRAILING_GAP;
         if map || trailing {
             end = node;
         }
     }
-    range(end, pass.end)
-        .find(|node| *node > end && facts.is_forward(*node))
-        .unwrap_or(pass.end)
+    range(end, pass.end).find(|node| *node > end && facts.is_forward(*node)).unwrap_or(pass.end)
 }
 
 /// Other nodes (allocations) between an operator and the one that follows it.
@@ -220,9 +216,9 @@ fn detector(
     }
     // No maps with residual connections: a plain network with a transformer behind it, or a
     // transformer over patches.
-    let maps = pass.nodes(facts).filter(|node| {
-        *node > pass.entry && matches!(facts.kind(*node), Kind::Convolution(_))
-    });
+    let maps = pass
+        .nodes(facts)
+        .filter(|node| *node > pass.entry && matches!(facts.kind(*node), Kind::Convolution(_)));
     if let Some(last) = maps.last() {
         return done(last, true);
     }
@@ -398,7 +394,8 @@ fn dense_result(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
             return false;
         }
         let Some(out) = graph.output(*node, 0) else { return false };
-        let taken = graph.consumers(out.value).iter().filter(|node| graph.op(**node) == "genie::read");
+        let taken =
+            graph.consumers(out.value).iter().filter(|node| graph.op(**node) == "genie::read");
         // As the program looks at it.
         let taken = taken.filter_map(|read| graph.input(*read, 0)).next();
         if taken.is_none() && !facts.readers(out.value).is_empty() {

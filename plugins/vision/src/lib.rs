@@ -17,6 +17,8 @@ use crate::head::{Pass, Split, Task, split};
 
 /// The least confidence at which phases are claimed.
 const CLAIM_MIN: f32 = 0.4;
+/// What other inputs leave of the confidence.
+const MIXED: f32 = 0.7;
 /// How sure the phases of a sure model are.
 const PHASE_CONFIDENCE: f32 = 0.88;
 
@@ -71,7 +73,6 @@ fn entries(modalities: &Modalities) -> Vec<NodeId> {
 
 /// How sure it is that the window is a vision model.
 fn confidence(facts: &Facts<'_>, modalities: &Modalities, entries: &[NodeId]) -> f32 {
-    let graph = facts.graph;
     let has = |modality: Modality| modalities.entries.iter().any(|(_, other)| other.has(modality));
     // Joined with words or sounds it is another's.
     if has(Modality::TOKENS) || has(Modality::AUDIO) || has_spectrum(facts) {
@@ -79,7 +80,7 @@ fn confidence(facts: &Facts<'_>, modalities: &Modalities, entries: &[NodeId]) ->
     }
     let best = entries.iter().map(|entry| entry_confidence(facts, *entry)).fold(0.0, f32::max);
     let others = has(Modality::SERIES) || has(Modality::VECTOR);
-    if others || has_wave_of_scalar(facts) { best * 0.7 } else { best }.min(if graph.is_empty() { 0.0 } else { 1.0 })
+    if others || has_wave_of_scalar(facts) { best * MIXED } else { best }
 }
 
 fn entry_confidence(facts: &Facts<'_>, entry: NodeId) -> f32 {
@@ -206,3 +207,6 @@ fn annotate(facts: &Facts<'_>, pass: Pass, split: Split, confidence: f32, notes:
 }
 
 genie_plugin::recognizer!(Vision);
+
+#[cfg(test)]
+mod tests;
