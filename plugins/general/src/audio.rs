@@ -537,3 +537,137 @@ fn is_bent(graph: &Graph, node: NodeId) -> bool {
 fn is_bend(name: &str) -> bool {
     matches!(name, "relu" | "gelu" | "silu" | "elu" | "leaky_relu" | "tanh" | "hardtanh" | "mish" | "prelu" | "selu")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::General;
+    use genie_plugin::builder::{Given, GraphBuilder, Handle};
+    use genie_plugin::harness;
+
+    fn claimed(graph: &Graph) -> f32 {
+        let mut notes = Annotations::new();
+        recognize(graph, &mut notes);
+        notes.workload.iter().map(|claim| claim.confidence).fold(0.0, f32::max)
+    }
+
+    fn convolve(g: &mut GraphBuilder, x: Handle, weight: &[i64], stride: i64, up: bool, out: &[i64]) -> Handle {
+        let w = g.weight(weight);
+        let args = [
+            Given::Tensor(0),
+            Given::Tensor(1),
+            Given::None,
+            Given::Ints(&[stride]),
+            Given::Ints(&[0]),
+            Given::Ints(&[1]),
+            Given::Bool(up),
+            Given::Ints(&[0]),
+            Given::Int(1),
+        ];
+        g.op_with("aten::convolution", &[x, w], Some(&args), out)
+    }
+
+    fn linear(g: &mut GraphBuilder, x: Handle, rows: i64, from: i64, to: i64) -> Handle {
+        let (w, b) = (g.weight(&[from, to]), g.weight(&[to]));
+        g.op("aten::addmm", &[b, x, w], &[rows, to])
+    }
+
+    /// A waveform, two convolutions, norm and a product over frames.
+    fn speech(g: &mut GraphBuilder) -> Handle {
+        let x = g.input(&[1, 1, 8000]);
+        let x = convolve(g, x, &[32, 1, 10], 5, false, &[1, 32, 1600]);
+        let x = g.op("aten::gelu", &[x], &[1, 32, 1600]);
+        let x = convolve(g, x, &[32, 32, 4], 8, false, &[1, 32, 200]);
+        let x = g.op("aten::relu", &[x], &[1, 32, 200]);
+        let x = g.transpose(x, 1, 2);
+        let x = g.op("aten::native_layer_norm", &[x], &[1, 200, 32]);
+        let x = g.view(x, &[200, 32]);
+        linear(g, x, 200, 32, 16)
+    }
+
+    #[test]
+    fn strided_convolutions_over_a_waveform_are_the_front_end() {
+        let mut g = GraphBuilder::new();
+        speech(&mut g);
+        let graph = g.build();
+        let seen = harness::recognize::<General>(&graph);
+        seen.assert_workload("audio");
+        for op in ["convolution", "gelu", "relu"] {
+            seen.assert_phase_of(op, "audio.frontend");
+        }
+        for op in ["native_layer_norm", "addmm"] {
+            seen.assert_phase_of(op, "audio.encode");
+        }
+    }
+
+    #[test]
+    fn what_depends_on_words_decodes() {
+        let mut g = GraphBuilder::new();
+        let frames = speech(&mut g);
+        let (ids, table) = (g.input_of(&[1, 3], DType::INT64), g.weight(&[90, 16]));
+        let words = g.op("aten::embedding", &[table, ids], &[1, 3, 16]);
+        let words = g.view(words, &[3, 16]);
+        let keys = g.transpose(frames, 0, 1);
+        let scores = g.op("aten::mm", &[words, keys], &[3, 200]);
+        let weights = g.op("aten::_softmax", &[scores], &[3, 200]);
+        g.op("aten::mm", &[weights, frames], &[3, 16]);
+        let graph = g.build();
+        let seen = harness::recognize::<General>(&graph);
+        for op in ["embedding", "mm", "_softmax"] {
+            seen.assert_phase_of(op, "audio.decode");
+        }
+        seen.assert_phase_of("addmm", "audio.encode");
+    }
+
+    #[test]
+    fn a_spectrum_of_frames_is_the_front_end() {
+        let mut g = GraphBuilder::new();
+        let (x, window) = (g.input(&[1, 4096]), g.weight(&[256]));
+        let frames = g.view(x, &[16, 256]);
+        let frames = g.op("aten::mul.Tensor", &[frames, window], &[16, 256]);
+        let spectrum = g.op("aten::_fft_r2c", &[frames], &[16, 129]);
+        let power = g.op("aten::abs", &[spectrum], &[16, 129]);
+        let log = g.op("aten::log", &[power], &[16, 129]);
+        linear(&mut g, log, 16, 129, 8);
+        let graph = g.build();
+        let seen = harness::recognize::<General>(&graph);
+        seen.assert_workload("audio");
+        for op in ["mul", "_fft_r2c", "log"] {
+            seen.assert_phase_of(op, "audio.frontend");
+        }
+        seen.assert_phase_of("addmm", "audio.encode");
+    }
+
+    #[test]
+    fn planes_are_sound_only_when_long() {
+        for (sizes, sound) in [([1, 1, 64, 200], true), ([1, 1, 28, 28], false), ([1, 3, 64, 200], false)] {
+            let mut g = GraphBuilder::new();
+            let x = g.input(&sizes);
+            let y = convolve(&mut g, x, &[8, sizes[1], 3, 3], 1, false, &[1, 8, sizes[2] - 2, sizes[3] - 2]);
+            g.op("aten::relu", &[y], &[1, 8, sizes[2] - 2, sizes[3] - 2]);
+            let confidence = claimed(&g.build());
+            assert_eq!(confidence >= 0.7, sound, "{sizes:?}: {confidence}");
+        }
+    }
+
+    #[test]
+    fn few_channels_of_a_short_series_are_sensors() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[8, 4, 64]);
+        convolve(&mut g, x, &[32, 4, 3], 1, false, &[8, 32, 62]);
+        assert_eq!(claimed(&g.build()), 0.0);
+    }
+
+    #[test]
+    fn transposed_convolutions_make_a_waveform() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[1, 80, 40]);
+        let x = convolve(&mut g, x, &[80, 32, 16], 8, true, &[1, 32, 320]);
+        let x = convolve(&mut g, x, &[32, 1, 16], 8, true, &[1, 1, 2560]);
+        g.op("aten::tanh", &[x], &[1, 1, 2560]);
+        let graph = g.build();
+        let seen = harness::recognize::<General>(&graph);
+        seen.assert_workload("audio");
+        seen.assert_phase_of("tanh", "audio.decode");
+    }
+}

@@ -513,3 +513,119 @@ impl<'g> Window<'g> {
 fn is_norm(graph: &Graph, node: NodeId) -> bool {
     matches!(plain_name(graph.op(node)), "native_batch_norm" | "native_layer_norm" | "native_group_norm")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::General;
+    use genie_plugin::builder::{GraphBuilder, Handle};
+    use genie_plugin::harness;
+
+    const NODES: i64 = 10;
+    const EDGES: i64 = 30;
+
+    fn claimed(graph: &Graph) -> f32 {
+        let mut notes = Annotations::new();
+        recognize(graph, &mut notes);
+        notes.workload.iter().map(|claim| claim.confidence).fold(0.0, f32::max)
+    }
+
+    fn linear(g: &mut GraphBuilder, x: Handle, rows: i64) -> Handle {
+        let w = g.weight(&[8, 8]);
+        g.op("aten::mm", &[x, w], &[rows, 8])
+    }
+
+    /// Gathers by the first list, sums by the second.
+    fn message(g: &mut GraphBuilder, x: Handle, from: Handle, to: Handle) -> Handle {
+        let sent = g.op("aten::index_select", &[x, from], &[EDGES, 8]);
+        let sent = linear(g, sent, EDGES);
+        let zeros = g.op("aten::zeros_like", &[x], &[NODES, 8]);
+        g.op("aten::index_add", &[zeros, to, sent], &[NODES, 8])
+    }
+
+    #[test]
+    fn messages_go_along_edges() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[NODES, 8]);
+        let edges = g.input_of(&[2, EDGES], DType::INT64);
+        let from = g.slice(edges, 0, 0, 1);
+        let from = g.view(from, &[EDGES]);
+        let to = g.slice(edges, 0, 1, 1);
+        let to = g.view(to, &[EDGES]);
+        message(&mut g, x, from, to);
+        let graph = g.build();
+        let seen = harness::recognize::<General>(&graph);
+        seen.assert_workload("gnn");
+        for op in ["index_select", "mm", "index_add"] {
+            seen.assert_phase_of(op, "gnn.message_passing");
+        }
+    }
+
+    #[test]
+    fn experts_gather_and_sum_by_one_list() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[NODES, 8]);
+        let list = g.input_of(&[EDGES], DType::INT64);
+        message(&mut g, x, list, list);
+        assert_eq!(claimed(&g.build()), 0.0);
+    }
+
+    #[test]
+    fn an_adjacency_matrix_mixes_rows_in_every_layer() {
+        for layers in [1, 2] {
+            let mut g = GraphBuilder::new();
+            let (mut x, a) = (g.input(&[NODES, 8]), g.input(&[NODES, NODES]));
+            for _ in 0..layers {
+                let y = linear(&mut g, x, NODES);
+                let y = g.op("aten::mm", &[a, y], &[NODES, 8]);
+                x = g.op("aten::relu", &[y], &[NODES, 8]);
+            }
+            let confidence = claimed(&g.build());
+            assert_eq!(confidence >= 0.8, layers == 2, "{layers} layers: {confidence}");
+        }
+    }
+
+    #[test]
+    fn masked_sums_over_pairs_weigh_neighbours() {
+        let mut g = GraphBuilder::new();
+        let (x, mask) = (g.input(&[NODES, 8]), g.input_of(&[NODES, NODES], DType::BOOL));
+        let h = linear(&mut g, x, NODES);
+        let w = g.weight(&[8, 1]);
+        let (a, b) = (g.op("aten::mm", &[h, w], &[NODES, 1]), g.op("aten::mm", &[h, w], &[NODES, 1]));
+        let b = g.transpose(b, 0, 1);
+        let e = g.op("aten::add.Tensor", &[a, b], &[NODES, NODES]);
+        let e = g.op("aten::leaky_relu", &[e], &[NODES, NODES]);
+        let e = g.op("aten::masked_fill.Scalar", &[e, mask], &[NODES, NODES]);
+        let e = g.op("aten::_softmax", &[e], &[NODES, NODES]);
+        g.op("aten::mm", &[e, h], &[NODES, 8]);
+        assert!(claimed(&g.build()) > 0.8);
+    }
+
+    #[test]
+    fn filters_from_distances_multiply_neighbours() {
+        let mut g = GraphBuilder::new();
+        let (at, x) = (g.input(&[NODES, 3]), g.input(&[NODES, 8]));
+        let mut h = linear(&mut g, x, NODES);
+        let (a, b) = (g.view(at, &[NODES, 1, 3]), g.view(at, &[1, NODES, 3]));
+        let away = g.op("aten::sub.Tensor", &[a, b], &[NODES, NODES, 3]);
+        for _ in 0..2 {
+            let w = g.weight(&[3, 8]);
+            let rows = g.view(away, &[NODES * NODES, 3]);
+            let filter = g.op("aten::mm", &[rows, w], &[NODES * NODES, 8]);
+            let filter = g.view(filter, &[NODES, NODES, 8]);
+            let ends = g.view(h, &[1, NODES, 8]);
+            let sent = g.op("aten::mul.Tensor", &[filter, ends], &[NODES, NODES, 8]);
+            h = g.op("aten::sum.dim_IntList", &[sent], &[NODES, 8]);
+        }
+        assert!(claimed(&g.build()) > 0.7);
+    }
+
+    #[test]
+    fn a_square_batch_times_weights_is_no_graph() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[8, 8]);
+        let y = linear(&mut g, x, 8);
+        linear(&mut g, y, 8);
+        assert_eq!(claimed(&g.build()), 0.0);
+    }
+}

@@ -2,7 +2,7 @@
 
 use genie_plugin::prelude::*;
 use genie_plugin::query::plain_name;
-use genie_plugin::shapes::flow::{Flow, is_convolution, product};
+use genie_plugin::shapes::flow::{Flow, is_convolution, is_given, product};
 use genie_plugin::shapes::modality::{Modalities, Modality};
 
 /// A table with fewer rows holds categories, not words, users or items.
@@ -26,7 +26,7 @@ fn plain(graph: &Graph, flow: &Flow) -> Option<f32> {
     if seen.ops == 0 {
         return None;
     }
-    if seen.planes || seen.pixels || seen.lookups && !seen.few_categories {
+    if seen.planes || seen.pixels && !seen.windows || seen.lookups && !seen.few_categories {
         return Some(FALLBACK);
     }
     Some(match () {
@@ -34,6 +34,7 @@ fn plain(graph: &Graph, flow: &Flow) -> Option<f32> {
         () if seen.lookups && !seen.attention => 0.5,
         () if seen.lookups => FALLBACK,
         () if seen.spectra => 0.3,
+        () if seen.windows => 0.82,
         // Kernels and filters: nothing of the other domains inverts matrices.
         () if seen.factorizes => 0.75,
         () if seen.attention => 0.5,
@@ -56,6 +57,8 @@ struct Seen {
     pixels: bool,
     spectra: bool,
     attention: bool,
+    /// A given series is read in windows that overlap.
+    windows: bool,
     factorizes: bool,
     /// Convolutions over series.
     convolutions: usize,
@@ -74,6 +77,7 @@ impl Seen {
                 }
                 continue;
             }
+            seen.windows |= graph.inputs(node).any(|input| is_given(graph, input.value) && overlaps(input));
             seen.products += usize::from(product(graph, node).is_some());
             let name = plain_name(graph.op(node));
             if name.contains("embedding") {
@@ -115,6 +119,14 @@ const FACTORIZATIONS: [&str; 9] = [
     "triangular",
 ];
 
+/// Whether a view shows some elements more than once, at different places: sliding windows.
+fn overlaps(view: Tensor<'_>) -> bool {
+    let mut dims: Vec<(i64, i64)> = view.strides.iter().copied().zip(view.sizes.iter().copied()).collect();
+    dims.retain(|(stride, size)| *stride > 0 && *size > 1);
+    dims.sort_unstable();
+    dims.windows(2).any(|pair| pair[1].0 < pair[0].0.saturating_mul(pair[0].1))
+}
+
 /// Whether a softmax weighs rows: its result goes into a batched product.
 fn meets_a_product(graph: &Graph, softmax: NodeId) -> bool {
     let mut at = softmax;
@@ -127,4 +139,60 @@ fn meets_a_product(graph: &Graph, softmax: NodeId) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::General;
+    use genie_plugin::builder::GraphBuilder;
+    use genie_plugin::harness;
+
+    fn claimed(graph: &Graph) -> f32 {
+        let mut notes = Annotations::new();
+        recognize(graph, &mut notes);
+        notes.workload.iter().map(|claim| claim.confidence).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn a_perceptron_is_other() {
+        let mut g = GraphBuilder::new();
+        let (x, up, down) = (g.input(&[4, 8]), g.weight(&[8, 16]), g.weight(&[16, 1]));
+        let y = g.op("aten::mm", &[x, up], &[4, 16]);
+        let y = g.op("aten::relu", &[y], &[4, 16]);
+        g.op("aten::mm", &[y, down], &[4, 1]);
+        let graph = g.build();
+        let seen = harness::recognize::<General>(&graph);
+        seen.assert_workload("other");
+        seen.assert_phase_of("relu", "other.forward");
+        assert!(claimed(&graph) > 0.6);
+    }
+
+    #[test]
+    fn pictures_and_words_are_not() {
+        let mut g = GraphBuilder::new();
+        let (x, w) = (g.input(&[1, 3, 32, 32]), g.weight(&[8, 3, 3, 3]));
+        g.op("aten::convolution", &[x, w], &[1, 8, 30, 30]);
+        assert_eq!(claimed(&g.build()), FALLBACK);
+        let mut g = GraphBuilder::new();
+        let (ids, table) = (g.input_of(&[2, 9], DType::INT64), g.weight(&[900, 8]));
+        g.op("aten::embedding", &[table, ids], &[2, 9, 8]);
+        assert_eq!(claimed(&g.build()), FALLBACK);
+    }
+
+    #[test]
+    fn categories_among_numbers_do_not_hide_them() {
+        let mut g = GraphBuilder::new();
+        let (day, days, x) = (g.input_of(&[4], DType::INT64), g.weight(&[7, 3]), g.input(&[4, 5]));
+        let day = g.op("aten::embedding", &[days, day], &[4, 3]);
+        let all = g.op("aten::cat", &[day, x], &[4, 8]);
+        let w = g.weight(&[8, 1]);
+        g.op("aten::mm", &[all, w], &[4, 1]);
+        assert_eq!(claimed(&g.build()), 0.5);
+    }
+
+    #[test]
+    fn an_empty_window_is_nothing() {
+        assert_eq!(claimed(&GraphBuilder::new().build()), 0.0);
+    }
 }

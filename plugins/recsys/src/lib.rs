@@ -9,7 +9,8 @@ mod lookups;
 mod phases;
 
 use genie_plugin::prelude::*;
-use genie_plugin::shapes::attention::attentions;
+use genie_plugin::query::plain_name;
+use genie_plugin::shapes::attention::{Causality, attentions};
 use genie_plugin::shapes::flow::Flow;
 use genie_plugin::shapes::modality::{Modalities, Modality};
 
@@ -51,7 +52,12 @@ impl Recognizer for Recsys {
         let mut reading = follow(graph, &nodes, &found.list);
         // A program that goes on from its own answers writes a text.
         reading.evidence.whole_table &= !found.own_choice;
-        reading.evidence.attention |= reading.evidence.whole_table && !attentions(graph, &flow).is_empty();
+        if reading.evidence.whole_table {
+            let attentions = attentions(graph, &flow);
+            reading.evidence.attention |= !attentions.is_empty();
+            reading.evidence.causal = attentions.iter().any(|found| found.causality == Causality::Causal)
+                || nodes.iter().any(|node| matches!(plain_name(graph.op(*node)), "triu" | "tril"));
+        }
         let mut confidence = confidence(&found.list, reading.evidence);
         if confidence >= CLAIM_MIN && sees_or_hears(graph, &flow) {
             confidence *= 0.4;
@@ -118,11 +124,12 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
     if evidence.whole_table {
         // Transformers over words may score the next one just so, though seldom for many at once.
         let many = found.iter().any(|lookup| lookup.batch >= BATCH_MANY);
-        signs.push(match (evidence.attention, many) {
-            (false, true) => 0.82,
-            (false, false) => 0.7,
-            (true, true) => 0.66,
-            (true, false) => 0.45,
+        signs.push(match (evidence.attention, evidence.causal, many) {
+            (false, _, true) => 0.82,
+            (true, false, true) => 0.83,
+            (false, _, false) => 0.7,
+            (true, true, true) => 0.66,
+            (true, _, false) => 0.45,
         });
     }
     if narrow {
@@ -155,3 +162,157 @@ fn describe_tables(graph: &Graph, found: &[Lookup], confidence: f32, notes: &mut
 }
 
 genie_plugin::recognizer!(Recsys);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use genie_plugin::builder::{Given, GraphBuilder, Handle};
+    use genie_plugin::harness;
+
+    const BATCH: i64 = 16;
+
+    /// A lookup of `each` rows for each example.
+    fn lookup(g: &mut GraphBuilder, table: Handle, width: i64, each: i64) -> Handle {
+        let sizes: &[i64] = if each == 1 { &[BATCH] } else { &[BATCH, each] };
+        let ids = g.input_of(sizes, DType::INT64);
+        let out = [sizes, &[width]].concat();
+        g.op("aten::embedding", &[table, ids], &out)
+    }
+
+    fn linear(g: &mut GraphBuilder, x: Handle, rows: i64, from: i64, to: i64) -> Handle {
+        let (w, b) = (g.weight(&[from, to]), g.weight(&[to]));
+        g.op("aten::addmm", &[b, x, w], &[rows, to])
+    }
+
+    fn claimed(graph: &Graph) -> f32 {
+        let notes = Recsys.recognize(graph).unwrap();
+        notes.workload.iter().map(|claim| claim.confidence).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn fields_side_by_side_are_tables_and_a_tower() {
+        let mut g = GraphBuilder::new();
+        let rows: Vec<Handle> = (0..3)
+            .map(|_| {
+                let table = g.weight(&[500, 8]);
+                lookup(&mut g, table, 8, 1)
+            })
+            .collect();
+        let flat = g.op("aten::cat", &rows, &[BATCH, 24]);
+        let hidden = linear(&mut g, flat, BATCH, 24, 32);
+        let hidden = g.op("aten::relu", &[hidden], &[BATCH, 32]);
+        let score = linear(&mut g, hidden, BATCH, 32, 1);
+        g.op("aten::sigmoid", &[score], &[BATCH, 1]);
+        let graph = g.build();
+        let seen = harness::recognize::<Recsys>(&graph);
+        seen.assert_workload("recsys");
+        seen.assert_phase_of("embedding", "recsys.embedding_lookup");
+        for op in ["cat", "addmm", "relu", "sigmoid"] {
+            seen.assert_phase_of(op, "recsys.dense_mlp");
+        }
+        let notes = Recsys.recognize(&graph).unwrap();
+        assert!(notes.attributes.contains(&("tables".to_owned(), "3".to_owned())));
+        assert_eq!(notes.residency.len(), 3);
+    }
+
+    #[test]
+    fn users_times_items_meet() {
+        let mut g = GraphBuilder::new();
+        let (users, items) = (g.weight(&[900, 8]), g.weight(&[700, 8]));
+        let (u, i) = (lookup(&mut g, users, 8, 1), lookup(&mut g, items, 8, 1));
+        let product = g.op("aten::mul.Tensor", &[u, i], &[BATCH, 8]);
+        g.op("aten::sum.dim_IntList", &[product], &[BATCH]);
+        let graph = g.build();
+        let seen = harness::recognize::<Recsys>(&graph);
+        seen.assert_workload("recsys");
+        seen.assert_phase_of("mul", "recsys.interaction");
+    }
+
+    #[test]
+    fn two_towers_end_in_one_product() {
+        let mut g = GraphBuilder::new();
+        let tower = |g: &mut GraphBuilder| {
+            let table = g.weight(&[900, 8]);
+            let rows = lookup(g, table, 8, 1);
+            linear(g, rows, BATCH, 8, 4)
+        };
+        let (left, right) = (tower(&mut g), tower(&mut g));
+        let turned = g.transpose(right, 0, 1);
+        g.op("aten::mm", &[left, turned], &[BATCH, BATCH]);
+        let graph = g.build();
+        let seen = harness::recognize::<Recsys>(&graph);
+        seen.assert_workload("recsys");
+        seen.assert_phase_of("mm", "recsys.interaction");
+        seen.assert_phase_of("addmm", "recsys.dense_mlp");
+    }
+
+    #[test]
+    fn a_sum_squared_is_a_factorization_machine() {
+        let mut g = GraphBuilder::new();
+        let table = g.weight(&[900, 8]);
+        let rows = lookup(&mut g, table, 8, 6);
+        let sum = g.op("aten::sum.dim_IntList", &[rows], &[BATCH, 8]);
+        let one = g.op("aten::pow.Tensor_Scalar", &[sum], &[BATCH, 8]);
+        let squares = g.op("aten::pow.Tensor_Scalar", &[rows], &[BATCH, 6, 8]);
+        let two = g.op("aten::sum.dim_IntList", &[squares], &[BATCH, 8]);
+        g.op("aten::sub.Tensor", &[one, two], &[BATCH, 8]);
+        let graph = g.build();
+        let seen = harness::recognize::<Recsys>(&graph);
+        seen.assert_workload("recsys");
+        seen.assert_phase_of("sub", "recsys.interaction");
+    }
+
+    #[test]
+    fn candidates_from_the_table_of_the_history_tell_a_sequence_of_items() {
+        let mut g = GraphBuilder::new();
+        let table = g.weight(&[900, 8]);
+        let history = lookup(&mut g, table, 8, 12);
+        let candidates = lookup(&mut g, table, 8, 5);
+        let norm = g.op("aten::native_layer_norm", &[history], &[BATCH, 12, 8]);
+        let last = g.slice(norm, 1, 11, 1);
+        let turned = g.transpose(candidates, 1, 2);
+        g.op("aten::bmm", &[last, turned], &[BATCH, 1, 5]);
+        let graph = g.build();
+        assert!(claimed(&graph) > 0.8);
+        harness::recognize::<Recsys>(&graph).assert_phase_of("bmm", "recsys.interaction");
+    }
+
+    #[test]
+    fn words_added_to_positions_are_no_recommender() {
+        let mut g = GraphBuilder::new();
+        let (words, places) = (g.weight(&[900, 8]), g.weight(&[64, 8]));
+        let word = lookup(&mut g, words, 8, 12);
+        let at = g.input_of(&[1, 12], DType::INT64);
+        let place = g.op("aten::embedding", &[places, at], &[1, 12, 8]);
+        let x = g.op("aten::add.Tensor", &[word, place], &[BATCH, 12, 8]);
+        let x = g.op("aten::native_layer_norm", &[x], &[BATCH, 12, 8]);
+        let flat = g.view(x, &[BATCH * 12, 8]);
+        linear(&mut g, flat, BATCH * 12, 8, 8);
+        assert_eq!(claimed(&g.build()), 0.0);
+    }
+
+    #[test]
+    fn a_program_that_reads_its_own_choice_writes_a_text() {
+        let mut g = GraphBuilder::new();
+        let table = g.weight(&[900, 8]);
+        let rows = lookup(&mut g, table, 8, 12);
+        let last = g.slice(rows, 1, 11, 1);
+        let last = g.view(last, &[BATCH, 8]);
+        let state = linear(&mut g, last, BATCH, 8, 8);
+        let turned = g.transpose(table, 0, 1);
+        let scores = g.op("aten::mm", &[state, turned], &[BATCH, 900]);
+        let next = g.dtype(DType::INT64).op_with(
+            "aten::argmax",
+            &[scores],
+            Some(&[Given::Tensor(0), Given::Int(-1)]),
+            &[BATCH],
+        );
+        g.op("aten::embedding", &[table, next], &[BATCH, 8]);
+        assert_eq!(claimed(&g.build()), 0.0);
+    }
+
+    #[test]
+    fn random_graphs_do_no_harm() {
+        harness::fuzz_recognizer::<Recsys>(64);
+    }
+}

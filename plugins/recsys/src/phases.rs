@@ -64,6 +64,8 @@ pub(crate) struct Evidence {
     /// The last state of a sequence was compared with the whole table that it came from.
     pub whole_table: bool,
     pub attention: bool,
+    /// Attention hides what comes later.
+    pub causal: bool,
 }
 
 pub(crate) struct Reading {
