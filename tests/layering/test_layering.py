@@ -24,10 +24,17 @@ MAY_USE = {
         for name in ("general", "llm", "multimodal", "policies", "recsys", "vision")
     },
     "genie-plugin-host": {"genie-plugin"},
+    # Guests that measure and test the plugin host.
+    "genie-plugin-probe": {"genie-plugin"},
+    "genie-guest-clock": {"genie-plugin"},
+    "genie-guest-hostile": {"genie-plugin"},
+    "genie-guest-policy": {"genie-plugin"},
+    "genie-frozen-v0-1": set(),
     "genie-planner": {"genie-plugin"},
     "genie-analyzer": {"genie-plugin", "genie-srg", "genie-wire"},
     "genie-host": {
         *("genie-analyzer", "genie-engine", "genie-planner", "genie-plugin", "genie-plugin-host"),
+        "genie-plugin-probe",
         *("genie-shm", "genie-srg", "genie-transport", "genie-wire"),
     },
     # Mode `local` runs the tape in the Python process by the node's own executor.

@@ -187,6 +187,9 @@ fn text(what: &str, text: &str, bytes_max: usize) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    /// What a refusal says, and how to earn it.
+    type Case<T> = (&'static str, fn(&mut T));
+
     fn graph() -> Columns {
         Columns {
             op: vec![0; 4],
@@ -212,7 +215,7 @@ mod tests {
             AnnotationColumns::from(&notes)
         };
         assert!(annotations(good(), &graph()).is_ok());
-        let cases: [(&str, fn(&mut AnnotationColumns)); 9] = [
+        let cases: [Case<AnnotationColumns>; 9] = [
             ("node 4 does not exist", |c| c.nodes[0] = 4),
             ("storage 2 does not exist", |c| c.storage[0] = 2),
             ("confidence NaN", |c| c.confidence[0] = f32::NAN),
@@ -245,7 +248,7 @@ mod tests {
             ..PlanColumns::default()
         };
         assert_eq!(plan(good(), &graph(), &cluster()).unwrap().regions[1].nodes, [1, 2, 3]);
-        let cases: [(&str, fn(&mut PlanColumns)); 5] = [
+        let cases: [Case<PlanColumns>; 5] = [
             ("device 7", |c| c.region_device[0] = 7),
             ("node 9", |c| c.region_nodes[0] = 9),
             ("ends", |c| c.region_ends[1] = 3),

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::process::{PidfdFlags, Resource, Rlimit, Signal, setrlimit};
 
-use crate::engine::engine;
+use crate::engine::precompile;
 use crate::limits::{ARTIFACT_BYTES_MAX, Limits, MESSAGE_BYTES_MAX};
 use crate::text::clean;
 
@@ -53,8 +53,8 @@ fn compile_child() -> Result<(), String> {
     limit_self(number(0), number(8))?;
     let mut component = Vec::new();
     input.take(INPUT_BYTES_MAX).read_to_end(&mut component).map_err(io)?;
-    let engine = engine(number(16) as usize).map_err(|error| format!("{error:#}"))?;
-    let artifact = engine.precompile_component(&component).map_err(|e| format!("{e:#}"))?;
+    let artifact = precompile(&component, number(16) as usize, Duration::from_secs(number(0)))
+        .map_err(|e| format!("{e:#}"))?;
     std::io::stdout().lock().write_all(&artifact).map_err(io)
 }
 
@@ -78,8 +78,7 @@ pub(crate) fn compile(
     limits: &Limits,
 ) -> Result<Vec<u8>, String> {
     match compiler {
-        Compiler::InProcess => engine(limits.stack_bytes)
-            .and_then(|engine| engine.precompile_component(component))
+        Compiler::InProcess => precompile(component, limits.stack_bytes, limits.compile())
             .map_err(|error| not_a_component(&format!("{error:#}"))),
         Compiler::Child(command) => compile_in_child(command, component, limits),
     }

@@ -5,22 +5,43 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use wasmtime::{Config, Engine, OptLevel};
+use wasmtime::{Config, Engine, OptLevel, RegallocAlgorithm};
 
 /// How often a running guest looks at its deadline.
 const TICK: Duration = Duration::from_millis(1);
 /// The ticker goes on this long after the last call, so that calls in a row need not wake it.
 const LINGER: Duration = Duration::from_millis(50);
 
-/// An engine with the settings of this crate; compiled code fits engines with equal settings.
+/// Components above this size bring an interpreter along. Where loading may not take
+/// [`LARGE_LOAD`], they are compiled for quick loading instead of quick running.
+const LARGE_COMPONENT_BYTES: usize = 6 << 20;
+const LARGE_LOAD: Duration = Duration::from_secs(20);
+
+/// An engine that runs what [`precompile`] made.
 pub(crate) fn engine(stack_bytes: usize) -> wasmtime::Result<Engine> {
+    Engine::new(config(stack_bytes).cranelift_opt_level(OptLevel::Speed))
+}
+
+/// Compiles a component for [`engine`] of the same stack.
+pub(crate) fn precompile(
+    component: &[u8],
+    stack_bytes: usize,
+    time: Duration,
+) -> wasmtime::Result<Vec<u8>> {
+    let mut config = config(stack_bytes);
+    match component.len() > LARGE_COMPONENT_BYTES && time < LARGE_LOAD {
+        false => config.cranelift_opt_level(OptLevel::Speed),
+        true => config
+            .cranelift_opt_level(OptLevel::None)
+            .cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass),
+    };
+    Engine::new(&config)?.precompile_component(component)
+}
+
+fn config(stack_bytes: usize) -> Config {
     let mut config = Config::new();
+    config.epoch_interruption(true).max_wasm_stack(stack_bytes).generate_address_map(false);
     config
-        .epoch_interruption(true)
-        .max_wasm_stack(stack_bytes)
-        .cranelift_opt_level(OptLevel::Speed)
-        .generate_address_map(false);
-    Engine::new(&config)
 }
 
 /// What compiled code depends on besides the component.

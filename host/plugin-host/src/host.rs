@@ -113,7 +113,16 @@ impl PluginHost {
         };
         for path in manifests {
             let known = before.iter().find(|slot| slot.manifest_path == path);
-            let slot = self.look(&path, known, &after, &mut compiled);
+            let mut slot = self.look(&path, known, &after, &mut compiled);
+            // Refused as before, for the same reason.
+            let is_as_before = |known: &&Arc<Slot>| {
+                (&known.name, &known.component_path) == (&slot.name, &slot.component_path)
+                    && known.loaded.is_err()
+                    && known.loaded.as_ref().err() == slot.loaded.as_ref().err()
+            };
+            if let Some(known) = known.filter(is_as_before) {
+                slot = known.clone();
+            }
             match known {
                 Some(known) if Arc::ptr_eq(known, &slot) => {}
                 Some(_) => rescan.changed.push(slot.name.clone()),
@@ -312,11 +321,10 @@ impl PluginHost {
                 return Arc::new(slot);
             }
         };
-        if let Some(known) = known.filter(|known| known.digest == Some(source.digest)) {
-            if known.is_enabled() {
-                *known.stamps.lock().unwrap_or_else(|e| e.into_inner()) = stamps;
-                return known.clone();
-            }
+        let is_same = |known: &&Arc<Slot>| known.digest == Some(source.digest);
+        if let Some(known) = known.filter(is_same).filter(|known| known.is_enabled()) {
+            *known.stamps.lock().unwrap_or_else(|e| e.into_inner()) = stamps;
+            return known.clone();
         }
         slot.digest = Some(source.digest);
         match self.load(&source, compiled) {

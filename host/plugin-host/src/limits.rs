@@ -37,8 +37,9 @@ pub struct Limits {
 
 /// A call's wall time may be this often its limit while the machine is busy with others.
 pub const STALL_FACTOR: u32 = 5;
-/// A call is cut this much before its limit, so that it has ended when the limit comes.
-pub const STOP_MARGIN_PERCENT: u32 = 8;
+/// A call is cut this much before its limit, so that it has ended, and its memory is given back,
+/// when the limit comes.
+pub const STOP_MARGIN_PERCENT: u32 = 20;
 /// Stack that a thread needs beyond the guest's, for the host's side of a call.
 pub const STACK_RESERVE_BYTES: usize = 256 << 10;
 /// Calls without failure after which a strike is forgotten.

@@ -17,7 +17,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `seen` is told of every rescan.
+    /// `seen` is told of every rescan that changed something.
     pub fn start(
         host: Arc<PluginHost>,
         every: Duration,
@@ -25,18 +25,21 @@ impl Watch {
     ) -> std::io::Result<Watch> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let stopped = stop.clone();
-        // A rescan starts instances, so the thread has a stack for guests.
-        let mut loaded = host.fingerprint();
+        // A rescan starts instances; a thread of the usual size has stack for guests.
         let thread = std::thread::Builder::new().name("plugin-watch".into()).spawn(move || {
-            let mut last = loaded;
+            let (mut last, mut loaded) = (None, None);
             let mut stop = stopped.0.lock().unwrap_or_else(|error| error.into_inner());
             while !*stop {
                 let waited = stopped.1.wait_timeout(stop, every);
                 stop = waited.unwrap_or_else(|error| error.into_inner()).0;
-                let now = host.fingerprint();
+                let now = Some(host.fingerprint());
                 if now != loaded && now == last {
-                    seen(host.rescan());
-                    loaded = host.fingerprint();
+                    // What changes during the rescan is seen at the next look.
+                    let rescan = host.rescan();
+                    if rescan != Rescan::default() {
+                        seen(rescan);
+                    }
+                    loaded = now;
                 }
                 last = now;
             }

@@ -1,7 +1,8 @@
 //! A recognizer as it was written for `genie:plugin@0.1.0`. It finds matrix products that are
 //! followed by an activation, by columns alone. Do not modernize it.
 
-#![allow(unsafe_op_in_unsafe_fn)]
+// What the generator writes cannot follow the workspace's lints.
+#![allow(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 wit_bindgen::generate!({
     path: "../../../plugin-sdk/wit/v0.1",
