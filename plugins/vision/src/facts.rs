@@ -10,7 +10,7 @@ const WALK_MAX: usize = 16;
 /// Readers of one value that are looked at.
 const READERS_MAX: usize = 16;
 /// Nodes looked at to tell a residual connection from another sum.
-const BRANCH_NODES_MAX: usize = 160;
+const BRANCH_NODES_MAX: usize = 128;
 
 /// What an operator does to feature maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

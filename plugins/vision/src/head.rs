@@ -216,10 +216,10 @@ fn detector(
     }
     // No maps with residual connections: a plain network with a transformer behind it, or a
     // transformer over patches.
-    let maps = pass
+    let mut maps = pass
         .nodes(facts)
         .filter(|node| *node > pass.entry && matches!(facts.kind(*node), Kind::Convolution(_)));
-    if let Some(last) = maps.last() {
+    if let Some(last) = maps.next_back() {
         return done(last, true);
     }
     match residuals.last() {
