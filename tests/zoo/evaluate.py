@@ -194,11 +194,11 @@ def ask(host: str, plugins: str | None, files: list[Path], options: list[str]) -
     answers = {}
     for i in range(0, len(files), FILES_PER_RUN):
         batch = files[i : i + FILES_PER_RUN]
-        command = [host, "graph", "analyze", *map(str, batch), "--json", "--strip-marks", *options]
+        command = [host, "graph", *map(str, batch), "--print", "--strip-marks", *options]
         command += ["--plugins", plugins] if plugins else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=RUN_SECONDS_MAX)
         if done.returncode:
-            print(f"{' '.join(command[:3])} ended with {done.returncode}", file=sys.stderr)
+            print(f"{' '.join(command[:2])} ended with {done.returncode}", file=sys.stderr)
         for line in done.stdout.splitlines():
             if line.startswith("{"):
                 answer = json.loads(line)

@@ -72,8 +72,8 @@ def test_table_is_aligned():
 
 HOST = """#!{python}
 import json, sys
-files = [a for a in sys.argv[3:] if a.endswith(".json")]
-assert sys.argv[1:3] == ["graph", "analyze"] and "--strip-marks" in sys.argv and "--json" in sys.argv
+files = [a for a in sys.argv[2:] if a.endswith(".json")]
+assert sys.argv[1] == "graph" and "--strip-marks" in sys.argv and "--print" in sys.argv
 for file in files:
     label = "other" if "--scramble-names" in sys.argv and "gnn" in file else json.load(open(file))["truth"]
     if "missing" in file:
