@@ -29,6 +29,8 @@ const FRAME_MIN: i64 = 8;
 const BANDS: std::ops::RangeInclusive<i64> = 16..=256;
 /// Bands of frames that no convolution reads: fewer are sensors, more are features of regions.
 const BANDS_ROWS: std::ops::RangeInclusive<i64> = 20..=160;
+/// Fewer frames are no sound.
+const FRAMES_MIN: i64 = 16;
 const FLOAT_BYTES: i64 = 4;
 /// A usual count of bands begins here; fewer may be sensors.
 const BANDS_SURE: i64 = 40;
@@ -200,11 +202,11 @@ impl<'g> Sound<'g> {
         if let (Some(made), None | Some((_, Source::Bands { .. }))) = (sound.made, sound.entry) {
             sound.entry = Some((made.first, Source::WaveOut { samples: made.samples }));
         }
+        sound.attention |= !attentions(graph, flow).is_empty();
         if sound.entry.is_none() {
             sound.entry = sound.rows(&modalities);
         }
         if sound.entry.is_some() {
-            sound.attention |= !attentions(graph, flow).is_empty();
             // A few steps of a recurrence have more gates than any head.
             sound.sequence = sound.attention || gates >= 9;
             sound.frames = sound.frames_left();
@@ -287,11 +289,11 @@ impl<'g> Sound<'g> {
         wave
     }
 
-    /// Frames of bands without any convolution: a recurrence or attention over them, and words
-    /// that look at them, or scores of symbols for each frame.
+    /// Frames of bands that no convolution reads first: a recurrence or attention over them, and
+    /// words that look at them, scores of symbols for each frame, or convolutions in between.
     fn rows(&self, modalities: &Modalities) -> Option<(NodeId, Source)> {
         let graph = self.graph;
-        let (mut entry, mut symbols, mut words) = (None, false, false);
+        let (mut entry, mut symbols, mut words, mut neighbours, mut gated) = (None, false, false, false, false);
         let mut frames = 0;
         for node in &self.nodes {
             let name = plain_name(graph.op(*node));
@@ -303,9 +305,18 @@ impl<'g> Sound<'g> {
                     let bytes = graph.storage_bytes(graph.storage(product.data.value)) as i64;
                     let steps = bytes / FLOAT_BYTES / (product.data.elements() as i64).max(1);
                     frames = if steps > 1 { steps } else { series_len(graph, product.data) };
-                    entry = (frames * 2 >= bands).then_some(*node);
+                    entry = (frames >= FRAMES_MIN).then_some(*node);
                 }
             }
+            gated |= name == "glu" || name == "sigmoid";
+            // Each channel is mixed with its neighbours in time, between layers of attention.
+            neighbours |= convolution(graph, *node).is_some_and(|found| {
+                found.spatial == 1
+                    && found.weight.size(1) == 1
+                    && found.weight.size(-1) > 1
+                    && found.channels() > 1
+                    && modalities.is_touched(found.data.value)
+            });
             let depends = |tensor: Tensor<'_>| modalities.value(tensor.value).has(Modality::SERIES.with(Modality::VECTOR));
             let Some(input) = graph.input(*node, 0) else { continue };
             symbols |= name == "_log_softmax" && depends(input) && input.dims() == 3 && input.size(-1) > 2;
@@ -317,7 +328,9 @@ impl<'g> Sound<'g> {
         }
         let entry = entry?;
         let recurrent = self.nodes.iter().filter(|node| plain_name(graph.op(**node)) == "tanh").count() >= 9;
-        (recurrent && (symbols || words)).then_some((entry, Source::Rows))
+        let sequence = recurrent || self.attention;
+        let speaks = symbols || words || neighbours && gated && self.attention;
+        (sequence && speaks).then_some((entry, Source::Rows))
     }
 
     /// The part of each node.

@@ -61,10 +61,30 @@ struct List {
     len: i64,
 }
 
-/// Rows gathered by a list, and how many rows there were.
+/// Rows gathered by a list.
 #[derive(Debug, Clone, Copy)]
 struct Gathered {
     by: List,
+    /// Rows gathered by another list as long took part: both ends of edges.
+    ends: bool,
+}
+
+impl Gathered {
+    /// What the operands of a node with these sizes were gathered by.
+    fn together(of: impl Iterator<Item = Gathered>, sizes: &[i64]) -> Option<Gathered> {
+        let mut sum: Option<Gathered> = None;
+        for next in of {
+            sum = Some(match sum {
+                Some(held) if held.by.len == next.by.len => {
+                    Gathered { ends: held.ends || next.ends || held.by != next.by, ..held }
+                }
+                // Of several, that of which there is one row each.
+                Some(held) if !sizes.contains(&next.by.len) => held,
+                _ => next,
+            });
+        }
+        sum
+    }
 }
 
 /// A square matrix that stands on the left of products.
@@ -127,11 +147,13 @@ impl<'g> Window<'g> {
         let mut gathered: Vec<Option<Gathered>> = vec![None; graph.values().len()];
         let mut found = Edges::default();
         for node in &self.nodes {
-            let from = graph.inputs(*node).find_map(|input| gathered[input.value.0 as usize]);
+            let sizes = graph.output(*node, 0).map_or(&[][..], |out| out.sizes);
+            let before = graph.inputs(*node).filter_map(|input| gathered[input.value.0 as usize]);
+            let from = Gathered::together(before, sizes);
             let out = if let Some(list) = self.gather(*node) {
-                Some(Gathered { by: list })
+                Some(Gathered { by: list, ends: false })
             } else if let (Some(list), Some(from)) = (self.sum_by(*node), from) {
-                if list.len == from.by.len && list != from.by {
+                if list.len == from.by.len && (list != from.by || from.ends) {
                     found.rounds += 1;
                     found.edges = found.edges.max(list.len);
                 }
@@ -327,13 +349,14 @@ impl<'g> Window<'g> {
             sums |= name == "sum";
             let makes = matches!(
                 name,
-                "eye" | "diag" | "diag_embed" | "diagonal" | "zero" | "fill" | "ones_like" | "repeat" | "mm" | "bmm"
+                "index_put" | "fill_diagonal" | "eye" | "diag" | "diag_embed" | "diagonal" | "zero" | "fill" | "ones_like" | "repeat" | "mm" | "bmm"
                     | "zeros_like" | "alloc" | "resize" | "maximum" | "bitwise_or" | "logical_or"
             );
             if !(reduces || makes || is_elementwise(graph.op(node))) || seen.len() > LOOK_MAX {
                 return None;
             }
-            open.extend(graph.inputs(node).map(|input| input.value));
+            let numbers = graph.inputs(node).filter(|input| !input.dtype.is_integer());
+            open.extend(numbers.map(|input| input.value));
         }
         root.map(|root| (root, sums))
     }
@@ -423,10 +446,17 @@ impl<'g> Window<'g> {
         let graph = self.graph;
         let (Some(a), Some(b)) = (graph.input(node, 0), graph.input(node, 1)) else { return false };
         let Some(out) = graph.output(node, 0) else { return false };
-        let n = out.size(-1);
-        let narrow = |tensor: &Tensor<'_>, dim: isize| tensor.size(dim) == 1 && tensor.elements() >= n as u64;
-        let crossed = (narrow(&a, -1) && narrow(&b, -2)) || (narrow(&a, -2) && narrow(&b, -1));
-        n > 2 && out.size(-2) == n && crossed
+        let dims = out.dims();
+        if dims < 2 || dims > 8 || a.dims() != dims || b.dims() != dims {
+            return false;
+        }
+        (0..dims).any(|i| {
+            (0..dims).any(|j| {
+                let n = out.sizes[i];
+                let crossed = a.sizes[i] == n && a.sizes[j] == 1 && b.sizes[i] == 1 && b.sizes[j] == n;
+                n > 2 && out.sizes[j] == n && crossed
+            })
+        })
     }
 
     /// Filters for all pairs of nodes, computed by parameters from differences between the two,

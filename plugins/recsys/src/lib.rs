@@ -62,6 +62,9 @@ impl Recognizer for Recsys {
         if confidence >= CLAIM_MIN && sees_or_hears(graph, &flow) {
             confidence *= 0.4;
         }
+        if sums_by_edges(graph, &nodes) {
+            confidence *= 0.5;
+        }
         if confidence < CLAIM_MIN {
             return Ok(notes);
         }
@@ -140,6 +143,15 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
     let small = found.iter().all(|lookup| lookup.rows < ROWS_FEW);
     let sure = (best + more).min(0.96);
     if small { (sure - 0.35).max(0.0) } else { sure }
+}
+
+/// Whether rows are summed into rows by lists of integers: then what is gathered are nodes of a
+/// graph.
+fn sums_by_edges(graph: &Graph, nodes: &[NodeId]) -> bool {
+    nodes.iter().any(|node| {
+        matches!(plain_name(graph.op(*node)), "scatter_add" | "scatter_reduce" | "index_add" | "index_reduce")
+            && graph.output(*node, 0).is_some_and(|out| out.dtype.is_floating() && out.dims() > 1)
+    })
 }
 
 /// Whether pictures or sound come in: then tables are words or classes of these.
