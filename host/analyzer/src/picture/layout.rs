@@ -27,11 +27,15 @@ const OPS_ROWS_MAX: usize = 3;
 /// The narrowest and widest a row of panels gets before the next begins.
 const ROW_WIDTH_MIN: f64 = 2600.0;
 const ROW_WIDTH_MAX: f64 = 5200.0;
+/// By how much a row may be wider than a picture of that area should be.
+const ROW_STRETCH: f64 = 2.2;
 /// How high columns get: no less and no more.
 const COLUMN_MIN: f64 = 420.0;
 const COLUMN_MAX: f64 = 1500.0;
 /// By how much of its height a column may be higher than that before it breaks.
 const COLUMN_SLACK: f64 = 0.4;
+/// A column does not break if one box is this much of it.
+const TALLEST_SHARE: f64 = 0.75;
 /// A picture is this much wider than high, where that can be chosen.
 const ASPECT: f64 = 1.5;
 
@@ -78,7 +82,7 @@ pub fn layout<'a>(facts: &Facts, panels: &'a [Part], top: f64, margin: f64) -> L
     let column = (area / ASPECT).sqrt().clamp(COLUMN_MIN, COLUMN_MAX);
     let mut boxes: Vec<Placed> = panels.iter().map(|panel| place(facts, panel, column)).collect();
     let flow = flows(facts, panels);
-    let widest = (1.6 * (area * ASPECT).sqrt()).clamp(ROW_WIDTH_MIN, ROW_WIDTH_MAX);
+    let widest = (ROW_STRETCH * (area * ASPECT).sqrt()).clamp(ROW_WIDTH_MIN, ROW_WIDTH_MAX);
     let (arrows, w, h) = across(&mut boxes, &flow, margin, top, widest);
     Layout { boxes, arrows, w: w + margin, h: h + margin }
 }
@@ -244,8 +248,12 @@ fn stretch(placed: &mut Placed, w: f64) {
 /// Columns of boxes; returns arrows, right and lower end.
 fn down(boxes: &mut [Placed], flow: &[Flow], top: f64, limit: f64) -> (Vec<Arrow>, f64, f64) {
     let total: f64 = boxes.iter().map(|placed| placed.h + GAP).sum();
-    let columns = (total / limit - COLUMN_SLACK).ceil().max(1.0);
     let tallest = boxes.iter().map(|placed| placed.h).fold(0.0, f64::max);
+    let columns = match tallest < TALLEST_SHARE * total {
+        true => (total / limit - COLUMN_SLACK).ceil().max(1.0),
+        // Beside the one that is most of it, the rest would leave a column empty.
+        false => 1.0,
+    };
     let target = if columns > 1.0 { (total / columns * 1.06).max(tallest) } else { f64::INFINITY };
     let (mut x, mut bottom) = (PAD, top);
     let mut arrows = Vec::new();
