@@ -30,6 +30,7 @@ MAY_USE = {
     "genie-guest-hostile": {"genie-plugin"},
     "genie-guest-policy": {"genie-plugin"},
     "genie-frozen-v0-1": set(),
+    "genie-random-notes": {"genie-plugin"},
     "genie-planner": {"genie-plugin"},
     "genie-analyzer": {"genie-plugin", "genie-srg", "genie-wire"},
     "genie-host": {

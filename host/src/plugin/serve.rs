@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use genie_plugin_host::{Capability, Compiler, Limits, Settings, check_directory};
 
@@ -56,27 +57,27 @@ impl ServePlugins {
             load: Duration::from_millis(self.plugin_load_ms),
             ..Limits::default()
         };
-        let plugins = directory.map(|directory| Settings {
-            directory,
-            cache: cache_dir(),
-            compiler: compiler(),
-            grants: self.grant,
-            limits,
-        });
+        let plugins = match directory {
+            None => None,
+            Some(directory) => Some(Settings {
+                directory,
+                cache: cache_dir(),
+                compiler: compiler()?,
+                grants: self.grant,
+                limits,
+            }),
+        };
         let debug = std::env::var_os("GENIE_ANALYZER_DEBUG").is_some_and(|value| value == "1");
         Ok(AnalysisSettings { plugins, watch: self.watch, policy: self.policy, debug })
     }
 }
 
-/// This program compiles components in a child of its own.
-fn compiler() -> Compiler {
-    match std::env::current_exe() {
-        Ok(program) => Compiler::Child(vec![program.into(), COMPILE.into()]),
-        Err(error) => {
-            tracing::warn!("plugins are compiled without limits: {error}");
-            Compiler::InProcess
-        }
-    }
+/// This program compiles components in a child of its own, which is limited.
+fn compiler() -> anyhow::Result<Compiler> {
+    let program = std::env::current_exe().context(
+        "this program does not find itself, so it cannot compile plugins; use --plugins none",
+    )?;
+    Ok(Compiler::Child(vec![program.into(), COMPILE.into()]))
 }
 
 fn capability(text: &str) -> Result<Capability, String> {

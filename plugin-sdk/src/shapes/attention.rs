@@ -52,7 +52,8 @@ pub fn attentions(graph: &Graph, flow: &Flow) -> Vec<Attention> {
 
 fn fused(graph: &Graph, node: NodeId) -> Option<Attention> {
     let name = graph.op_name(node);
-    if !name.contains("scaled_dot_product") && !name.contains("flash_attention")
+    if !name.contains("scaled_dot_product")
+        && !name.contains("flash_attention")
         && !name.contains("efficient_attention")
     {
         return None;
@@ -89,7 +90,10 @@ fn encoder_layer(graph: &Graph, node: NodeId) -> Option<Attention> {
     let data = graph.input(node, 0)?;
     let len = data.size(-2);
     let mask = graph.inputs(node).find(|input| {
-        !input.dtype.is_integer() && input.size(-1) == len && input.size(-2) == len && !is_given(graph, input.value)
+        !input.dtype.is_integer()
+            && input.size(-1) == len
+            && input.size(-2) == len
+            && !is_given(graph, input.value)
     });
     let causality = match mask {
         _ if len <= 1 => Causality::Single,

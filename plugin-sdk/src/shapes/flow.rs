@@ -66,8 +66,14 @@ pub fn product(graph: &Graph, node: NodeId) -> Option<Product<'_>> {
 pub fn is_convolution(graph: &Graph, node: NodeId) -> bool {
     matches!(
         graph.op_name(node),
-        "convolution" | "_convolution" | "conv1d" | "conv2d" | "conv3d" | "convolution_overrideable"
-            | "mkldnn_convolution" | "cudnn_convolution"
+        "convolution"
+            | "_convolution"
+            | "conv1d"
+            | "conv2d"
+            | "conv3d"
+            | "convolution_overrideable"
+            | "mkldnn_convolution"
+            | "cudnn_convolution"
     )
 }
 
@@ -78,8 +84,13 @@ pub fn is_weighted(graph: &Graph, node: NodeId) -> bool {
         || product(graph, node).is_some_and(|product| product.weighted)
         || matches!(
             graph.op_name(node),
-            "_transformer_encoder_layer_fwd" | "_native_multi_head_attention"
-                | "lstm" | "gru" | "mkldnn_rnn_layer" | "_thnn_fused_lstm_cell" | "_thnn_fused_gru_cell"
+            "_transformer_encoder_layer_fwd"
+                | "_native_multi_head_attention"
+                | "lstm"
+                | "gru"
+                | "mkldnn_rnn_layer"
+                | "_thnn_fused_lstm_cell"
+                | "_thnn_fused_gru_cell"
         )
 }
 
@@ -97,7 +108,9 @@ pub fn passed_on<'a>(graph: &'a Graph, node: NodeId) -> Option<Tensor<'a>> {
         "div" | "mul" | "add" | "sub" | "masked_fill" | "where" | "rsub" | "add_" | "mul_"
         | "div_" | "sub_" | "masked_fill_" | "maximum" | "minimum" | "addcmul" => {
             let elements = graph.output(node, 0)?.elements();
-            graph.inputs(node).find(|tensor| tensor.elements() == elements && tensor.dtype.is_floating())
+            graph
+                .inputs(node)
+                .find(|tensor| tensor.elements() == elements && tensor.dtype.is_floating())
         }
         _ => None,
     }

@@ -55,7 +55,8 @@ pub fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup<'_>> {
             let index = graph.input(node, 1)?;
             // Rows only, wide enough to be vectors, not all of them many times: those are biases
             // by position.
-            let rows = !matches!(graph.args(node).nth(2), Some(Arg::None));
+            let rows = !matches!(graph.args(node).nth(2), Some(Arg::None))
+                && table.strides.last() == Some(&1);
             if !rows || table.size(-1) < 16 || index.elements() > table.size(0) as u64 {
                 return None;
             }
@@ -158,7 +159,10 @@ impl Modalities {
         if matches!(graph.op_name(node), "argmax" | "multinomial" | "topk" | "sort") {
             integers |= Integers::CHOSEN;
         }
-        if matches!(graph.op_name(node), "fill_" | "full" | "ones" | "full_like" | "zeros" | "zero_") {
+        if matches!(
+            graph.op_name(node),
+            "fill_" | "full" | "ones" | "full_like" | "zeros" | "zero_"
+        ) {
             integers = Integers::FILLED;
         }
         if let Some(lookup) = lookup(graph, node) {
@@ -198,8 +202,7 @@ impl Modalities {
                 matches!(graph.op_name(*consumer), "add" | "add_")
                     && graph.inputs(*consumer).any(|input| {
                         let of = self.of[input.value.0 as usize];
-                        input.value != out.value
-                            && of.only(Modality(!Modality::TOKENS.0))
+                        input.value != out.value && of.only(Modality(!Modality::TOKENS.0))
                     })
             })
     }
@@ -260,9 +263,7 @@ fn rows(graph: &Graph, data: Tensor) -> Modality {
             None => break,
         }
     }
-    let source = graph
-        .output(graph.producer(at.value), 0)
-        .map_or(at.sizes, |output| output.sizes);
+    let source = graph.output(graph.producer(at.value), 0).map_or(at.sizes, |output| output.sizes);
     match source.len() {
         5.. => Modality::IMAGE,
         4 if source[1] == 3 || source[3] == 3 || source[1] == 1 => Modality::IMAGE,

@@ -77,7 +77,8 @@ impl Passes {
             }
             let found = lookup(graph, node).filter(|lookup| {
                 let integers = modalities.integers(lookup.index.value);
-                let begins = integers.filled() && tables.contains(&graph.storage(lookup.table.value));
+                let begins =
+                    integers.filled() && tables.contains(&graph.storage(lookup.table.value));
                 (modalities.node_of(graph, node).has(Modality::TOKENS) || begins)
                     && lookup.index.elements() > 0
             });
@@ -172,7 +173,9 @@ fn token_tables(graph: &Graph, flow: &Flow, modalities: &Modalities) -> HashSet<
         .filter(|node| flow.is_forward(*node))
         .filter(|node| modalities.node_of(graph, *node).has(Modality::TOKENS))
         .filter_map(|node| lookup(graph, node))
-        .filter(|lookup| modalities.integers(lookup.index.value).chosen() || lookup.index.dims() >= 1)
+        .filter(|lookup| {
+            modalities.integers(lookup.index.value).chosen() || lookup.index.dims() >= 1
+        })
         .map(|lookup| graph.storage(lookup.table.value))
         .collect()
 }
@@ -184,8 +187,8 @@ fn continues(graph: &Graph, passes: &Passes, key: ValueId, current: usize, q_len
         let node = graph.producer(at);
         match graph.op_name(node) {
             "cat" | "stack" => return true,
-            "index_copy_" | "index_put_" | "_index_put_impl_" | "scatter_" | "copy_" | "index_copy"
-            | "index_put" | "scatter" | "slice_scatter" | "select_scatter" => {
+            "index_copy_" | "index_put_" | "_index_put_impl_" | "scatter_" | "copy_"
+            | "index_copy" | "index_put" | "scatter" | "slice_scatter" | "select_scatter" => {
                 if let Some(earlier) = written_earlier(graph, passes, node, current) {
                     return earlier || q_len <= 1;
                 }
@@ -214,7 +217,10 @@ fn written_earlier(graph: &Graph, passes: &Passes, node: NodeId, current: usize)
         "genie::source" | "genie::upload" | "genie::weight" => Some(false),
         _ => {
             let earlier = passes.at(before).is_some_and(|pass| pass < current);
-            let filled = matches!(graph.op_name(before), "fill_" | "zero_" | "zeros" | "zeros_like" | "full");
+            let filled = matches!(
+                graph.op_name(before),
+                "fill_" | "zero_" | "zeros" | "zeros_like" | "full"
+            );
             Some(earlier && !filled)
         }
     }
