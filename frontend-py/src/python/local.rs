@@ -8,7 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use genie_node::local::LocalNode;
 use genie_transport::{Frame, Link, LinkError, SharedMemory};
-use genie_wire::control::{Device, Have, HaveAnswer, Refusal, Region, Status, StatusRequest, TraceAnswer, TraceQuestion, TraceRequest, WeightStored, Welcome};
+use genie_wire::control::{
+    Device, Have, HaveAnswer, Refusal, Region, Status, StatusRequest, TraceAnswer, TraceQuestion,
+    TraceRequest, WeightStored, Welcome,
+};
 use genie_wire::frame::FrameKind;
 use genie_wire::record::WeightHash;
 use genie_wire::{ErrorCode, PROTOCOL_VERSION, TapeWriter, WireError};

@@ -66,7 +66,8 @@ fn main() {
         }
         let graph = Graph::new(columns).expect("checked");
         let reading = read(&graph);
-        let label = if reading.workload.confidence > UNSURE { &reading.workload.word } else { "unknown" };
+        let label =
+            if reading.workload.confidence > UNSURE { &reading.workload.word } else { "unknown" };
         let wanted = truth["workload"].as_str().unwrap();
         let entry = right.entry(wanted.to_owned()).or_default();
         entry.1 += 1;
@@ -79,7 +80,14 @@ fn main() {
             let mark = &marks[node.0 as usize];
             let got = &reading.phases[node.0 as usize].word;
             if show_ops {
-                println!("{:5} {:40} {:24} {:24} {}", node.0, graph.op(node), mark, got, graph.module(node));
+                println!(
+                    "{:5} {:40} {:24} {:24} {}",
+                    node.0,
+                    graph.op(node),
+                    mark,
+                    got,
+                    graph.module(node)
+                );
             }
             if mark.is_empty() {
                 continue;
@@ -113,19 +121,28 @@ fn main() {
                 accuracy * 100.0,
                 wrong
                     .iter()
-                    .map(|((mark, got), (count, first))| format!("{mark}>{got} x{count} (first {first})"))
+                    .map(|((mark, got), (count, first))| format!(
+                        "{mark}>{got} x{count} (first {first})"
+                    ))
                     .collect::<Vec<_>>()
                     .join("; ")
             );
         }
     }
-    println!("--- workload: {workloads_right} of {} = {:.1} %", files.len(), 100.0 * f64::from(workloads_right) / files.len() as f64);
+    println!(
+        "--- workload: {workloads_right} of {} = {:.1} %",
+        files.len(),
+        100.0 * f64::from(workloads_right) / files.len() as f64
+    );
     for (label, (good, all)) in &right {
         println!("  {label:14} {good:3} of {all:3}");
     }
     println!("--- phase, mean over cases: {:.1} %", 100.0 * phase_sum / f64::from(phase_cases));
     for (phase, (good, all)) in &phases_right {
-        println!("  {phase:24} {good:6} of {all:6} = {:5.1} %", 100.0 * f64::from(*good) / f64::from(*all));
+        println!(
+            "  {phase:24} {good:6} of {all:6} = {:5.1} %",
+            100.0 * f64::from(*good) / f64::from(*all)
+        );
     }
 }
 

@@ -115,9 +115,7 @@ impl<'a> Builder<'a> {
         for output in &template.outputs {
             let (write, meta) = match output {
                 OutputSpec::Undefined => continue,
-                OutputSpec::New { index, meta } => {
-                    (template.mutated.len() + *index as usize, meta)
-                }
+                OutputSpec::New { index, meta } => (template.mutated.len() + *index as usize, meta),
                 OutputSpec::Alias { slot, meta } => {
                     match template.mutated.iter().position(|mutated| mutated == slot) {
                         Some(write) => (write, meta),

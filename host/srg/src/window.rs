@@ -81,13 +81,14 @@ impl Window {
             joined.append(noted);
         }
         let Joined { trace, templates, step_segments, .. } = joined;
-        let hashes = SegmentHashes {
-            exact: Hash128(0),
-            topology: Hash128(0),
-            records: trace.steps.len(),
-        };
-        let (srg, steps) =
-            Srg::build_with_steps(&trace, hashes, |id| templates.get(id.0 as usize).cloned(), origin);
+        let hashes =
+            SegmentHashes { exact: Hash128(0), topology: Hash128(0), records: trace.steps.len() };
+        let (srg, steps) = Srg::build_with_steps(
+            &trace,
+            hashes,
+            |id| templates.get(id.0 as usize).cloned(),
+            origin,
+        );
         // A source belongs to the segment that first uses it: that of the next step's node.
         let mut segment = 0;
         let mut of_nodes = vec![0; srg.graph.node_count()];
@@ -232,7 +233,9 @@ mod tests {
         assert!(noted.run_made(StorageId(10), &[16], &template.outputs));
         let window = Window::build(&[Arc::new(noted)], |_| Origin::Upload);
         let run = window.srg.graph.node_weights().last().unwrap();
-        assert!(matches!(&run.kind, NodeKind::Op { template, .. } if template.op == "aten::nonzero"));
+        assert!(
+            matches!(&run.kind, NodeKind::Op { template, .. } if template.op == "aten::nonzero")
+        );
         assert_eq!(run.writes, [(LocalStorage(1), Version(0))]);
     }
 }

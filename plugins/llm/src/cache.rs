@@ -6,7 +6,6 @@ use genie_plugin::prelude::*;
 use genie_plugin::shapes::View;
 use genie_plugin::shapes::flow::{is_given, passed_on};
 
-
 /// Storages that hold keys or values of earlier tokens, and how they grow.
 #[derive(Debug, Default)]
 pub struct Caches {

@@ -17,7 +17,11 @@ pub struct Llm;
 impl Plugin for Llm {
     fn info() -> Info {
         let provides = [
-            "llm.pass", "llm.kv_cache", "llm.scores", "text.encoder", "seq2seq.encoder",
+            "llm.pass",
+            "llm.kv_cache",
+            "llm.scores",
+            "text.encoder",
+            "seq2seq.encoder",
             "seq2seq.decoder",
         ];
         Info {

@@ -74,9 +74,12 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
     let mut phases: Vec<Option<&'static str>> = vec![None; graph.len()];
     let writers: Vec<Writer> = view.passes.list.iter().map(|pass| writer(view, pass)).collect();
     // Without a tower of its own, text belongs to the fusion from its first token on.
-    let towers = view.passes.list.iter().zip(&writers).any(|(pass, writer)| {
-        pass.weighted > 0 && *writer != Writer::Decoder
-    });
+    let towers = view
+        .passes
+        .list
+        .iter()
+        .zip(&writers)
+        .any(|(pass, writer)| pass.weighted > 0 && *writer != Writer::Decoder);
     // A single projection is no tower: what is seen goes straight into the joint encoder.
     let projections = graph
         .nodes()
@@ -190,9 +193,8 @@ fn writer(view: &View, pass: &Pass) -> Writer {
         return Writer::Tower;
     }
     let told = |node: &NodeId| view.modalities.node_of(view.graph, *node).has(SEEN);
-    let writes = pass.chosen
-        || pass.past > 0
-        || (!pass.bidirectional && pass.scores.iter().any(told));
+    let writes =
+        pass.chosen || pass.past > 0 || (!pass.bidirectional && pass.scores.iter().any(told));
     if writes || (!pass.scores.is_empty() && !pass.crossing.is_empty()) {
         return Writer::Decoder;
     }
