@@ -107,12 +107,21 @@ impl Convolution<'_> {
 
 #[derive(Debug, Clone, Copy)]
 enum Source {
-    Wave { samples: i64 },
+    Wave {
+        samples: i64,
+    },
     Transform,
-    Bands { bands: i64 },
-    Plane { longer: i64, shorter: i64 },
+    Bands {
+        bands: i64,
+    },
+    Plane {
+        longer: i64,
+        shorter: i64,
+    },
     BandNorm,
-    WaveOut { samples: i64 },
+    WaveOut {
+        samples: i64,
+    },
     /// Frames of bands that products read one by one, to score each or to be attended to by words.
     Rows,
 }
@@ -176,15 +185,22 @@ impl<'g> Sound<'g> {
             }
             let name = plain_name(graph.op(node));
             match name {
-                "_fft_r2c" | "stft" if sound.entry.is_none() => {
-                    if graph.input(node, 0).is_some_and(|data| raw(data.value) && is_long(graph, data)) {
-                        sound.entry = Some((node, Source::Transform));
-                    }
+                "_fft_r2c" | "stft"
+                    if sound.entry.is_none()
+                        && graph
+                            .input(node, 0)
+                            .is_some_and(|data| raw(data.value) && is_long(graph, data)) =>
+                {
+                    sound.entry = Some((node, Source::Transform));
                 }
                 "native_batch_norm" | "batch_norm" if sound.entry.is_none() => {
                     let banded = graph.input(node, 0).is_some_and(|data| {
                         let (a, b) = (data.size(-2), data.size(-1));
-                        raw(data.value) && data.dims() == 4 && data.size(1) > 4 && a.min(b) == 1 && a.max(b) > 1
+                        raw(data.value)
+                            && data.dims() == 4
+                            && data.size(1) > 4
+                            && a.min(b) == 1
+                            && a.max(b) > 1
                     });
                     if banded {
                         sound.entry = Some((node, Source::BandNorm));
@@ -194,7 +210,11 @@ impl<'g> Sound<'g> {
                 _ if name.contains("attention") || name.contains("transformer_encoder_layer") => {
                     sound.attention = true;
                 }
-                "lstm" | "gru" | "_thnn_fused_lstm_cell" | "_thnn_fused_gru_cell" | "_cudnn_rnn" => gates += 9,
+                "lstm"
+                | "gru"
+                | "_thnn_fused_lstm_cell"
+                | "_thnn_fused_gru_cell"
+                | "_cudnn_rnn" => gates += 9,
                 _ => {}
             }
         }
@@ -258,7 +278,8 @@ impl<'g> Sound<'g> {
         for node in self.nodes.iter().filter(|node| **node >= entry) {
             let at = node.0 as usize;
             reached[at] |= graph.predecessors(*node).any(|before| reached[before.0 as usize]);
-            let shrinks = is_convolution(graph, *node) || plain_name(graph.op(*node)).contains("pool");
+            let shrinks =
+                is_convolution(graph, *node) || plain_name(graph.op(*node)).contains("pool");
             let Some(out) = graph.output(*node, 0) else { continue };
             if reached[at] && shrinks && out.dims() >= 2 && out.size(-1) > 1 {
                 frames = frames.min(out.size(-1));
@@ -273,7 +294,8 @@ impl<'g> Sound<'g> {
         let (mut least, mut found) = (i64::MAX, None);
         let mut wave = None;
         for node in &self.nodes {
-            let Some(convolution) = convolution(graph, *node).filter(|found| found.spatial == 1) else {
+            let Some(convolution) = convolution(graph, *node).filter(|found| found.spatial == 1)
+            else {
                 continue;
             };
             let Some(out) = graph.output(*node, 0) else { continue };
@@ -293,7 +315,8 @@ impl<'g> Sound<'g> {
     /// words that look at them, scores of symbols for each frame, or convolutions in between.
     fn rows(&self, modalities: &Modalities) -> Option<(NodeId, Source)> {
         let graph = self.graph;
-        let (mut entry, mut symbols, mut words, mut neighbours, mut gated) = (None, false, false, false, false);
+        let (mut entry, mut symbols, mut words, mut neighbours, mut gated) =
+            (None, false, false, false, false);
         let mut frames = 0;
         for node in &self.nodes {
             let name = plain_name(graph.op(*node));
@@ -317,9 +340,12 @@ impl<'g> Sound<'g> {
                     && found.channels() > 1
                     && modalities.is_touched(found.data.value)
             });
-            let depends = |tensor: Tensor<'_>| modalities.value(tensor.value).has(Modality::SERIES.with(Modality::VECTOR));
+            let depends = |tensor: Tensor<'_>| {
+                modalities.value(tensor.value).has(Modality::SERIES.with(Modality::VECTOR))
+            };
             let Some(input) = graph.input(*node, 0) else { continue };
-            symbols |= name == "_log_softmax" && depends(input) && input.dims() == 3 && input.size(-1) > 2;
+            symbols |=
+                name == "_log_softmax" && depends(input) && input.dims() == 3 && input.size(-1) > 2;
             // Words ask, frames answer: as many columns as there are frames.
             words |= name == "_softmax"
                 && depends(input)
@@ -327,7 +353,8 @@ impl<'g> Sound<'g> {
                 && input.size(-1) == frames;
         }
         let entry = entry?;
-        let recurrent = self.nodes.iter().filter(|node| plain_name(graph.op(**node)) == "tanh").count() >= 9;
+        let recurrent =
+            self.nodes.iter().filter(|node| plain_name(graph.op(**node)) == "tanh").count() >= 9;
         let sequence = recurrent || self.attention;
         let speaks = symbols || words || neighbours && gated && self.attention;
         (sequence && speaks).then_some((entry, Source::Rows))
@@ -394,7 +421,8 @@ impl<'g> Sound<'g> {
         for node in self.nodes.iter().copied().filter(|node| *node > last) {
             let at = node.0 as usize;
             let follows = graph.predecessors(node).any(|before| tail[before.0 as usize]);
-            tail[at] = follows && front[at] && (!is_layer_norm(graph, node) || is_bent(graph, node));
+            tail[at] =
+                follows && front[at] && (!is_layer_norm(graph, node) || is_bent(graph, node));
             front[at] = tail[at];
         }
         front
@@ -409,7 +437,8 @@ impl<'g> Sound<'g> {
         for node in self.nodes.iter().copied().filter(|node| *node > entry) {
             let name = plain_name(graph.op(node));
             let from = graph.predecessors(node).any(|before| front[before.0 as usize]);
-            if !from || is_convolution(graph, node) || name.contains("attention") || name == "addmm" {
+            if !from || is_convolution(graph, node) || name.contains("attention") || name == "addmm"
+            {
                 continue;
             }
             front[node.0 as usize] = true;
@@ -434,29 +463,37 @@ impl<'g> Sound<'g> {
         let makes = self.made.map(|made| made.first);
         if let Some((entry, Source::WaveOut { .. })) = self.entry {
             // Few frames go in and many samples come out: all of it decodes.
-            self.nodes.iter().filter(|node| **node >= entry).for_each(|node| depends[node.0 as usize] = true);
+            self.nodes
+                .iter()
+                .filter(|node| **node >= entry)
+                .for_each(|node| depends[node.0 as usize] = true);
             return depends;
         }
         for node in &self.nodes {
             let at = node.0 as usize;
             let name = plain_name(graph.op(*node));
-            depends[at] =
-                makes == Some(*node) || graph.predecessors(*node).any(|before| depends[before.0 as usize]);
-            heard[at] =
-                entry == Some(*node) || graph.predecessors(*node).any(|before| heard[before.0 as usize]);
-            let chosen = matches!(name, "argmax" | "argmin" | "max" | "min" | "topk") && !depends[at];
+            depends[at] = makes == Some(*node)
+                || graph.predecessors(*node).any(|before| depends[before.0 as usize]);
+            heard[at] = entry == Some(*node)
+                || graph.predecessors(*node).any(|before| heard[before.0 as usize]);
+            let chosen =
+                matches!(name, "argmax" | "argmin" | "max" | "min" | "topk") && !depends[at];
             let counts = chosen
                 || matches!(name, "arange" | "cumsum" | "linspace" | "range")
                 || graph.inputs(*node).any(|input| counted[input.value.0 as usize]);
             // Distances between positions may be numbers with a fraction for a while.
             let carries = is_elementwise(graph.op(*node)) || name == "copy";
-            for output in graph.outputs(*node).filter(|output| carries || !output.dtype.is_floating()) {
+            for output in
+                graph.outputs(*node).filter(|output| carries || !output.dtype.is_floating())
+            {
                 counted[output.value.0 as usize] = counts;
             }
             if name != "embedding" || depends[at] {
                 continue;
             }
-            let (Some(table), Some(index)) = (graph.input(*node, 0), graph.input(*node, 1)) else { continue };
+            let (Some(table), Some(index)) = (graph.input(*node, 0), graph.input(*node, 1)) else {
+                continue;
+            };
             // A square of numbers says how far apart two positions are.
             let pairs = index.dims() >= 2 && index.size(-1) == index.size(-2) && index.size(-1) > 1;
             if is_given(graph, table.value) && !counted[index.value.0 as usize] && !pairs {
@@ -470,11 +507,15 @@ impl<'g> Sound<'g> {
             let at = node.0 as usize;
             if !heard[at] && *node > first {
                 // Masks and positions of words, also where the program reads them itself.
-                depends[at] = readers.all(|reader| depends[reader.0 as usize] || !heard[reader.0 as usize]);
+                depends[at] =
+                    readers.all(|reader| depends[reader.0 as usize] || !heard[reader.0 as usize]);
                 continue;
             }
             let serves = *node > first || !heard[at];
-            if serves && readers.peek().is_some() && readers.all(|reader| depends[reader.0 as usize]) {
+            if serves
+                && readers.peek().is_some()
+                && readers.all(|reader| depends[reader.0 as usize])
+            {
                 depends[node.0 as usize] = true;
             }
         }
@@ -490,15 +531,19 @@ fn entered(convolution: &Convolution<'_>) -> Option<Source> {
     }
     match (convolution.spatial, convolution.channels()) {
         (1, 1..=2) if data.size(-1) >= SAMPLES_MIN => Some(Source::Wave { samples: data.size(-1) }),
-        (1, bands) if BANDS.contains(&bands) && data.size(-1) >= 16 && data.size(-1) * 2 >= bands => {
-            Some(Source::Bands { bands })
+        (1, bands) if BANDS.contains(&bands) => {
+            let frames = data.size(-1);
+            // A kernel of one looks at each position alone: points, not frames.
+            let series = frames >= FRAMES_MIN && frames * 2 >= bands && weight.size(-1) > 1;
+            series.then_some(Source::Bands { bands })
         }
         (2, 1) => {
             let (a, b) = (data.size(-2), data.size(-1));
             // A kernel along one dimension only reads sensors one by one.
             let wide = weight.size(-1) > 1 && weight.size(-2) > 1;
             let (longer, shorter) = (a.max(b), a.min(b));
-            (wide && shorter >= 8 && longer * 4 >= shorter * 5).then_some(Source::Plane { longer, shorter })
+            (wide && shorter >= 8 && longer * 4 >= shorter * 5)
+                .then_some(Source::Plane { longer, shorter })
         }
         _ => None,
     }
@@ -534,7 +579,17 @@ fn keeps_frames(graph: &Graph, node: NodeId) -> bool {
         || name.contains("pad")
         || name.contains("pool")
         || name.contains("_norm")
-        || matches!(name, "clone" | "copy" | "glu" | "dropout" | "native_dropout" | "leaky_relu" | "prelu" | "snake")
+        || matches!(
+            name,
+            "clone"
+                | "copy"
+                | "glu"
+                | "dropout"
+                | "native_dropout"
+                | "leaky_relu"
+                | "prelu"
+                | "snake"
+        )
         || is_bend(name)
 }
 
@@ -548,7 +603,19 @@ fn is_bent(graph: &Graph, node: NodeId) -> bool {
 }
 
 fn is_bend(name: &str) -> bool {
-    matches!(name, "relu" | "gelu" | "silu" | "elu" | "leaky_relu" | "tanh" | "hardtanh" | "mish" | "prelu" | "selu")
+    matches!(
+        name,
+        "relu"
+            | "gelu"
+            | "silu"
+            | "elu"
+            | "leaky_relu"
+            | "tanh"
+            | "hardtanh"
+            | "mish"
+            | "prelu"
+            | "selu"
+    )
 }
 
 #[cfg(test)]
@@ -564,7 +631,14 @@ mod tests {
         notes.workload.iter().map(|claim| claim.confidence).fold(0.0, f32::max)
     }
 
-    fn convolve(g: &mut GraphBuilder, x: Handle, weight: &[i64], stride: i64, up: bool, out: &[i64]) -> Handle {
+    fn convolve(
+        g: &mut GraphBuilder,
+        x: Handle,
+        weight: &[i64],
+        stride: i64,
+        up: bool,
+        out: &[i64],
+    ) -> Handle {
         let w = g.weight(weight);
         let args = [
             Given::Tensor(0),
@@ -653,10 +727,19 @@ mod tests {
 
     #[test]
     fn planes_are_sound_only_when_long() {
-        for (sizes, sound) in [([1, 1, 64, 200], true), ([1, 1, 28, 28], false), ([1, 3, 64, 200], false)] {
+        for (sizes, sound) in
+            [([1, 1, 64, 200], true), ([1, 1, 28, 28], false), ([1, 3, 64, 200], false)]
+        {
             let mut g = GraphBuilder::new();
             let x = g.input(&sizes);
-            let y = convolve(&mut g, x, &[8, sizes[1], 3, 3], 1, false, &[1, 8, sizes[2] - 2, sizes[3] - 2]);
+            let y = convolve(
+                &mut g,
+                x,
+                &[8, sizes[1], 3, 3],
+                1,
+                false,
+                &[1, 8, sizes[2] - 2, sizes[3] - 2],
+            );
             g.op("aten::relu", &[y], &[1, 8, sizes[2] - 2, sizes[3] - 2]);
             let confidence = claimed(&g.build());
             assert_eq!(confidence >= 0.7, sound, "{sizes:?}: {confidence}");

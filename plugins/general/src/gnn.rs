@@ -12,7 +12,8 @@
 
 use genie_plugin::prelude::*;
 use genie_plugin::query::{is_elementwise, plain_name, seen_through};
-use genie_plugin::shapes::flow::{is_convolution, is_given};
+use genie_plugin::shapes::flow::{Flow, is_convolution, is_given};
+use genie_plugin::shapes::modality::{Modalities, Modality};
 
 /// Nodes that are looked at above or below a node.
 const LOOK_MAX: usize = 64;
@@ -29,7 +30,12 @@ pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
         1 => 0.85,
         _ => 0.93,
     };
-    confidence = window.adjacency().max(window.neighbours()).max(window.pairs()).max(window.filters()).max(confidence);
+    confidence = window
+        .adjacency()
+        .max(window.neighbours())
+        .max(window.pairs())
+        .max(window.filters())
+        .max(confidence);
     if window.sees_images() {
         confidence = confidence.min(WITH_IMAGES);
     }
@@ -127,8 +133,9 @@ struct Edges {
 
 impl<'g> Window<'g> {
     fn of(graph: &'g Graph) -> Self {
-        let training =
-            graph.nodes().any(|node| matches!(graph.stage(node), Stage::Backward | Stage::Optimizer));
+        let training = graph
+            .nodes()
+            .any(|node| matches!(graph.stage(node), Stage::Backward | Stage::Optimizer));
         let mut nodes = Vec::new();
         for node in graph.nodes() {
             match graph.stage(node) {
@@ -146,14 +153,20 @@ impl<'g> Window<'g> {
         let graph = self.graph;
         let mut gathered: Vec<Option<Gathered>> = vec![None; graph.values().len()];
         let mut found = Edges::default();
+        // In a model of words, lists that scores chose send words to experts.
+        let flow = Flow::of(graph);
+        let modalities = Modalities::of(graph, &flow);
+        let words = modalities.entries.iter().any(|(_, entered)| entered.has(Modality::TOKENS));
+        let routes = |list: List| words && modalities.integers(list.value).chosen();
         for node in &self.nodes {
             let sizes = graph.output(*node, 0).map_or(&[][..], |out| out.sizes);
             let before = graph.inputs(*node).filter_map(|input| gathered[input.value.0 as usize]);
             let from = Gathered::together(before, sizes);
-            let out = if let Some(list) = self.gather(*node) {
+            let out = if let Some(list) = self.gather(*node).filter(|list| !routes(*list)) {
                 Some(Gathered { by: list, ends: false })
             } else if let (Some(list), Some(from)) = (self.sum_by(*node), from) {
-                if list.len == from.by.len && (list != from.by || from.ends) {
+                let other_end = list != from.by || from.ends;
+                if other_end && list.len == from.by.len && !routes(list) {
                     found.rounds += 1;
                     found.edges = found.edges.max(list.len);
                 }
@@ -251,9 +264,9 @@ impl<'g> Window<'g> {
             let node = graph.producer(at);
             match plain_name(graph.op(node)) {
                 "topk" | "sort" | "argsort" => {
-                    let square = graph
-                        .input(node, 0)
-                        .is_some_and(|scores| scores.size(-1) == scores.size(-2) && scores.size(-1) > 2);
+                    let square = graph.input(node, 0).is_some_and(|scores| {
+                        scores.size(-1) == scores.size(-2) && scores.size(-1) > 2
+                    });
                     return square && !self.above(at, &["_softmax", "softmax"]);
                 }
                 _ => match graph.input(node, 0) {
@@ -307,7 +320,8 @@ impl<'g> Window<'g> {
             if root == seen_through(graph, right.value) || !in_a_layer {
                 continue;
             }
-            let known = mixers.iter().position(|mixer| mixer.root == root && mixer.offset == left.offset);
+            let known =
+                mixers.iter().position(|mixer| mixer.root == root && mixer.offset == left.offset);
             let at = known.unwrap_or(mixers.len());
             if known.is_none() {
                 if mixers.len() == LOOK_MAX {
@@ -339,7 +353,8 @@ impl<'g> Window<'g> {
             let name = plain_name(graph.op(node));
             let output = graph.output(node, 0);
             if is_given(graph, at) {
-                let matrix = output.is_some_and(|out| out.size(-1) == out.size(-2) && out.dims() >= 2);
+                let matrix =
+                    output.is_some_and(|out| out.size(-1) == out.size(-2) && out.dims() >= 2);
                 if matrix && root.is_none_or(|root| at < root) {
                     root = Some(at);
                 }
@@ -349,8 +364,24 @@ impl<'g> Window<'g> {
             sums |= name == "sum";
             let makes = matches!(
                 name,
-                "index_put" | "fill_diagonal" | "eye" | "diag" | "diag_embed" | "diagonal" | "zero" | "fill" | "ones_like" | "repeat" | "mm" | "bmm"
-                    | "zeros_like" | "alloc" | "resize" | "maximum" | "bitwise_or" | "logical_or"
+                "index_put"
+                    | "fill_diagonal"
+                    | "eye"
+                    | "diag"
+                    | "diag_embed"
+                    | "diagonal"
+                    | "zero"
+                    | "fill"
+                    | "ones_like"
+                    | "repeat"
+                    | "mm"
+                    | "bmm"
+                    | "zeros_like"
+                    | "alloc"
+                    | "resize"
+                    | "maximum"
+                    | "bitwise_or"
+                    | "logical_or"
             );
             if !(reduces || makes || is_elementwise(graph.op(node))) || seen.len() > LOOK_MAX {
                 return None;
@@ -371,7 +402,9 @@ impl<'g> Window<'g> {
                 return true;
             }
             match graph.input(node, 0) {
-                Some(input) if is_elementwise(graph.op(node)) || is_norm(graph, node) => at = input.value,
+                Some(input) if is_elementwise(graph.op(node)) || is_norm(graph, node) => {
+                    at = input.value
+                }
                 _ => return false,
             }
         }
@@ -383,7 +416,9 @@ impl<'g> Window<'g> {
         let mut at = value;
         for _ in 0..16 {
             let next = graph.consumers(at).iter().copied().find(|node| {
-                self.is_projection(*node, by_other_than) || is_elementwise(graph.op(*node)) || is_norm(graph, *node)
+                self.is_projection(*node, by_other_than)
+                    || is_elementwise(graph.op(*node))
+                    || is_norm(graph, *node)
             });
             let Some(node) = next else { return false };
             if self.is_projection(node, by_other_than) {
@@ -430,7 +465,9 @@ impl<'g> Window<'g> {
                 }
                 let elements = at.elements();
                 let same = |input: &Tensor<'_>| {
-                    input.elements() == elements && input.dtype.is_floating() && !is_given(graph, input.value)
+                    input.elements() == elements
+                        && input.dtype.is_floating()
+                        && !is_given(graph, input.value)
                 };
                 match graph.inputs(above).find(same) {
                     Some(input) if is_elementwise(graph.op(above)) => at = input,
@@ -447,13 +484,14 @@ impl<'g> Window<'g> {
         let (Some(a), Some(b)) = (graph.input(node, 0), graph.input(node, 1)) else { return false };
         let Some(out) = graph.output(node, 0) else { return false };
         let dims = out.dims();
-        if dims < 2 || dims > 8 || a.dims() != dims || b.dims() != dims {
+        if !(2..=8).contains(&dims) || a.dims() != dims || b.dims() != dims {
             return false;
         }
         (0..dims).any(|i| {
             (0..dims).any(|j| {
                 let n = out.sizes[i];
-                let crossed = a.sizes[i] == n && a.sizes[j] == 1 && b.sizes[i] == 1 && b.sizes[j] == n;
+                let crossed =
+                    a.sizes[i] == n && a.sizes[j] == 1 && b.sizes[i] == 1 && b.sizes[j] == n;
                 n > 2 && out.sizes[j] == n && crossed
             })
         })
@@ -484,7 +522,9 @@ impl<'g> Window<'g> {
             let meets = name == "mul" && by_weight && still && {
                 graph.inputs(*node).any(|input| {
                     let at = input.value.0 as usize;
-                    pairs_of[at] == 0 && input.elements() >= 2 * n as u64 && !is_given(graph, input.value)
+                    pairs_of[at] == 0
+                        && input.elements() >= 2 * n as u64
+                        && !is_given(graph, input.value)
                 })
             };
             rounds += usize::from(meets && self.is_pooled(out.value));
@@ -535,13 +575,19 @@ impl<'g> Window<'g> {
     fn sees_images(&self) -> bool {
         self.nodes.iter().any(|node| {
             is_convolution(self.graph, *node)
-                && self.graph.input(*node, 1).is_some_and(|weight| weight.dims() >= 4 && weight.size(-1) > 1)
+                && self
+                    .graph
+                    .input(*node, 1)
+                    .is_some_and(|weight| weight.dims() >= 4 && weight.size(-1) > 1)
         })
     }
 }
 
 fn is_norm(graph: &Graph, node: NodeId) -> bool {
-    matches!(plain_name(graph.op(node)), "native_batch_norm" | "native_layer_norm" | "native_group_norm")
+    matches!(
+        plain_name(graph.op(node)),
+        "native_batch_norm" | "native_layer_norm" | "native_group_norm"
+    )
 }
 
 #[cfg(test)]
@@ -601,6 +647,18 @@ mod tests {
     }
 
     #[test]
+    fn scores_that_send_words_to_experts_make_no_edges() {
+        let mut g = GraphBuilder::new();
+        let (ids, table) = (g.input_of(&[NODES], DType::INT64), g.weight(&[99, 8]));
+        let x = g.op("aten::embedding", &[table, ids], &[NODES, 8]);
+        let scores = linear(&mut g, x, NODES);
+        let order = g.dtype(DType::INT64).op("aten::sort", &[scores], &[EDGES]);
+        let word = g.op("aten::floor_divide", &[order], &[EDGES]);
+        message(&mut g, x, order, word);
+        assert_eq!(claimed(&g.build()), 0.0);
+    }
+
+    #[test]
     fn an_adjacency_matrix_mixes_rows_in_every_layer() {
         for layers in [1, 2] {
             let mut g = GraphBuilder::new();
@@ -621,7 +679,8 @@ mod tests {
         let (x, mask) = (g.input(&[NODES, 8]), g.input_of(&[NODES, NODES], DType::BOOL));
         let h = linear(&mut g, x, NODES);
         let w = g.weight(&[8, 1]);
-        let (a, b) = (g.op("aten::mm", &[h, w], &[NODES, 1]), g.op("aten::mm", &[h, w], &[NODES, 1]));
+        let (a, b) =
+            (g.op("aten::mm", &[h, w], &[NODES, 1]), g.op("aten::mm", &[h, w], &[NODES, 1]));
         let b = g.transpose(b, 0, 1);
         let e = g.op("aten::add.Tensor", &[a, b], &[NODES, NODES]);
         let e = g.op("aten::leaky_relu", &[e], &[NODES, NODES]);

@@ -21,7 +21,8 @@ impl Plugin for General {
         Info {
             name: "general".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Recognizes audio, diffusion, graph networks, plain networks and training".into(),
+            summary: "Recognizes audio, diffusion, graph networks, plain networks and training"
+                .into(),
             ..Info::default()
         }
     }

@@ -77,7 +77,8 @@ impl Seen {
                 }
                 continue;
             }
-            seen.windows |= graph.inputs(node).any(|input| is_given(graph, input.value) && overlaps(input));
+            seen.windows |=
+                graph.inputs(node).any(|input| is_given(graph, input.value) && overlaps(input));
             seen.products += usize::from(product(graph, node).is_some());
             let name = plain_name(graph.op(node));
             if name.contains("embedding") {
@@ -121,7 +122,8 @@ const FACTORIZATIONS: [&str; 9] = [
 
 /// Whether a view shows some elements more than once, at different places: sliding windows.
 fn overlaps(view: Tensor<'_>) -> bool {
-    let mut dims: Vec<(i64, i64)> = view.strides.iter().copied().zip(view.sizes.iter().copied()).collect();
+    let mut dims: Vec<(i64, i64)> =
+        view.strides.iter().copied().zip(view.sizes.iter().copied()).collect();
     dims.retain(|(stride, size)| *stride > 0 && *size > 1);
     dims.sort_unstable();
     dims.windows(2).any(|pair| pair[1].0 < pair[0].0.saturating_mul(pair[0].1))

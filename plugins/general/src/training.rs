@@ -58,8 +58,10 @@ fn gradients_in_losses(graph: &Graph) -> Vec<bool> {
 /// Whether the node fills the gradient that a backward pass begins with: a constant that only
 /// backward operators read. Autograd makes it before the first of them runs.
 fn seeds_gradient(graph: &Graph, node: NodeId) -> bool {
-    let constant =
-        matches!(graph.op_name(node), "fill_" | "ones_like" | "full" | "full_like" | "ones" | "fill");
+    let constant = matches!(
+        graph.op_name(node),
+        "fill_" | "ones_like" | "full" | "full_like" | "ones" | "fill"
+    );
     let mut readers = graph.successors(node).peekable();
     constant
         && readers.peek().is_some()

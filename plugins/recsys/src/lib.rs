@@ -34,7 +34,8 @@ impl Plugin for Recsys {
         Info {
             name: "recsys".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Recognizes recommenders: embedding tables, feature interaction, dense towers".into(),
+            summary: "Recognizes recommenders: embedding tables, feature interaction, dense towers"
+                .into(),
             provides: vec![],
         }
     }
@@ -55,7 +56,9 @@ impl Recognizer for Recsys {
         if reading.evidence.whole_table {
             let attentions = attentions(graph, &flow);
             reading.evidence.attention |= !attentions.is_empty();
-            reading.evidence.causal = attentions.iter().any(|found| found.causality == Causality::Causal)
+            reading.evidence.causal = attentions
+                .iter()
+                .any(|found| found.causality == Causality::Causal)
                 || nodes.iter().any(|node| matches!(plain_name(graph.op(*node)), "triu" | "tril"));
         }
         let mut confidence = confidence(&found.list, reading.evidence);
@@ -76,7 +79,10 @@ impl Recognizer for Recsys {
                 ("recsys.tower", "recsys.dense_mlp", Phase::Dense),
                 ("recsys.interaction", "recsys.interaction", Phase::Interaction),
             ] {
-                let of = nodes.iter().copied().filter(|node| reading.phases[node.0 as usize] == Some(phase));
+                let of = nodes
+                    .iter()
+                    .copied()
+                    .filter(|node| reading.phases[node.0 as usize] == Some(phase));
                 notes.matched(pattern, word, "", confidence, of);
             }
         }
@@ -149,15 +155,17 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
 /// graph.
 fn sums_by_edges(graph: &Graph, nodes: &[NodeId]) -> bool {
     nodes.iter().any(|node| {
-        matches!(plain_name(graph.op(*node)), "scatter_add" | "scatter_reduce" | "index_add" | "index_reduce")
-            && graph.output(*node, 0).is_some_and(|out| out.dtype.is_floating() && out.dims() > 1)
+        matches!(
+            plain_name(graph.op(*node)),
+            "scatter_add" | "scatter_reduce" | "index_add" | "index_reduce"
+        ) && graph.output(*node, 0).is_some_and(|out| out.dtype.is_floating() && out.dims() > 1)
     })
 }
 
 /// Whether pictures or sound come in: then tables are words or classes of these.
 fn sees_or_hears(graph: &Graph, flow: &Flow) -> bool {
     let modalities = Modalities::of(graph, flow);
-    let other = Modality::IMAGE.with(Modality::AUDIO);
+    let other = Modality::IMAGE.with(Modality::AUDIO).with(Modality::LATENT);
     modalities.entries.iter().any(|(_, entered)| entered.has(other))
 }
 
@@ -165,7 +173,8 @@ fn describe_tables(graph: &Graph, found: &[Lookup], confidence: f32, notes: &mut
     let mut tables: Vec<StorageId> = found.iter().map(|lookup| lookup.table).collect();
     tables.sort_unstable_by_key(|table| table.0);
     tables.dedup();
-    let bytes = tables.iter().map(|table| graph.storage_bytes(*table)).fold(0u64, u64::saturating_add);
+    let bytes =
+        tables.iter().map(|table| graph.storage_bytes(*table)).fold(0u64, u64::saturating_add);
     notes.attribute("tables", tables.len().to_string());
     notes.attribute("table_bytes", bytes.to_string());
     for table in tables {

@@ -64,7 +64,10 @@ pub(crate) fn lookups(graph: &Graph, nodes: &[NodeId]) -> Lookups {
             _ => 0,
         };
         let carries = is_elementwise(graph.op(*node))
-            || matches!(name, "cat" | "stack" | "copy" | "index" | "select" | "index_select" | "repeat");
+            || matches!(
+                name,
+                "cat" | "stack" | "copy" | "index" | "select" | "index_select" | "repeat"
+            );
         for output in graph.outputs(*node) {
             sources[output.value.0 as usize] = match output.dtype.is_floating() && !carries {
                 true => 0,
@@ -81,13 +84,16 @@ fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup> {
     let known = bag
         || matches!(name, "embedding" | "index_select" | "index" | "gather" | "_unsafe_index")
             && graph.inputs(node).len() == 2;
-    let (table, index, out) = (graph.input(node, 0)?, graph.input(node, 1)?, graph.output(node, 0)?);
+    let (table, index, out) =
+        (graph.input(node, 0)?, graph.input(node, 1)?, graph.output(node, 0)?);
     let rows = table.dims() == 2 && table.dtype.is_floating() && is_table(graph, table.value);
     if !known || !rows || !index.dtype.is_integer() || out.dims() == 0 || out.elements() == 0 {
         return None;
     }
     // Tables are gathered by whole rows.
-    if matches!(name, "index" | "index_select" | "gather" | "_unsafe_index") && out.size(-1) != table.size(1) {
+    if matches!(name, "index" | "index_select" | "gather" | "_unsafe_index")
+        && out.size(-1) != table.size(1)
+    {
         return None;
     }
     let batch = out.size(0).max(1);

@@ -170,7 +170,9 @@ impl Follower<'_> {
         match name {
             "cat" | "stack" | "concat" | "hstack" => self.put_together(node),
             "sum" | "mean" | "amax" | "max" | "logsumexp" => self.reduced(node),
-            _ if graph.inputs(node).len() >= 2 && (is_elementwise(graph.op(node)) || is_pairwise(name)) => {
+            _ if graph.inputs(node).len() >= 2
+                && (is_elementwise(graph.op(node)) || is_pairwise(name)) =>
+            {
                 self.combined(node);
             }
             _ => self.passed(node, name),
@@ -241,11 +243,13 @@ impl Follower<'_> {
         }
         match state.kind {
             Kind::Rows | Kind::Mixed => {
-                let one_row = rows == self.batch && !(data.dims() == 3 && data.size(1) == 1 && data.size(-1) == state.width);
+                let one_row = rows == self.batch
+                    && !(data.dims() == 3 && data.size(1) == 1 && data.size(-1) == state.width);
                 let step = state.kind == Kind::Rows && state.many && data.size(-1) == state.width;
                 if one_row && !step {
                     let flat = data.size(-1) > state.width && data.size(-1) % state.width == 0;
-                    self.evidence.flattened |= state.kind == Kind::Rows && state.direct != 0 && flat && state.many;
+                    self.evidence.flattened |=
+                        state.kind == Kind::Rows && state.direct != 0 && flat && state.many;
                     self.dense(node, state);
                 } else {
                     self.mixed(node, state);
@@ -285,19 +289,17 @@ impl Follower<'_> {
     /// Evidence from two states that meet in a product.
     fn compare_states(&mut self, one: State, two: State) {
         for (rows, state) in [(one, two), (two, one)] {
-            let (Some(lookup), true) = (self.direct(rows), state.sources & !rows.sources != 0) else {
+            let (Some(lookup), true) = (self.direct(rows), state.sources & !rows.sources != 0)
+            else {
                 continue;
             };
-            let same_table = self
-                .lookups
-                .iter()
-                .enumerate()
-                .any(|(index, other)| {
-                    other.table == lookup.table
-                        && other.index != lookup.index
-                        && state.sources & (1 << (index % 64)) != 0
-                });
-            self.evidence.candidates |= same_table && (lookup.each > 1 || state.many || state.kind != Kind::Rows);
+            let same_table = self.lookups.iter().enumerate().any(|(index, other)| {
+                other.table == lookup.table
+                    && other.index != lookup.index
+                    && state.sources & (1 << (index % 64)) != 0
+            });
+            self.evidence.candidates |=
+                same_table && (lookup.each > 1 || state.many || state.kind != Kind::Rows);
             self.evidence.multiplied |= self.direct(state).is_some() && !lookup_is_many(lookup);
         }
     }
@@ -316,7 +318,9 @@ impl Follower<'_> {
         }
         let mut one_each: Vec<u32> = graph
             .inputs(node)
-            .filter_map(|input| self.direct(self.state(&input)).map(|lookup| (self.state(&input).direct, lookup)))
+            .filter_map(|input| {
+                self.direct(self.state(&input)).map(|lookup| (self.state(&input).direct, lookup))
+            })
             .filter(|(_, lookup)| !lookup_is_many(*lookup))
             .map(|(direct, _)| direct)
             .collect();
@@ -324,7 +328,7 @@ impl Follower<'_> {
         one_each.dedup();
         // What was computed from other lookups stands beside them as one more.
         let own = one_each.iter().fold(0u64, |own, direct| own | 1 << ((direct - 1) % 64));
-        let beside = state.sources & !own != 0;
+        let beside = state.sources & !own != 0 && self.is_flat(&out, state);
         let joined = one_each.len() as u32 + u32::from(beside);
         if !one_each.is_empty() && joined > 1 {
             self.evidence.joined = self.evidence.joined.max(joined);
@@ -373,7 +377,9 @@ impl Follower<'_> {
         let graph = self.graph;
         graph.consumers(value).iter().any(|node| match plain_name(graph.op(*node)) {
             "pow" | "square" => true,
-            "mul" | "bmm" | "matmul" => graph.inputs(*node).filter(|input| input.value == value).count() > 1,
+            "mul" | "bmm" | "matmul" => {
+                graph.inputs(*node).filter(|input| input.value == value).count() > 1
+            }
             _ => false,
         })
     }
@@ -382,8 +388,11 @@ impl Follower<'_> {
     fn combined(&mut self, node: NodeId) {
         let graph = self.graph;
         let name = plain_name(graph.op(node));
-        let carrying: Vec<Tensor<'_>> =
-            graph.inputs(node).filter(|input| self.state(input).kind != Kind::Nothing).take(2).collect();
+        let carrying: Vec<Tensor<'_>> = graph
+            .inputs(node)
+            .filter(|input| self.state(input).kind != Kind::Nothing)
+            .take(2)
+            .collect();
         let (Some(a), b) = (carrying.first(), carrying.get(1)) else {
             return self.set(node, State::default(), None);
         };
@@ -415,7 +424,9 @@ impl Follower<'_> {
             (true, true) => self.mixed(node, state),
             (false, false) => self.set(node, State { direct: 0, ..state }, Some(Phase::Dense)),
             // A score is added to a score; a gate opens and closes fields.
-            _ if multiplies || a.elements().max(b.elements()) as i64 > self.batch => self.mixed(node, state),
+            _ if multiplies || a.elements().max(b.elements()) as i64 > self.batch => {
+                self.mixed(node, state)
+            }
             _ => self.dense(node, state),
         }
     }
@@ -428,7 +439,11 @@ impl Follower<'_> {
         let Some(input) = graph.input(node, from) else { return };
         let state = self.state(&input);
         let transparent = is_transparent(graph.op(node)) || name == "copy";
-        if !transparent && state.kind != Kind::Nothing && name.contains("norm") && self.is_flat(&input, state) {
+        if !transparent
+            && state.kind != Kind::Nothing
+            && name.contains("norm")
+            && self.is_flat(&input, state)
+        {
             return self.dense(node, state);
         }
         let direct = if transparent || name == "native_dropout" { state.direct } else { 0 };
@@ -450,10 +465,13 @@ impl Follower<'_> {
             match self.phases[at] {
                 None => self.phases[at] = readers().find_map(|reader| self.phases[reader]),
                 Some(Phase::Dense) => {
-                    let state = graph.output(*node, 0).map(|out| self.state(&out)).unwrap_or_default();
+                    let state =
+                        graph.output(*node, 0).map(|out| self.state(&out)).unwrap_or_default();
                     let used = readers().next().is_some();
-                    let only = readers().all(|reader| self.phases[reader] == Some(Phase::Interaction));
-                    let scales = product(graph, *node).is_none() && is_scaling(plain_name(graph.op(*node)));
+                    let only =
+                        readers().all(|reader| self.phases[reader] == Some(Phase::Interaction));
+                    let scales =
+                        product(graph, *node).is_none() && is_scaling(plain_name(graph.op(*node)));
                     // Work on what has met that opens and closes fields again, or goes on from step
                     // to step of a sequence.
                     gates[at] = state.from_mixed
@@ -476,8 +494,10 @@ impl Follower<'_> {
         for node in nodes {
             let at = node.0 as usize;
             if self.phases[at].is_none() {
-                self.phases[at] =
-                    graph.predecessors(*node).filter_map(|before| self.phases[before.0 as usize]).next();
+                self.phases[at] = graph
+                    .predecessors(*node)
+                    .filter_map(|before| self.phases[before.0 as usize])
+                    .next();
             }
         }
     }
@@ -488,15 +508,37 @@ fn lookup_is_many(lookup: Lookup) -> bool {
 }
 
 fn is_pairwise(name: &str) -> bool {
-    matches!(name, "mul" | "sub" | "add" | "div" | "addcmul" | "lerp" | "where" | "masked_fill" | "dot" | "rsub")
+    matches!(
+        name,
+        "mul"
+            | "sub"
+            | "add"
+            | "div"
+            | "addcmul"
+            | "lerp"
+            | "where"
+            | "masked_fill"
+            | "dot"
+            | "rsub"
+    )
 }
 
 /// Work that brings vectors to one length.
 fn is_scaling(name: &str) -> bool {
     matches!(
         name,
-        "linalg_vector_norm" | "norm" | "clamp_min" | "clamp" | "div" | "rsqrt" | "sqrt" | "pow" | "sum" | "mul"
-            | "maximum" | "expand" | "reciprocal"
+        "linalg_vector_norm"
+            | "norm"
+            | "clamp_min"
+            | "clamp"
+            | "div"
+            | "rsqrt"
+            | "sqrt"
+            | "pow"
+            | "sum"
+            | "mul"
+            | "maximum"
+            | "expand"
+            | "reciprocal"
     )
 }
-
