@@ -31,6 +31,17 @@ impl Policy for Hostile {
         };
         match self.deed.as_str() {
             "unknown-device" => plan.regions[0].device = now.devices.len() as u32,
+            "missing-node" => {
+                plan.regions[0].nodes.pop();
+            }
+            "cycle" => {
+                // Two regions that wait for each other: every second node each.
+                let half = |parity: u32| -> Vec<u32> {
+                    graph.nodes().map(|node| node.0).filter(|node| node % 2 == parity).collect()
+                };
+                let region = |nodes| Region { nodes, device: 0, pipeline: 0 };
+                plan.regions = vec![region(half(0)), region(half(1))];
+            }
             "pin" => plan.directives.push(Directive { kind: "pin".into(), ..Default::default() }),
             "loop" => loop {
                 std::hint::black_box(());
