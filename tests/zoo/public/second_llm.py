@@ -335,9 +335,7 @@ class Scan(nn.Module):
         self.conv = nn.ParameterList([w(2 * d, c, scale=0.5) for _ in range(n)])
         self.xp = nn.ModuleList([nn.Linear(2 * d, 1 + 2 * s) for _ in range(n)])
         self.dt = nn.ParameterList([w(2 * d, scale=0.1) for _ in range(n)])
-        self.al = nn.ParameterList(
-            [nn.Parameter(torch.arange(1.0, s + 1).log().repeat(2 * d, 1)) for _ in range(n)]
-        )
+        self.al = nn.ParameterList([nn.Parameter(torch.arange(1.0, s + 1).log().repeat(2 * d, 1)) for _ in range(n)])
         self.out = nn.ModuleList([nn.Linear(2 * d, d, bias=False) for _ in range(n)])
 
     def mix(self, i: int, x: torch.Tensor, tail: torch.Tensor, h: torch.Tensor) -> Any:
@@ -523,7 +521,11 @@ class Chunks(nn.Module):
         super().__init__()
         self.wte, self.wpe, self.h, self.n, self.room = nn.Embedding(v, d), nn.Embedding(room, d), h, n, room
         self.wqkv = w(n, d, 3, h, d // h, scale=d**-0.5)
-        self.wo, self.wi, self.wd = w(n, h, d // h, d, scale=d**-0.5), w(n, d, 3 * d, scale=0.1), w(n, 3 * d, d, scale=0.07)
+        self.wo, self.wi, self.wd = (
+            w(n, h, d // h, d, scale=d**-0.5),
+            w(n, d, 3 * d, scale=0.1),
+            w(n, 3 * d, d, scale=0.07),
+        )
         self.g, self.b = nn.Parameter(torch.ones(n, 2, d)), nn.Parameter(torch.zeros(n, 2, d))
         self.rel = w(h, room, scale=0.3)
 
@@ -690,7 +692,9 @@ class Retention(nn.Module):
         self.y = nn.ModuleList([nn.Linear(d, 4 * d, bias=False) for _ in range(n)])
         self.z = nn.ModuleList([nn.Linear(d, d, bias=False) for _ in range(n)])
         self.k = nn.ModuleList([nn.GroupNorm(h, d) for _ in range(n)])
-        self.u = nn.ModuleList([nn.Sequential(nn.LayerNorm(d), nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, d)) for _ in range(n)])
+        self.u = nn.ModuleList(
+            [nn.Sequential(nn.LayerNorm(d), nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, d)) for _ in range(n)]
+        )
         self.register_buffer("g", 1 - 2.0 ** -torch.arange(3, 3 + h).float())
 
     def forward(self, ids: torch.Tensor, steps: int = 4) -> torch.Tensor:
@@ -702,7 +706,9 @@ class Retention(nn.Module):
             gap = (r[:, None] - r[None]).float()
             decay = torch.where(gap >= 0, self.g[:, None, None] ** gap.clamp(min=0), torch.zeros_like(gap))
             for y, z, k_, u in zip(self.y, self.z, self.k, self.u, strict=True):
-                q, k, v, g = (s.view(b, t, self.h, -1).transpose(1, 2) for s in y(F.layer_norm(x, x.shape[-1:])).chunk(4, -1))
+                q, k, v, g = (
+                    s.view(b, t, self.h, -1).transpose(1, 2) for s in y(F.layer_norm(x, x.shape[-1:])).chunk(4, -1)
+                )
                 o = (q @ k.transpose(2, 3) * decay) @ v
                 left = self.g[:, None] ** (t - 1 - r).float()
                 states.append((k * left[..., None]).transpose(2, 3) @ v)
@@ -737,9 +743,15 @@ class Latents(nn.Module):
     def __init__(self, v: int = 900, d: int = 72, n: int = 2, h: int = 6, r: int = 16) -> None:
         super().__init__()
         self.e, self.h, self.n = nn.Embedding(v, d), h, n
-        self.down, self.q = nn.ModuleList(nn.Linear(d, r) for _ in range(n)), nn.ModuleList(nn.Linear(d, d) for _ in range(n))
+        self.down, self.q = (
+            nn.ModuleList(nn.Linear(d, r) for _ in range(n)),
+            nn.ModuleList(nn.Linear(d, d) for _ in range(n)),
+        )
         self.uk, self.uv = w(n, h, r, d // h, scale=0.3), w(n, h, r, d // h, scale=0.3)
-        self.o, self.ff = nn.ModuleList(nn.Linear(d, d) for _ in range(n)), nn.ModuleList(nn.Linear(d, d) for _ in range(n))
+        self.o, self.ff = (
+            nn.ModuleList(nn.Linear(d, d) for _ in range(n)),
+            nn.ModuleList(nn.Linear(d, d) for _ in range(n)),
+        )
         self.head = nn.Linear(d, v)
 
     def go(self, ids: torch.Tensor, past: list[Any]) -> torch.Tensor:
