@@ -120,20 +120,18 @@ fn written_out(graph: &Graph, softmax: NodeId) -> Option<Attention> {
     }
     let scores = graph.input(softmax, 0)?;
     let (q_len, k_len) = (scores.size(-2), scores.size(-1));
-    if scores.dims() < 2 {
-        return None;
-    }
     let mut nodes = vec![softmax];
     let mut masks: Vec<Tensor> = Vec::new();
     let mut at = scores;
     let mut found = None;
     for _ in 0..CHAIN_MAX {
         let node = graph.producer(at.value);
-        if matches!(graph.op_name(node), "bmm" | "baddbmm" | "mm" | "matmul") {
+        let mixed = heads_mixed(graph, node);
+        if mixed.is_none() && is_product(graph, node) {
             found = Some(node);
             break;
         }
-        let next = passed_on(graph, node)?;
+        let next = mixed.or_else(|| passed_on(graph, node))?;
         masks.extend(graph.inputs(node).filter(|tensor| tensor.value != next.value));
         nodes.push(node);
         at = next;
@@ -156,12 +154,14 @@ fn written_out(graph: &Graph, softmax: NodeId) -> Option<Attention> {
         let second = consumers
             .iter()
             .copied()
-            .find(|node| matches!(graph.op_name(*node), "bmm" | "mm" | "matmul" | "baddbmm"));
+            .find(|node| is_product(graph, *node) && heads_mixed(graph, *node).is_none());
         if let Some(second) = second {
             output = Some(second);
             break;
         }
-        let next = consumers.iter().copied().find(|node| passed_on(graph, *node).is_some())?;
+        let hands_on =
+            |node: &NodeId| passed_on(graph, *node).or_else(|| heads_mixed(graph, *node)).is_some();
+        let next = consumers.iter().copied().find(hands_on)?;
         nodes.push(next);
         out = graph.output(next, 0)?;
     }
@@ -178,7 +178,7 @@ fn written_out(graph: &Graph, softmax: NodeId) -> Option<Attention> {
         Causality::Bidirectional
     };
     // A product may be written either way around: the query is what has the rows.
-    let (query, key) = match a.size(-2) == q_len {
+    let (query, key) = match a.size(-2) == q_len && graph.op_name(product) != "mv" {
         true => (a.value, b.value),
         false => (b.value, a.value),
     };
@@ -193,6 +193,20 @@ fn written_out(graph: &Graph, softmax: NodeId) -> Option<Attention> {
         causality,
         nodes,
     })
+}
+
+fn is_product(graph: &Graph, node: NodeId) -> bool {
+    matches!(graph.op_name(node), "bmm" | "baddbmm" | "mm" | "matmul" | "mv")
+}
+
+/// What is handed on where a small parameter mixes the heads' scores with each other ("talking
+/// heads", Shazeer et al. 2020).
+fn heads_mixed(graph: &Graph, node: NodeId) -> Option<Tensor<'_>> {
+    let product = product(graph, node).filter(|product| product.weighted)?;
+    let square = product.other.size(-1) == product.other.size(-2) && product.other.size(-1) <= 64;
+    let kept = graph.output(node, 0)?.elements() == product.data.elements();
+    // Many rows of few heads: hidden states are wider.
+    (square && kept && product.data.size(-2) > product.data.size(-1)).then_some(product.data)
 }
 
 /// Whether a mask comes from a triangle or from comparing positions with each other.

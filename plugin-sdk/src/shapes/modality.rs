@@ -41,10 +41,18 @@ impl Modality {
 pub struct Lookup<'a> {
     pub table: Tensor<'a>,
     pub index: Tensor<'a>,
+    /// Rows of one sequence that are fetched.
+    pub tokens: i64,
+    /// Where they begin in the tensor of indexes (or of one-hot rows), in elements.
+    pub offset: u64,
 }
 
-/// The lookup that a node is: `embedding`, or indexing a given table by rows.
+/// The lookup that a node is: `embedding`, indexing a given table by rows, or a one-hot matrix
+/// times the table.
 pub fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup<'_>> {
+    if let Some(found) = one_hot_product(graph, node) {
+        return Some(found);
+    }
     let (table, index) = match graph.op_name(node) {
         "embedding" | "embedding_renorm_" => (graph.input(node, 0)?, graph.input(node, 1)?),
         "index_select" | "index" => {
@@ -65,7 +73,34 @@ pub fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup<'_>> {
         _ => return None,
     };
     let rows = table.dims() == 2 && table.dtype.is_floating() && is_given(graph, table.value);
-    (rows && index.dtype.is_integer()).then_some(Lookup { table, index })
+    let tokens = if index.dims() == 0 { 1 } else { index.size(-1) };
+    let offset = index.offset;
+    (rows && index.dtype.is_integer()).then_some(Lookup { table, index, tokens, offset })
+}
+
+/// A product of a one-hot matrix with a given table.
+fn one_hot_product(graph: &Graph, node: NodeId) -> Option<Lookup<'_>> {
+    let product = product(graph, node).filter(|product| product.weighted)?;
+    let mut at = product.data;
+    for _ in 0..4 {
+        let maker = graph.producer(at.value);
+        let index = match graph.op_name(maker) {
+            "scatter_" | "scatter" => graph.inputs(maker).nth(1),
+            "eq" => graph.inputs(maker).find(|input| input.size(-1) == 1),
+            _ => None,
+        };
+        if let Some(index) = index {
+            // As long as the table is high, with one entry in each row.
+            let width = graph.output(maker, 0)?.size(-1);
+            let fits = width == product.other.size(-2) && index.dtype.is_integer();
+            // A part of the rows, where it is one; else as many as one sequence has.
+            let tokens = product.data.size(-2).min(graph.output(maker, 0)?.size(-2));
+            let (table, offset) = (product.other, product.data.offset);
+            return fits.then_some(Lookup { table, index, tokens, offset });
+        }
+        at = crate::shapes::flow::passed_on(graph, maker)?;
+    }
+    None
 }
 
 /// Where integers come from.
@@ -192,7 +227,7 @@ impl Modalities {
     /// Whether a lookup fetches positions, not tokens: each row of the table once, or vectors that
     /// are only added to what comes from another kind of input.
     fn is_positional(&self, graph: &Graph, node: NodeId, lookup: Lookup) -> bool {
-        if lookup.index.elements() == lookup.table.size(0) as u64 && lookup.table.size(0) > 1 {
+        if lookup.index.elements() == lookup.table.size(-2) as u64 && lookup.table.size(-2) > 1 {
             return true;
         }
         let Some(out) = graph.output(node, 0) else { return false };

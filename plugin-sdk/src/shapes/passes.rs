@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::graph::{Graph, NodeId, StorageId, ValueId};
 use crate::shapes::attention::{Attention, Causality};
-use crate::shapes::flow::{Flow, is_weighted, product};
+use crate::shapes::flow::{Flow, is_given, is_weighted, product};
 use crate::shapes::modality::{Modalities, Modality, lookup};
 
 /// What happened between two lookups of tokens.
@@ -34,6 +34,26 @@ pub struct Pass {
     pub mixed: Modality,
     /// Products with parameters.
     pub weighted: usize,
+}
+
+impl Pass {
+    fn new(start: NodeId, graph: &Graph, tokens: i64, vocabulary: i64, chosen: bool) -> Pass {
+        Pass {
+            start,
+            end: NodeId(graph.len() as u32),
+            tokens,
+            vocabulary,
+            chosen,
+            attentions: Vec::new(),
+            crossing: Vec::new(),
+            causal: false,
+            bidirectional: false,
+            past: 0,
+            scores: Vec::new(),
+            mixed: Modality::NONE,
+            weighted: 0,
+        }
+    }
 }
 
 /// All passes of a window, and for each value the latest pass it depends on.
@@ -71,6 +91,7 @@ impl Passes {
         let tables = token_tables(graph, flow, modalities);
         let mut latest = vec![NO_PASS; graph.values().len()];
         let mut worked = true;
+        let mut last_read = None;
         for node in graph.nodes() {
             if !flow.is_forward(node) {
                 continue;
@@ -82,26 +103,35 @@ impl Passes {
                 (modalities.node_of(graph, node).has(Modality::TOKENS) || begins)
                     && lookup.index.elements() > 0
             });
+            if found.is_none()
+                && worked
+                && let Some(rows) = row_of(graph, node, &tables)
+            {
+                // A row that was chosen by the program itself, as a number.
+                if let Some(last) = list.last_mut() {
+                    last.end = node;
+                }
+                list.push(Pass::new(node, graph, 1, rows, false));
+                worked = false;
+                last_read = None;
+            }
             if let Some(lookup) = found {
-                if worked {
+                // The next tokens of the same text, read one after another, go on with the pass.
+                let read = (lookup.index.value, graph.storage(lookup.table.value));
+                let goes_on = last_read.is_some_and(|(last, offset)| {
+                    last == read && offset != lookup.offset && !list.is_empty()
+                });
+                last_read = Some((read, lookup.offset));
+                if goes_on && worked {
+                    let pass = list.last_mut().expect("checked above");
+                    pass.tokens += lookup.tokens;
+                } else if worked {
                     if let Some(last) = list.last_mut() {
                         last.end = node;
                     }
-                    list.push(Pass {
-                        start: node,
-                        end: NodeId(graph.len() as u32),
-                        tokens: if lookup.index.dims() == 0 { 1 } else { lookup.index.size(-1) },
-                        vocabulary: lookup.table.size(0),
-                        chosen: modalities.integers(lookup.index.value).chosen(),
-                        attentions: Vec::new(),
-                        crossing: Vec::new(),
-                        causal: false,
-                        bidirectional: false,
-                        past: 0,
-                        scores: Vec::new(),
-                        mixed: Modality::NONE,
-                        weighted: 0,
-                    });
+                    let chosen = modalities.integers(lookup.index.value).chosen();
+                    let rows = lookup.table.size(-2);
+                    list.push(Pass::new(node, graph, lookup.tokens, rows, chosen));
                     worked = false;
                 }
                 let current = list.len() as u32 - 1;
@@ -111,6 +141,9 @@ impl Passes {
                 continue;
             }
             let mut newest = NO_PASS;
+            if list.last().is_some_and(|pass| pass.start == node) {
+                newest = list.len() as u32 - 1;
+            }
             for input in graph.inputs(node) {
                 let pass = latest[input.value.0 as usize];
                 if pass != NO_PASS && (newest == NO_PASS || pass > newest) {
@@ -164,6 +197,25 @@ impl Passes {
             }
         }
     }
+}
+
+/// The rows of a token table of which a node that is no lookup reads one: `table[3] + ...`.
+fn row_of(graph: &Graph, node: NodeId, tables: &HashSet<StorageId>) -> Option<i64> {
+    if product(graph, node).is_some() {
+        return None;
+    }
+    graph.inputs(node).find_map(|input| {
+        let storage = graph.storage(input.value);
+        let width = input.elements();
+        let row = is_given(graph, input.value)
+            && input.dtype.is_floating()
+            && input.dims() <= 2
+            && width == input.size(-1) as u64
+            && tables.contains(&storage);
+        let all = graph.output(graph.producer(input.value), 0)?;
+        (row && all.elements() >= 2 * width && all.size(-1) == input.size(-1))
+            .then(|| all.size(-2))
+    })
 }
 
 /// Tables that tokens are looked up in somewhere in the window.

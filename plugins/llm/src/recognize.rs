@@ -145,6 +145,7 @@ fn phases(view: &View, family: Family, confidence: f32, notes: &mut Annotations)
     let list = &view.passes.list;
     let mut phase_of_pass: Vec<&str> = Vec::with_capacity(list.len());
     let mut seen = false;
+    let first = view.working().next().map_or(0, |(_, pass)| pass.tokens);
     for pass in list {
         let phase = match family {
             Family::Encoder => "text.encode",
@@ -157,7 +158,9 @@ fn phases(view: &View, family: Family, confidence: f32, notes: &mut Annotations)
                 if decodes { "seq2seq.decode" } else { "seq2seq.encode" }
             }
             Family::Decoder => {
-                let continues = pass.past > 0
+                // A prompt that is read in equal parts is still being read.
+                let part = seen && pass.tokens > 1 && pass.tokens == first && !pass.chosen;
+                let continues = (pass.past > 0 && !part)
                     || pass.chosen
                     || (pass.tokens <= 1 && (seen || looks_back(view, pass)));
                 if continues { "llm.decode" } else { "llm.prefill" }
