@@ -29,6 +29,8 @@ const FRAME_MIN: i64 = 8;
 const BANDS: std::ops::RangeInclusive<i64> = 16..=256;
 /// Bands of frames that no convolution reads: fewer are sensors, more are features of regions.
 const BANDS_ROWS: std::ops::RangeInclusive<i64> = 20..=160;
+/// Activations of this kind that only a recurrence has.
+const RECURRENT_MIN: usize = 9;
 /// Fewer frames are no sound.
 const FRAMES_MIN: i64 = 16;
 const FLOAT_BYTES: i64 = 4;
@@ -36,6 +38,9 @@ const FLOAT_BYTES: i64 = 4;
 const BANDS_SURE: i64 = 40;
 
 pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
+    if !may_sound(graph) {
+        return;
+    }
     let flow = Flow::of(graph);
     let sound = Sound::of(graph, &flow);
     let confidence = sound.confidence();
@@ -58,6 +63,19 @@ pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
     ] {
         notes.matched(pattern, phase, modality, confidence, nodes);
     }
+}
+
+/// Whether there is anything that sound needs: convolutions, spectra, recurrence or scores of
+/// symbols. A look at names of operators, to spare language models the rest.
+fn may_sound(graph: &Graph) -> bool {
+    let mut bends = 0;
+    graph.nodes().any(|node| {
+        let name = plain_name(graph.op(node));
+        bends += usize::from(name == "tanh");
+        is_convolution(graph, node)
+            || bends >= RECURRENT_MIN
+            || matches!(name, "_fft_r2c" | "stft" | "_log_softmax" | "lstm" | "gru" | "_cudnn_rnn")
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -354,7 +372,8 @@ impl<'g> Sound<'g> {
         }
         let entry = entry?;
         let recurrent =
-            self.nodes.iter().filter(|node| plain_name(graph.op(**node)) == "tanh").count() >= 9;
+            self.nodes.iter().filter(|node| plain_name(graph.op(**node)) == "tanh").count()
+                >= RECURRENT_MIN;
         let sequence = recurrent || self.attention;
         let speaks = symbols || words || neighbours && gated && self.attention;
         (sequence && speaks).then_some((entry, Source::Rows))

@@ -16,7 +16,7 @@ use genie_plugin::shapes::flow::{Flow, is_convolution, is_given};
 use genie_plugin::shapes::modality::{Modalities, Modality};
 
 /// Nodes that are looked at above or below a node.
-const LOOK_MAX: usize = 64;
+const LOOK_MAX: usize = 32;
 /// Below this nothing is claimed.
 const CLAIM_MIN: f32 = 0.3;
 /// An image model that scatters is no graph network.
@@ -24,7 +24,10 @@ const WITH_IMAGES: f32 = 0.2;
 
 pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
     let window = Window::of(graph);
-    let edges = window.edges();
+    let mut edges = window.edges();
+    if edges.rounds > 0 && window.routes_words(edges.by) {
+        edges = Edges::default();
+    }
     let mut confidence = match edges.rounds {
         0 => 0.0,
         1 => 0.85,
@@ -93,6 +96,37 @@ impl Gathered {
     }
 }
 
+/// A value that is a given matrix, scaled, shifted and masked at most.
+#[derive(Debug, Clone, Copy)]
+struct Outside {
+    /// The matrix; `None` for constants and other given numbers.
+    root: Option<ValueId>,
+    /// It was scaled by its own sums.
+    by_degree: bool,
+}
+
+/// Operators besides elementwise ones that leave a matrix one from outside.
+const SHAPES: [&str; 14] = [
+    "sum",
+    "rsqrt",
+    "reciprocal",
+    "sqrt",
+    "eye",
+    "diag",
+    "diag_embed",
+    "diagonal",
+    "zero",
+    "repeat",
+    "maximum",
+    "index_put",
+    "fill_diagonal",
+    "ones_like",
+];
+
+fn is_square(tensor: &Tensor<'_>) -> bool {
+    tensor.dims() >= 2 && tensor.size(-1) == tensor.size(-2)
+}
+
 /// A square matrix that stands on the left of products.
 #[derive(Debug)]
 struct Mixer {
@@ -129,6 +163,8 @@ struct Edges {
     /// Sums that follow a gather by another list.
     rounds: usize,
     edges: i64,
+    /// The last list that picked one end.
+    by: Option<ValueId>,
 }
 
 impl<'g> Window<'g> {
@@ -153,21 +189,17 @@ impl<'g> Window<'g> {
         let graph = self.graph;
         let mut gathered: Vec<Option<Gathered>> = vec![None; graph.values().len()];
         let mut found = Edges::default();
-        // In a model of words, lists that scores chose send words to experts.
-        let flow = Flow::of(graph);
-        let modalities = Modalities::of(graph, &flow);
-        let words = modalities.entries.iter().any(|(_, entered)| entered.has(Modality::TOKENS));
-        let routes = |list: List| words && modalities.integers(list.value).chosen();
         for node in &self.nodes {
             let sizes = graph.output(*node, 0).map_or(&[][..], |out| out.sizes);
             let before = graph.inputs(*node).filter_map(|input| gathered[input.value.0 as usize]);
             let from = Gathered::together(before, sizes);
-            let out = if let Some(list) = self.gather(*node).filter(|list| !routes(*list)) {
+            let out = if let Some(list) = self.gather(*node) {
                 Some(Gathered { by: list, ends: false })
             } else if let (Some(list), Some(from)) = (self.sum_by(*node), from) {
                 let other_end = list != from.by || from.ends;
-                if other_end && list.len == from.by.len && !routes(list) {
+                if other_end && list.len == from.by.len {
                     found.rounds += 1;
+                    found.by = Some(from.by.value);
                     found.edges = found.edges.max(list.len);
                 }
                 None
@@ -179,6 +211,13 @@ impl<'g> Window<'g> {
             }
         }
         found
+    }
+
+    /// Whether scores chose these numbers in a model of words: they send words to experts.
+    fn routes_words(&self, list: Option<ValueId>) -> bool {
+        let modalities = Modalities::of(self.graph, &Flow::of(self.graph));
+        let words = modalities.entries.iter().any(|(_, entered)| entered.has(Modality::TOKENS));
+        words && list.is_some_and(|list| modalities.integers(list).chosen())
     }
 
     /// The list by which a node gathers rows of a tensor of numbers.
@@ -298,6 +337,7 @@ impl<'g> Window<'g> {
     /// products by parameters.
     fn adjacency(&self) -> f32 {
         let graph = self.graph;
+        let outside = self.matrices_from_outside();
         let mut mixers: Vec<Mixer> = Vec::new();
         for node in &self.nodes {
             let (left, right) = match plain_name(graph.op(*node)) {
@@ -313,7 +353,10 @@ impl<'g> Window<'g> {
             if !square && !sparse {
                 continue;
             }
-            let Some((root, by_degree)) = self.matrix_from_outside(left.value) else { continue };
+            let Some(Outside { root: Some(root), by_degree }) = outside[left.value.0 as usize]
+            else {
+                continue;
+            };
             let out = graph.output(*node, 0).map(|out| out.value);
             let in_a_layer = self.is_projected(right.value, root)
                 || out.is_some_and(|out| self.is_projected_later(out, root));
@@ -339,57 +382,42 @@ impl<'g> Window<'g> {
         mixers.iter().map(Mixer::confidence).fold(0.0, f32::max)
     }
 
-    /// Where a matrix came from, if it is given and was only scaled, shifted and masked since; and
-    /// whether it was scaled by sums over itself.
-    fn matrix_from_outside(&self, value: ValueId) -> Option<(ValueId, bool)> {
+    /// For each value, what it is of a given matrix, if it is that.
+    fn matrices_from_outside(&self) -> Vec<Option<Outside>> {
         let graph = self.graph;
-        let (mut open, mut seen, mut root, mut sums) = (vec![value], Vec::new(), None, false);
-        while let Some(at) = open.pop() {
-            if seen.contains(&at) {
-                continue;
-            }
-            seen.push(at);
-            let node = graph.producer(at);
-            let name = plain_name(graph.op(node));
-            let output = graph.output(node, 0);
-            if is_given(graph, at) {
-                let matrix =
-                    output.is_some_and(|out| out.size(-1) == out.size(-2) && out.dims() >= 2);
-                if matrix && root.is_none_or(|root| at < root) {
-                    root = Some(at);
-                }
-                continue;
-            }
-            let reduces = matches!(name, "sum" | "rsqrt" | "reciprocal" | "pow" | "sqrt");
-            sums |= name == "sum";
-            let makes = matches!(
-                name,
-                "index_put"
-                    | "fill_diagonal"
-                    | "eye"
-                    | "diag"
-                    | "diag_embed"
-                    | "diagonal"
-                    | "zero"
-                    | "fill"
-                    | "ones_like"
-                    | "repeat"
-                    | "mm"
-                    | "bmm"
-                    | "zeros_like"
-                    | "alloc"
-                    | "resize"
-                    | "maximum"
-                    | "bitwise_or"
-                    | "logical_or"
-            );
-            if !(reduces || makes || is_elementwise(graph.op(node))) || seen.len() > LOOK_MAX {
-                return None;
-            }
-            let numbers = graph.inputs(node).filter(|input| !input.dtype.is_integer());
-            open.extend(numbers.map(|input| input.value));
+        let mut out: Vec<Option<Outside>> = vec![None; graph.values().len()];
+        for value in graph.values().filter(|value| is_given(graph, *value)) {
+            let whole = graph.output(graph.producer(value), 0);
+            let matrix = whole.is_some_and(|whole| is_square(&whole));
+            out[value.0 as usize] =
+                Some(Outside { root: matrix.then_some(value), by_degree: false });
         }
-        root.map(|root| (root, sums))
+        for node in &self.nodes {
+            let name = plain_name(graph.op(*node));
+            let floats = || graph.inputs(*node).filter(|input| !input.dtype.is_integer());
+            // Scaled from both sides.
+            let squares = matches!(name, "mm" | "bmm") && floats().all(|input| is_square(&input));
+            if !(squares || SHAPES.contains(&name) || is_elementwise(graph.op(*node))) {
+                continue;
+            }
+            let mut sum = Some(Outside { root: None, by_degree: name == "sum" });
+            for input in floats() {
+                let producer = graph.op(graph.producer(input.value));
+                let made = matches!(producer, "genie::alloc" | "genie::resize");
+                let part = match out[input.value.0 as usize] {
+                    None if made => continue,
+                    part => part,
+                };
+                sum = sum.zip(part).map(|(sum, part)| Outside {
+                    root: sum.root.or(part.root),
+                    by_degree: sum.by_degree || part.by_degree,
+                });
+            }
+            for output in graph.outputs(*node) {
+                out[output.value.0 as usize] = sum;
+            }
+        }
+        out
     }
 
     /// Whether features were multiplied by a parameter before, with elementwise work since.

@@ -96,6 +96,10 @@ impl Seen {
                 || matches!(name, "_softmax" | "_safe_softmax") && meets_a_product(graph, node);
             seen.factorizes |= FACTORIZATIONS.iter().any(|part| name.contains(part));
         }
+        if seen.planes || seen.lookups && !seen.few_categories {
+            // That is enough to know that it is something else.
+            return seen;
+        }
         let modalities = Modalities::of(graph, flow);
         for (node, entered) in &modalities.entries {
             if entered.has(Modality::TOKENS) && !graph.op(*node).contains("embedding") {

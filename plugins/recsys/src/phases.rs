@@ -4,6 +4,8 @@
 //! [`Kind::Rows`], where they meet each other [`Kind::Mixed`], and once a product by parameters has
 //! read one long row for each example [`Kind::Dense`].
 
+use std::collections::HashMap;
+
 use genie_plugin::prelude::*;
 use genie_plugin::query::{is_elementwise, is_transparent, plain_name};
 use genie_plugin::shapes::flow::{is_convolution, product};
@@ -76,9 +78,15 @@ pub(crate) struct Reading {
 
 /// Follows the rows of `lookups` through `nodes`.
 pub(crate) fn follow(graph: &Graph, nodes: &[NodeId], lookups: &[Lookup]) -> Reading {
+    let mut tables: HashMap<StorageId, Table> = HashMap::new();
+    for (index, lookup) in lookups.iter().enumerate() {
+        let table = tables.entry(lookup.table).or_insert(Table { sources: 0, each: lookup.each });
+        table.sources |= 1 << (index % 64);
+    }
     let mut follower = Follower {
         graph,
         lookups,
+        tables,
         batch: usual_batch(lookups),
         states: vec![State::default(); graph.values().len()],
         phases: vec![None; graph.len()],
@@ -106,9 +114,19 @@ fn usual_batch(lookups: &[Lookup]) -> i64 {
     best.1
 }
 
+/// All lookups in one table.
+#[derive(Debug, Clone, Copy, Default)]
+struct Table {
+    /// As in [`State::sources`].
+    sources: u64,
+    /// Rows for each example, of the first lookup.
+    each: i64,
+}
+
 struct Follower<'g> {
     graph: &'g Graph,
     lookups: &'g [Lookup],
+    tables: HashMap<StorageId, Table>,
     batch: i64,
     states: Vec<State>,
     phases: Vec<Option<Phase>>,
@@ -233,11 +251,11 @@ impl Follower<'_> {
         let graph = self.graph;
         let state = self.state(&data);
         let table = graph.storage(weight.value);
-        let scored = self.lookups.iter().find(|lookup| lookup.table == table);
+        let scored = self.tables.get(&table).map(|table| table.each);
         let rows = data.elements() as i64 / data.size(-1).max(1);
-        if let (Some(lookup), true) = (scored, state.kind != Kind::Nothing) {
+        if let (Some(each), true) = (scored, state.kind != Kind::Nothing) {
             // Compared with every row of a table.
-            let sequence = lookup.each > 1 && self.batch > 1 && rows == self.batch;
+            let sequence = each > 1 && self.batch > 1 && rows == self.batch;
             self.evidence.whole_table |= sequence && state.sources != 0;
             return self.mixed(node, state);
         }
@@ -293,11 +311,10 @@ impl Follower<'_> {
             else {
                 continue;
             };
-            let same_table = self.lookups.iter().enumerate().any(|(index, other)| {
-                other.table == lookup.table
-                    && other.index != lookup.index
-                    && state.sources & (1 << (index % 64)) != 0
-            });
+            let same_table = self
+                .tables
+                .get(&lookup.table)
+                .is_some_and(|table| state.sources & table.sources & !rows.sources != 0);
             self.evidence.candidates |=
                 same_table && (lookup.each > 1 || state.many || state.kind != Kind::Rows);
             self.evidence.multiplied |= self.direct(state).is_some() && !lookup_is_many(lookup);
