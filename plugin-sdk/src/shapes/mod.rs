@@ -7,6 +7,8 @@ pub mod attention;
 pub mod flow;
 pub mod modality;
 pub mod passes;
+#[cfg(all(test, feature = "harness"))]
+mod tests;
 pub mod view;
 
 pub use attention::{Attention, attentions};

@@ -213,8 +213,7 @@ fn row_of(graph: &Graph, node: NodeId, tables: &HashSet<StorageId>) -> Option<i6
             && width == input.size(-1) as u64
             && tables.contains(&storage);
         let all = graph.output(graph.producer(input.value), 0)?;
-        (row && all.elements() >= 2 * width && all.size(-1) == input.size(-1))
-            .then(|| all.size(-2))
+        (row && all.elements() >= 2 * width && all.size(-1) == input.size(-1)).then(|| all.size(-2))
     })
 }
 

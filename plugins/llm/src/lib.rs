@@ -7,6 +7,9 @@
 mod cache;
 mod recognize;
 
+#[cfg(test)]
+mod tests;
+
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::View;
 

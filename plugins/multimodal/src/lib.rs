@@ -4,6 +4,9 @@
 
 mod fusion;
 
+#[cfg(test)]
+mod tests;
+
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::View;
 
