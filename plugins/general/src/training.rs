@@ -1,6 +1,7 @@
 //! Training steps: which stage each operator belongs to.
 
 use genie_plugin::prelude::*;
+use genie_plugin::shapes::flow::is_given;
 
 /// Stages are facts that the capture recorded.
 const CERTAIN: f32 = 0.99;
@@ -11,11 +12,13 @@ pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
     if !graph.nodes().any(later) {
         return;
     }
-    let in_loss = gradients_in_losses(graph);
+    let by_hand = updates_by_hand(graph);
+    let in_loss = gradients_in_losses(graph, &by_hand);
     let (mut forward, mut backward, mut optimizer) = (Vec::new(), Vec::new(), Vec::new());
     for node in graph.nodes().filter(|node| graph.is_op(*node)) {
         match graph.stage(node) {
             Stage::Optimizer => optimizer.push(node),
+            _ if by_hand[node.0 as usize] => optimizer.push(node),
             _ if in_loss[node.0 as usize] => forward.push(node),
             Stage::Backward => backward.push(node),
             _ if seeds_gradient(graph, node) => backward.push(node),
@@ -29,7 +32,11 @@ pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
 
 /// For each node whether it computes a gradient that a loss is made of (penalties on gradients,
 /// differential equations): forward work that a later backward pass goes back through reads it.
-fn gradients_in_losses(graph: &Graph) -> Vec<bool> {
+fn gradients_in_losses(graph: &Graph, by_hand: &[bool]) -> Vec<bool> {
+    let stage = |node: NodeId| match by_hand[node.0 as usize] {
+        true => Stage::Optimizer,
+        false => graph.stage(node),
+    };
     // For each node whether a backward pass reads its results, by way of forward work.
     let mut goes_back = vec![false; graph.len()];
     let mut in_loss = vec![false; graph.len()];
@@ -37,7 +44,7 @@ fn gradients_in_losses(graph: &Graph) -> Vec<bool> {
         let at = node.0 as usize;
         for reader in graph.successors(node).filter(|reader| *reader > node) {
             let next = reader.0 as usize;
-            match (graph.stage(node), graph.stage(reader)) {
+            match (stage(node), stage(reader)) {
                 (Stage::Optimizer, _) | (_, Stage::Optimizer) => {}
                 (Stage::Backward, Stage::Backward) => in_loss[at] |= in_loss[next],
                 (Stage::Backward, _) => in_loss[at] |= goes_back[next],
@@ -53,6 +60,39 @@ fn gradients_in_losses(graph: &Graph) -> Vec<bool> {
         }
     }
     in_loss
+}
+
+/// For each node whether it is part of an optimizer written by hand: it depends on gradients, runs
+/// outside the backward pass, and leads to a write into what was given: a parameter, a moment.
+fn updates_by_hand(graph: &Graph) -> Vec<bool> {
+    let mut depends = vec![false; graph.len()];
+    let mut writes = vec![false; graph.len()];
+    let outside = |node: NodeId| {
+        graph.is_op(node) && !matches!(graph.stage(node), Stage::Backward | Stage::Optimizer)
+    };
+    for node in graph.nodes().filter(|node| outside(*node)) {
+        let at = node.0 as usize;
+        depends[at] = graph.predecessors(node).any(|from| {
+            graph.stage(from) == Stage::Backward
+                || (depends[from.0 as usize] && !writes[from.0 as usize])
+        });
+        writes[at] = depends[at] && writes_given(graph, node);
+    }
+    let mut updates = vec![false; graph.len()];
+    for node in graph.nodes().rev().filter(|node| outside(*node) && depends[node.0 as usize]) {
+        let at = node.0 as usize;
+        updates[at] = writes[at]
+            || graph.successors(node).any(|reader| reader > node && updates[reader.0 as usize]);
+    }
+    updates
+}
+
+/// Whether the node writes in place into a storage whose first content was given.
+fn writes_given(graph: &Graph, node: NodeId) -> bool {
+    graph.outputs(node).any(|out| {
+        let values = graph.values_of(graph.storage(out.value));
+        values.first().is_some_and(|first| *first != out.value && is_given(graph, *first))
+    })
 }
 
 /// Whether the node fills the gradient that a backward pass begins with: a constant that only
@@ -74,6 +114,31 @@ mod tests {
     use crate::General;
     use genie_plugin::builder::GraphBuilder;
     use genie_plugin::harness;
+
+    #[test]
+    fn an_update_by_hand_is_an_optimizer() {
+        let mut g = GraphBuilder::new();
+        let (x, w) = (g.input(&[4, 3]), g.weight(&[3, 2]));
+        g.stage(Stage::Forward);
+        let y = g.op("aten::mm", &[x, w], &[4, 2]);
+        g.stage(Stage::Backward);
+        let grad = g.op("aten::neg", &[y], &[3, 2]);
+        g.stage(Stage::Forward);
+        let step = g.op("aten::div.Tensor", &[grad], &[3, 2]);
+        let w = g.in_place("aten::sub_.Tensor", w, &[step]);
+        g.op("aten::matmul", &[x, w], &[4, 2]);
+        let graph = g.build();
+        let seen = harness::recognize::<General>(&graph);
+        for (op, phase) in [
+            ("mm", "train.forward"),
+            ("neg", "train.backward"),
+            ("div", "train.optimizer"),
+            ("sub_", "train.optimizer"),
+            ("matmul", "train.forward"),
+        ] {
+            seen.assert_phase_of(op, phase);
+        }
+    }
 
     #[test]
     fn operators_of_a_step_get_the_phase_of_their_stage() {
