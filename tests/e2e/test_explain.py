@@ -68,7 +68,11 @@ def test_a_language_model_is_told_with_its_phases_and_caches(decoder):
     assert not told.truncated
     first = told.ops[0]
     assert (first.op, first.module, first.phase) == ("aten::embedding", "a", "llm.prefill")
-    assert told.ops[-1].phase == "llm.decode" and told.ops[1:3] == list(told.ops)[1:3]
+    assert told.ops[-1].phase == told.ops[-1]["phase"] == "llm.decode" and told.ops[1:3] == list(told.ops)[1:3]
+    label, confidence = told.workload
+    assert (label, confidence) == (told.workload["label"], told.workload.confidence)
+    with pytest.raises(KeyError):
+        first["nothing"]
     kept = {each.residency for each in told.residency}
     assert {"kv_cache", "weight"} <= kept
     assert told.plan["policy"] == "balanced"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,69 +44,54 @@ def _ask(question: int) -> bytes:
     return answer
 
 
-@dataclass(frozen=True)
-class Label:
-    """A class of workload, with confidence (0 to 1) and the plugin that claims it."""
+class _Entry:
+    """A named tuple whose fields can be read by key as well: `op.phase`, `op["phase"]`, `op[2]`."""
 
-    label: str
-    confidence: float
-    by: str = ""
+    __slots__ = ()
 
-    def __str__(self) -> str:
-        return self.label
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            if key not in self._fields:  # type: ignore[attr-defined]
+                raise KeyError(key)
+            return getattr(self, key)
+        return super().__getitem__(key)  # type: ignore[misc]
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A phase, with the number of its operators and their mean confidence (0 to 1)."""
+class Label(_Entry, namedtuple("Label", "label confidence")):
+    """A class of workload and how sure its recognizer is (0 to 1)."""
 
-    phase: str
-    ops: int
-    confidence: float
-    flops: int = 0
-    bytes: int = 0
+    __slots__ = ()
 
     def __str__(self) -> str:
-        return self.phase
+        return str(self.label)
 
 
-@dataclass(frozen=True)
-class Op:
-    """One recorded operator."""
+class Phase(_Entry, namedtuple("Phase", "phase ops confidence flops bytes")):
+    """A phase, with the number of its operators, their mean confidence (0 to 1) and cost."""
 
-    op: str
-    module: str
-    phase: str
-    confidence: float
-    class_: str = ""
-    modality: str = ""
-    by: str = ""
-    mark: str = ""
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return str(self.phase)
 
 
-@dataclass(frozen=True)
-class Residency:
+class Op(_Entry, namedtuple("Op", "op module phase confidence class_ modality by mark")):
+    """One recorded operator: its name, the path and class of its module, its phase and modality,
+    how sure which recognizer (`by`) is of the phase, and the phase that the program marked."""
+
+    __slots__ = ()
+
+
+class Residency(_Entry, namedtuple("Residency", "residency bytes used_by confidence by alive")):
     """What kind of data a tensor's storage holds. `used_by` is a module's path or an operator."""
 
-    residency: str
-    bytes: int
-    used_by: str
-    confidence: float
-    by: str
-    alive: bool
+    __slots__ = ()
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(_Entry, namedtuple("Match", "pattern phase modality confidence by nodes nodes_total")):
     """A pattern that a recognizer found; `nodes` are numbers in the exported graph."""
 
-    pattern: str
-    phase: str
-    modality: str
-    confidence: float
-    by: str
-    nodes: list[int]
-    nodes_total: int
+    __slots__ = ()
 
 
 class Ops:
@@ -145,7 +131,8 @@ class Ops:
 class Explanation:
     """What the session ran.
 
-    workload: the most confident class; `workloads` has all that were claimed.
+    workload: the most confident class, claimed by the plugin `workload_by`; `workloads` has all
+    that were claimed, with their plugins.
     phases: in order of first appearance. ops: one entry for each recorded operator, at most
     32,768; `truncated` says whether there were more (`ops_total` counts all that were recorded).
     residency: for each weight, cache, input and living tensor, the largest first.
@@ -153,7 +140,8 @@ class Explanation:
     """
 
     workload: Label
-    workloads: list[Label]
+    workload_by: str
+    workloads: list[tuple[Label, str]]
     phases: list[Phase]
     ops: Ops
     ops_total: int
@@ -167,12 +155,13 @@ class Explanation:
 
     @staticmethod
     def _of(told: dict[str, Any]) -> "Explanation":
-        residency = [
-            Residency(**{name: each[name] for name in Residency.__dataclass_fields__}) for each in told["residency"]
-        ]
+        residency = [Residency(*(each[name] for name in Residency._fields)) for each in told["residency"]]
+        workloads = [(Label(each["label"], each["confidence"]), each["by"]) for each in told["workloads"]]
+        best = told["workload"]
         return Explanation(
-            workload=Label(**told["workload"]),
-            workloads=[Label(**each) for each in told["workloads"]],
+            workload=Label(best["label"], best["confidence"]),
+            workload_by=best["by"],
+            workloads=workloads,
             phases=[Phase(**each) for each in told["phases"]],
             ops=Ops(told["words"], told["ops"]),
             ops_total=told["ops_total"],
@@ -191,7 +180,7 @@ class Explanation:
     __repr__ = __str__
 
     def _lines(self) -> Iterator[str]:
-        sure = f"{self.workload.confidence:.0%} sure" + (f", by {self.workload.by}" if self.workload.by else "")
+        sure = f"{self.workload.confidence:.0%} sure" + (f", by {self.workload_by}" if self.workload_by else "")
         yield f"workload: {self.workload.label} ({sure})"
         for key, value, by in self.attributes:
             yield f"  {key}: {value} ({by})"
