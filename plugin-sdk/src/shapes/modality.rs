@@ -135,6 +135,8 @@ pub struct Modalities {
     integers: Vec<Integers>,
     /// Whether a parameter took part.
     touched: Vec<bool>,
+    /// Whether anything given took part: constants have no kind.
+    rooted: Vec<bool>,
     /// Nodes where an input first meets a parameter, with what the input is.
     pub entries: Vec<(NodeId, Modality)>,
 }
@@ -147,6 +149,7 @@ impl Modalities {
             of: vec![Modality::NONE; values],
             integers: vec![Integers(0); values],
             touched: vec![false; values],
+            rooted: vec![false; values],
             entries: Vec::new(),
         };
         for node in graph.nodes() {
@@ -176,6 +179,8 @@ impl Modalities {
     fn node(&mut self, graph: &Graph, flow: &Flow, node: NodeId) {
         if !flow.is_forward(node) {
             for output in graph.outputs(node) {
+                let given = is_given(graph, output.value) || graph.is_op(node);
+                self.rooted[output.value.0 as usize] = given;
                 if output.dtype.is_integer() && is_given(graph, output.value) {
                     self.integers[output.value.0 as usize] = Integers(Integers::GIVEN);
                 }
@@ -185,11 +190,13 @@ impl Modalities {
         let mut sum = Modality::NONE;
         let mut integers = 0;
         let mut touched = false;
+        let mut rooted = false;
         for input in graph.inputs(node) {
             let at = input.value.0 as usize;
             sum = sum.with(self.of[at]);
             integers |= self.integers[at].0;
             touched |= self.touched[at];
+            rooted |= self.rooted[at];
         }
         if matches!(graph.op_name(node), "argmax" | "multinomial" | "topk" | "sort") {
             integers |= Integers::CHOSEN;
@@ -221,6 +228,7 @@ impl Modalities {
             self.of[at] = sum;
             self.integers[at] = Integers(if output.dtype.is_floating() { 0 } else { integers });
             self.touched[at] = touched;
+            self.rooted[at] = rooted && !is_constant(graph, node);
         }
     }
 
@@ -246,17 +254,38 @@ impl Modalities {
     fn entered(&self, graph: &Graph, node: NodeId) -> Option<Modality> {
         if is_convolution(graph, node) {
             let (data, weight) = (graph.input(node, 0)?, graph.input(node, 1)?);
-            if self.touched[data.value.0 as usize] {
+            if self.touched[data.value.0 as usize] || !self.rooted[data.value.0 as usize] {
                 return Some(Modality::NONE);
             }
             return Some(planes(data, weight));
         }
         let product = product(graph, node)?;
-        if !product.weighted || self.touched[product.data.value.0 as usize] {
+        let data = product.data.value.0 as usize;
+        if !product.weighted || self.touched[data] || !self.rooted[data] {
             return product.weighted.then_some(Modality::NONE);
         }
         Some(rows(graph, product.data))
     }
+}
+
+/// Whether a node's result depends on nothing that was given: zeros, ones, random numbers.
+fn is_constant(graph: &Graph, node: NodeId) -> bool {
+    matches!(
+        graph.op_name(node),
+        "fill_"
+            | "zero_"
+            | "zeros"
+            | "ones"
+            | "full"
+            | "zeros_like"
+            | "ones_like"
+            | "full_like"
+            | "new_zeros"
+            | "new_ones"
+            | "empty_like"
+            | "arange"
+            | "eye"
+    )
 }
 
 /// What a convolution's input is.

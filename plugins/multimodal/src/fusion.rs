@@ -2,7 +2,7 @@
 
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::{is_weighted, passed_on};
-use genie_plugin::shapes::{Modality, Pass, View};
+use genie_plugin::shapes::{Attention, Modality, Pass, View};
 
 const VISION: &str = "mm.vision_encoder";
 const TEXT: &str = "mm.text_encoder";
@@ -88,6 +88,13 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
         .count();
     let mut joined = connected(view);
     projections_of_crossing(view, &mut joined);
+    for attention in crossing(view) {
+        own_self_attention(view, attention, &mut joined);
+    }
+    if writers.contains(&Writer::Decoder) {
+        weights_of_decoder(view, &mut joined);
+    }
+    let pixels = view.other_inputs().has(Modality::IMAGE);
     for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
         let of = view.modalities.node_of(graph, node);
         let pass = graph
@@ -97,6 +104,8 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
         let phase = match (of.has(Modality::TOKENS), of.has(SEEN)) {
             (true, true) => Some(FUSION),
             (true, _) | (_, true) if joined[node.0 as usize] => Some(FUSION),
+            // Learned queries and the like look as if they were given; beside pixels they are not.
+            (false, true) if pixels && !of.has(Modality::IMAGE) => None,
             (false, true) if projections == 1 && !is_weighted(graph, node) => Some(FUSION),
             (false, true) => Some(VISION),
             (true, false) => Some(match pass.map(|pass| (pass, writers[pass])) {
@@ -133,7 +142,8 @@ fn connected(view: &View) -> Vec<bool> {
     let graph = view.graph;
     let mut connected = vec![false; graph.len()];
     for attention in &view.attentions {
-        let queries = view.modalities.value(attention.query) == Modality::NONE;
+        let query = view.modalities.value(attention.query);
+        let queries = !query.has(Modality(Modality::TOKENS.0 | Modality::IMAGE.0));
         let seen = view.modalities.value(attention.key).only(SEEN);
         if queries && seen && attention.q_len > 1 {
             connected[attention.node.0 as usize] = true;
@@ -151,14 +161,7 @@ fn connected(view: &View) -> Vec<bool> {
 /// key and value, each still of one modality.
 fn projections_of_crossing(view: &View, joined: &mut [bool]) {
     let graph = view.graph;
-    for attention in &view.attentions {
-        let query = view.modalities.value(attention.query);
-        let key = view.modalities.value(attention.key);
-        let crosses = (query.has(Modality::TOKENS) && key.only(SEEN))
-            || (query.only(SEEN) && key.has(Modality::TOKENS));
-        if !crosses {
-            continue;
-        }
+    for attention in crossing(view) {
         for start in [attention.query, attention.key, attention.value] {
             let mut at = start;
             for _ in 0..PROJECTION_STEPS_MAX {
@@ -172,6 +175,94 @@ fn projections_of_crossing(view: &View, joined: &mut [bool]) {
                     _ => break,
                 }
             }
+        }
+    }
+}
+
+/// Attentions between modalities.
+fn crossing<'a>(view: &'a View) -> impl Iterator<Item = &'a Attention> {
+    view.attentions.iter().filter(|attention| {
+        let query = view.modalities.value(attention.query);
+        let key = view.modalities.value(attention.key);
+        (query.has(Modality::TOKENS) && key.only(SEEN))
+            || (query.only(SEEN) && key.has(Modality::TOKENS))
+    })
+}
+
+/// Marks the self-attention that stands in one block with an attention between modalities: nothing
+/// but norms, projections and a sum between them. Where a block of its own ends, an activation
+/// stands between.
+fn own_self_attention(view: &View, crossing: &Attention, joined: &mut [bool]) {
+    let graph = view.graph;
+    let query = view.modalities.value(crossing.query);
+    let same = |node: NodeId| view.modalities.node_of(graph, node) == query;
+    let before = view.attentions.iter().rev().find(|attention| {
+        attention.node < crossing.node
+            && view.modalities.value(attention.query) == query
+            && view.modalities.value(attention.key) == query
+    });
+    let Some(own) = before else { return };
+    let between = (own.output.0..crossing.node.0).map(NodeId);
+    let ends = between.clone().filter(|node| same(*node)).any(|node| {
+        matches!(
+            graph.op_name(node),
+            "gelu"
+                | "relu"
+                | "relu_"
+                | "silu"
+                | "tanh"
+                | "sigmoid"
+                | "hardswish"
+                | "elu"
+                | "mish"
+                | "leaky_relu"
+                | "pow"
+        )
+    });
+    if ends {
+        return;
+    }
+    // From the norm before its projections on.
+    let mut start = own.nodes.first().copied().unwrap_or(own.node);
+    for value in [own.query, own.key, own.value] {
+        let mut node = graph.producer(value);
+        for _ in 0..PROJECTION_STEPS_MAX {
+            start = start.min(node);
+            match passed_on(graph, node) {
+                Some(next) if !is_weighted(graph, node) => node = graph.producer(next.value),
+                _ => break,
+            }
+        }
+        if let Some(data) = graph.inputs(node).find(|input| input.dims() >= 2) {
+            let norm = graph.producer(data.value);
+            if graph.op_name(norm).contains("norm") && same(norm) {
+                start = start.min(norm);
+            }
+        }
+    }
+    for node in (start.0..crossing.node.0).map(NodeId).filter(|node| same(*node)) {
+        joined[node.0 as usize] = true;
+    }
+}
+
+/// Marks what works with the parameters of the text's decoder, also where it works on what is seen
+/// (a recurrent decoder that begins with the picture).
+fn weights_of_decoder(view: &View, joined: &mut [bool]) {
+    let graph = view.graph;
+    let mut weights = std::collections::HashSet::new();
+    let weighted = |node: &NodeId| view.flow.is_forward(*node) && is_weighted(graph, *node);
+    for node in graph.nodes().filter(weighted) {
+        if view.modalities.node_of(graph, node).has(Modality::TOKENS) {
+            weights.extend(graph.inputs(node).map(|input| graph.storage(input.value)));
+        }
+    }
+    for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
+        let shared = is_weighted(graph, node)
+            && graph.inputs(node).any(|input| weights.contains(&graph.storage(input.value)));
+        let seen = view.modalities.node_of(graph, node).only(SEEN);
+        let behind = || graph.predecessors(node).any(|from| joined[from.0 as usize]);
+        if seen && (shared || behind()) {
+            joined[node.0 as usize] = true;
         }
     }
 }
