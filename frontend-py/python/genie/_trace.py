@@ -183,7 +183,8 @@ class Explanation:
         sure = f"{self.workload.confidence:.0%} sure" + (f", by {self.workload_by}" if self.workload_by else "")
         yield f"workload: {self.workload.label} ({sure})"
         for key, value, by in self.attributes:
-            yield f"  {key}: {value} ({by})"
+            if by == self.workload_by:
+                yield f"  {key}: {value}"
         yield f"ops: {self.ops_total}" + (" (not all: the trace was full; call genie.reset_trace())" if self.truncated else "")
         if self.phases:
             yield "phases:"
@@ -210,8 +211,12 @@ class Explanation:
         if self.plan:
             policy, why = self.plan["policy"], self.plan["why"]
             yield f"plan: {why}" if why.startswith(policy) else f"plan: {policy}: {why}"
+            devices: dict[str, tuple[int, int]] = {}
             for region in self.plan["regions"]:
-                yield f"  {region['ops']} ops on {region['device']}"
+                regions, ops = devices.get(region["device"], (0, 0))
+                devices[region["device"]] = (regions + 1, ops + region["ops"])
+            for device, (regions, ops) in devices.items():
+                yield f"  {ops} ops in {regions} regions on {device}"
             for directive in self.plan["directives"]:
                 yield (
                     f"  {directive['kind']} {directive['storages']} storages "

@@ -1,6 +1,6 @@
 //! Which kind of input each value depends on.
 
-use crate::graph::{Arg, Graph, NodeId, Tensor, ValueId};
+use crate::graph::{Arg, DType, Graph, NodeId, Tensor, ValueId};
 use crate::shapes::flow::{Flow, is_convolution, is_given, product};
 
 /// A kind of input, as one bit.
@@ -137,6 +137,8 @@ pub struct Modalities {
     touched: Vec<bool>,
     /// Whether anything given took part: constants have no kind.
     rooted: Vec<bool>,
+    /// Whether it was computed from integers alone, such as positions.
+    counted: Vec<bool>,
     /// Nodes where an input first meets a parameter, with what the input is.
     pub entries: Vec<(NodeId, Modality)>,
 }
@@ -150,6 +152,7 @@ impl Modalities {
             integers: vec![Integers(0); values],
             touched: vec![false; values],
             rooted: vec![false; values],
+            counted: vec![false; values],
             entries: Vec::new(),
         };
         for node in graph.nodes() {
@@ -181,6 +184,7 @@ impl Modalities {
             for output in graph.outputs(node) {
                 let given = is_given(graph, output.value) || graph.is_op(node);
                 self.rooted[output.value.0 as usize] = given;
+                self.counted[output.value.0 as usize] = counts(output);
                 if output.dtype.is_integer() && is_given(graph, output.value) {
                     self.integers[output.value.0 as usize] = Integers(Integers::GIVEN);
                 }
@@ -191,6 +195,12 @@ impl Modalities {
         let mut integers = 0;
         let mut touched = false;
         let mut rooted = false;
+        let mut counted = true;
+        // A copy's destination is written over.
+        let skip = usize::from(graph.op_name(node) == "copy_");
+        for input in graph.inputs(node).skip(skip) {
+            counted &= self.counted[input.value.0 as usize] || !self.rooted[input.value.0 as usize];
+        }
         for input in graph.inputs(node) {
             let at = input.value.0 as usize;
             sum = sum.with(self.of[at]);
@@ -229,6 +239,7 @@ impl Modalities {
             self.integers[at] = Integers(if output.dtype.is_floating() { 0 } else { integers });
             self.touched[at] = touched;
             self.rooted[at] = rooted && !is_constant(graph, node);
+            self.counted[at] = counted || counts(output);
         }
     }
 
@@ -261,11 +272,17 @@ impl Modalities {
         }
         let product = product(graph, node)?;
         let data = product.data.value.0 as usize;
-        if !product.weighted || self.touched[data] || !self.rooted[data] {
+        let no_input = self.touched[data] || !self.rooted[data] || self.counted[data];
+        if !product.weighted || no_input {
             return product.weighted.then_some(Modality::NONE);
         }
         Some(rows(graph, product.data))
     }
+}
+
+/// Whether a tensor holds wide integers: ids, positions, lengths. Narrow ones may be pixels.
+fn counts(tensor: Tensor) -> bool {
+    tensor.dtype == DType::INT64 || tensor.dtype == DType::INT32
 }
 
 /// Whether a node's result depends on nothing that was given: zeros, ones, random numbers.
