@@ -69,6 +69,9 @@ conformance: build ## PyTorch's OpInfo database, forward and gradients -> docs/c
 bench: build ## ratios to eager run side by side -> docs/benchmarks.md
 	@$(BUILT) $(PY) tests/bench/run.py --write docs/benchmarks.md
 
+bench-plugins: build ## what a call into a plugin costs, against the same code called natively
+	@.ci/bench-plugins
+
 test-slow: build ## the tests that `make test` leaves out (1 GiB tensors, 10^6 ops, long runs)
 	@$(BUILT) $(PY) -m pytest tests/e2e -m slow -q --tb=short --durations=8
 
