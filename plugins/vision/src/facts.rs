@@ -58,6 +58,8 @@ pub struct Facts<'g> {
     pub residuals_before: Vec<u32>,
     /// Sums of what went around a branch with what went through it.
     pub residuals: Vec<NodeId>,
+    /// Feature maps have no batch dimension.
+    unbatched: bool,
 }
 
 impl<'g> Facts<'g> {
@@ -83,7 +85,9 @@ impl<'g> Facts<'g> {
             weighted_before,
             residuals_before: Vec::new(),
             residuals: Vec::new(),
+            unbatched: false,
         };
+        facts.unbatched = facts.is_unbatched();
         let mut seen = Seen { stamp: vec![0; graph.len()], now: 0 };
         let (mut before, mut residuals) = (Vec::with_capacity(graph.len()), Vec::new());
         for node in graph.nodes() {
@@ -116,10 +120,31 @@ impl<'g> Facts<'g> {
     /// Positions of a feature map that the node makes; 1 where it makes none.
     pub fn positions(&self, node: NodeId) -> i64 {
         let Some(out) = self.graph.output(node, 0) else { return 1 };
-        if out.dims() < 4 || !out.dtype.is_floating() {
+        if !self.is_map(&out) || !out.dtype.is_floating() {
             return 1;
         }
-        out.sizes[2..].iter().fold(1i64, |product, size| product.saturating_mul(*size))
+        let spatial = if out.dims() < 4 { 1 } else { 2 };
+        out.sizes[spatial..].iter().fold(1i64, |product, size| product.saturating_mul(*size))
+    }
+
+    /// Whether the tensor has the dimensions of a feature map.
+    pub fn is_map(&self, tensor: &Tensor<'_>) -> bool {
+        tensor.dims() >= 4 || self.unbatched && tensor.dims() == 3
+    }
+
+    /// Whether what reads the first convolution of planes sees them without a batch dimension.
+    fn is_unbatched(&self) -> bool {
+        let first = self.graph.nodes().find(|node| {
+            matches!(self.kind(*node), Kind::Convolution(_)) && is_convolution(self.graph, *node)
+        });
+        let Some(out) = first.and_then(|node| self.graph.output(node, 0)) else { return false };
+        out.dims() == 4
+            && out.size(0) == 1
+            && self.readers(out.value).iter().any(|reader| {
+                self.graph
+                    .inputs(*reader)
+                    .any(|input| input.value == out.value && input.sizes == &out.sizes[1..])
+            })
     }
 
     /// The first operators of the forward pass that read a value, each once.
@@ -259,6 +284,9 @@ fn kind(graph: &Graph, flow: &Flow, node: NodeId) -> Kind {
             None => Kind::Product,
         };
     }
+    if let Some(unfolded) = unfolded(graph, node) {
+        return Kind::Convolution(unfolded);
+    }
     if is_weighted(graph, node) {
         return Kind::Product;
     }
@@ -301,6 +329,27 @@ fn convolution(graph: &Graph, node: NodeId) -> Option<Convolution> {
         transposed,
         strided,
         grouped: !transposed && weight.size(1) < channels,
+        wide: kernel.iter().any(|size| *size > 1),
+    })
+}
+
+/// How a convolution walks that is a product of unfolded windows with a parameter.
+fn unfolded(graph: &Graph, node: NodeId) -> Option<Convolution> {
+    let product = product(graph, node).filter(|product| product.weighted)?;
+    let mut columns = graph.producer(product.data.value);
+    if matches!(graph.op_name(columns), "clone" | "contiguous") {
+        columns = graph.producer(graph.input(columns, 0)?.value);
+    }
+    if graph.op_name(columns) != "im2col" {
+        return None;
+    }
+    // Kernel, dilation, padding and step, each with its count before it.
+    let args: Vec<i64> = graph.args(columns).filter_map(|arg| arg.as_i64()).collect();
+    let (kernel, step) = (args.get(..2)?, args.get(args.len().checked_sub(2)?..)?);
+    Some(Convolution {
+        transposed: false,
+        strided: step.iter().any(|step| *step > 1),
+        grouped: false,
         wide: kernel.iter().any(|size| *size > 1),
     })
 }

@@ -65,8 +65,9 @@ pub fn split(facts: &Facts<'_>, pass: Pass) -> Split {
     };
     let boxes = box_product(facts, pass);
     let maps = box_maps(facts, pass);
-    if boxes.is_some() || has_scales_joined(facts, pass) || maps.is_some() {
-        return detector(facts, pass, &residuals, boxes, maps);
+    let scales = scales_joined(facts, pass);
+    if boxes.is_some() || scales.is_some() || maps.is_some() {
+        return detector(facts, pass, &residuals, Boxes { rows: boxes, scales, maps });
     }
     match dense_result(facts, pass) {
         Some(result) => dense(facts, pass, &residuals, result),
@@ -125,7 +126,7 @@ fn after_map(facts: &Facts<'_>, pass: Pass, last: NodeId) -> NodeId {
         let map = facts.positions(node) > 1 && !adaptive;
         let trailing =
             matches!(facts.kind(node), Kind::Activation | Kind::BatchNorm | Kind::MaxPool)
-                && facts.graph.output(node, 0).is_some_and(|out| out.dims() >= 4)
+                && facts.graph.output(node, 0).is_some_and(|out| facts.is_map(&out))
                 && node.0 <= end.0 + TRAILING_GAP;
         if map || trailing {
             end = node;
@@ -162,8 +163,39 @@ fn dense(facts: &Facts<'_>, pass: Pass, residuals: &[NodeId], result: NodeId) ->
             let isotropic = residuals.iter().all(|node| facts.positions(*node) == 1);
             done(head, !isotropic || tap.is_some())
         }
-        None => done(tap.unwrap_or_else(last_product), tap.is_some()),
+        None => {
+            let compared = tap.is_none().then(|| first_after_comparison(facts, pass)).flatten();
+            done(compared.or(tap).unwrap_or_else(last_product), tap.is_some())
+        }
     }
+}
+
+/// The first product behind where the features of two maps are compared place by place: products
+/// of two maps summed over their channels.
+fn first_after_comparison(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
+    let graph = facts.graph;
+    let is_comparison = |node: NodeId| {
+        let (Some(a), Some(b), Some(out)) =
+            (graph.input(node, 0), graph.input(node, 1), graph.output(node, 0))
+        else {
+            return false;
+        };
+        let feature = |tensor: &Tensor<'_>| {
+            matches!(facts.kind(facts.origin(tensor.value)), Kind::Convolution(_))
+        };
+        plain_name(graph.op(node)) == "mul"
+            && facts.positions(node) > 1
+            && a.sizes == b.sizes
+            && feature(&a)
+            && feature(&b)
+            && matches!(facts.readers(out.value)[..], [only]
+            if matches!(graph.op_name(only), "sum" | "mean")
+                && graph.output(only, 0).is_some_and(|sum| {
+                    sum.elements() * out.size(1).max(1) as u64 == out.elements()
+                }))
+    };
+    let compared = pass.nodes(facts).find(|node| is_comparison(*node))?;
+    pass.nodes(facts).find(|node| *node > compared && facts.is_heavy(*node))
 }
 
 /// The first product behind a residual connection. A convolution that only widens the last
@@ -190,16 +222,20 @@ fn first_product_after(facts: &Facts<'_>, pass: Pass, last: NodeId) -> NodeId {
     first
 }
 
-/// The head of a detector.
-fn detector(
-    facts: &Facts<'_>,
-    pass: Pass,
-    residuals: &[NodeId],
-    boxes: Option<NodeId>,
+/// What tells of boxes.
+struct Boxes {
+    /// The product that gives boxes of queries.
+    rows: Option<NodeId>,
+    /// The first convolution of those whose maps of several scales are laid behind one another.
+    scales: Option<NodeId>,
+    /// The first convolution that gives a map of boxes.
     maps: Option<NodeId>,
-) -> Split {
+}
+
+/// The head of a detector.
+fn detector(facts: &Facts<'_>, pass: Pass, residuals: &[NodeId], boxes: Boxes) -> Split {
     let done = |head, stem_in_backbone| Split { task: Task::Detect, head, stem_in_backbone };
-    if boxes.is_none() || has_scales_joined(facts, pass) {
+    if boxes.rows.is_none() || boxes.scales.is_some() {
         if let Some(shared) = shared_convolution(facts, pass) {
             return done(shared, true);
         }
@@ -211,7 +247,7 @@ fn detector(
     if let Some(last) = on_maps {
         return done(first_product_after(facts, pass, *last), true);
     }
-    if let Some(first) = maps {
+    if let Some(first) = boxes.maps.into_iter().chain(boxes.scales).min() {
         return done(branch_of(facts, first), true);
     }
     // No maps with residual connections: a plain network with a transformer behind it, or a
@@ -220,11 +256,13 @@ fn detector(
         .nodes(facts)
         .filter(|node| *node > pass.entry && matches!(facts.kind(*node), Kind::Convolution(_)));
     if let Some(last) = maps.next_back() {
-        return done(last, true);
+        // A convolution of single positions only fits the last map to what follows.
+        let fits = !matches!(facts.kind(last), Kind::Convolution(last) if last.wide);
+        return done(if fits { last } else { after_map(facts, pass, last) }, true);
     }
     match residuals.last() {
         Some(last) => done(first_product_after(facts, pass, *last), false),
-        None => done(boxes.unwrap_or(pass.end), true),
+        None => done(boxes.rows.unwrap_or(pass.end), true),
     }
 }
 
@@ -256,33 +294,35 @@ fn box_product(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
     })
 }
 
-/// Whether predictions of several scales are laid behind one another.
-fn has_scales_joined(facts: &Facts<'_>, pass: Pass) -> bool {
+/// The first convolution of those whose predictions of several scales are laid behind one another.
+fn scales_joined(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
     let graph = facts.graph;
-    pass.nodes(facts).any(|node| {
+    pass.nodes(facts).find_map(|node| {
         if facts.kind(node) != Kind::Join || graph.inputs(node).len() < 2 {
-            return false;
+            return None;
         }
-        let Some(out) = graph.output(node, 0) else { return false };
-        if out.dims() > 3 || !out.dtype.is_floating() {
-            return false;
+        let out = graph.output(node, 0)?;
+        if out.dims() > 3 || facts.positions(node) > 1 || !out.dtype.is_floating() {
+            return None;
         }
         let mut scales: Vec<i64> = Vec::new();
+        let mut first: Option<NodeId> = None;
         for input in graph.inputs(node) {
             let origin = facts.origin(input.value);
             if !matches!(facts.kind(origin), Kind::Convolution(_)) {
-                return false;
+                return None;
             }
             // All of the map, not a pooled vector of it.
-            let Some(map) = graph.output(origin, 0) else { return false };
+            let map = graph.output(origin, 0)?;
             if map.elements() != input.elements() && map.size(1) > input.elements() as i64 {
-                return false;
+                return None;
             }
             scales.push(facts.positions(origin));
+            first = first.into_iter().chain([origin]).min();
         }
         scales.sort_unstable();
         scales.dedup();
-        scales.len() >= 2 && !is_computed_with(facts, out.value)
+        first.filter(|_| scales.len() >= 2 && !is_computed_with(facts, out.value))
     })
 }
 
@@ -331,7 +371,7 @@ fn box_maps(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
         let mut names: Vec<&str> = Vec::new();
         for reader in facts.readers(out.value) {
             match plain_name(graph.op(reader)) {
-                "clone" | "contiguous" => {
+                "clone" | "contiguous" | "clamp" | "clamp_max" | "clamp_min" => {
                     if let Some(copy) = graph.output(reader, 0) {
                         let readers = facts.readers(copy.value);
                         names.extend(readers.iter().map(|node| plain_name(graph.op(*node))));
@@ -342,7 +382,46 @@ fn box_maps(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
         }
         names.contains(&"sigmoid") && names.contains(&"exp")
     });
-    decoded.or_else(|| side_by_side(facts, pass)).or(pooled)
+    decoded.or_else(|| side_by_side(facts, pass)).or_else(|| picked(facts, pass)).or(pooled)
+}
+
+/// The first convolution of those whose maps are read where the scores of another are highest.
+fn picked(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
+    let graph = facts.graph;
+    // For each list of places, the map that it was chosen from.
+    let mut places: HashMap<ValueId, NodeId> = HashMap::new();
+    let map_of = |value: ValueId| {
+        let origin = facts.origin(value);
+        let is_map =
+            matches!(facts.kind(origin), Kind::Convolution(_)) && facts.positions(origin) > 1;
+        is_map.then_some(origin)
+    };
+    let mut first: Option<NodeId> = None;
+    for node in pass.nodes(facts) {
+        let name = plain_name(graph.op(node));
+        if matches!(name, "topk" | "sort" | "argmax" | "nonzero" | "max") {
+            let Some(scores) = graph.input(node, 0).and_then(|input| map_of(input.value)) else {
+                continue;
+            };
+            let chosen = graph.outputs(node).filter(|output| !output.dtype.is_floating());
+            places.extend(chosen.map(|output| (output.value, scores)));
+            continue;
+        }
+        let Some(scores) = graph.inputs(node).find_map(|input| places.get(&input.value).copied())
+        else {
+            continue;
+        };
+        let data = graph.input(node, 0).filter(|data| data.dtype.is_floating());
+        if matches!(name, "gather" | "index" | "index_select" | "take_along_dim" | "take") {
+            let read = data.and_then(|data| map_of(data.value)).filter(|map| *map != scores);
+            if let Some(map) = read {
+                first = first.into_iter().chain([map, scores]).min();
+            }
+        }
+        let whole = graph.outputs(node).filter(|output| output.dtype.is_integer());
+        places.extend(whole.map(|output| (output.value, scores)));
+    }
+    first
 }
 
 /// The first of three or more maps that the program reads, of one size, with boxes among them.

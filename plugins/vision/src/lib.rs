@@ -90,6 +90,10 @@ fn entry_confidence(facts: &Facts<'_>, entry: NodeId) -> f32 {
         return 0.3;
     }
     let Some(data) = graph.input(entry, 0) else { return 0.0 };
+    if data.dims() < 4 {
+        // Windows of a picture, by hand.
+        return 0.8;
+    }
     // A transposed or shifted plane was no picture to begin with.
     let dense = data.strides.last() == Some(&1) || data.size(-1) == 1 || data.size(1) > 1;
     match (data.dims(), data.size(1)) {

@@ -5,6 +5,9 @@ use genie_plugin::shapes::flow::is_given;
 
 use crate::facts::{Facts, Kind};
 
+/// Nodes that a norm by hand may span.
+const NORM_NODES_MAX: usize = 24;
+
 /// The last node of the stem that begins with `entry`, within the pass.
 ///
 /// It goes on as long as one operator alone reads what the last one made. Further convolutions
@@ -17,8 +20,15 @@ pub fn last_of_stem(facts: &Facts<'_>, entry: NodeId, end: NodeId) -> NodeId {
     while let Some(out) = graph.output(last, 0) {
         let readers = facts.readers(out.value);
         let [next] = readers[..] else {
+            if let Some(end) = norm_by_hand(facts, last, end) {
+                (last, normed) = (end, true);
+                if !deep {
+                    firm = last;
+                }
+                continue;
+            }
             // A branch: the blocks begin here.
-            if readers.len() > 1 {
+            if readers.len() > 1 && (!deep || leads_to_block(facts, last, end)) {
                 firm = last;
             }
             break;
@@ -36,6 +46,8 @@ pub fn last_of_stem(facts: &Facts<'_>, entry: NodeId, end: NodeId) -> NodeId {
             // After a bare convolution it parts two blocks.
             Kind::MaxPool if !normed => break,
             Kind::MaxPool | Kind::Mean | Kind::Activation => {}
+            // Windows of a convolution by hand.
+            Kind::Other if graph.op_name(next) == "im2col" => break,
             Kind::Join | Kind::Sum | Kind::Other if is_local(facts, entry, next, out.value) => {
                 normed |= matches!(graph.op_name(next), "mul" | "mul_" | "addcmul");
             }
@@ -52,6 +64,50 @@ pub fn last_of_stem(facts: &Facts<'_>, entry: NodeId, end: NodeId) -> NodeId {
         }
     }
     firm
+}
+
+/// The operator that brings together again what several operators without weights make of what
+/// `last` made: a norm by hand.
+fn norm_by_hand(facts: &Facts<'_>, last: NodeId, end: NodeId) -> Option<NodeId> {
+    let graph = facts.graph;
+    let begin = graph.output(last, 0)?;
+    let mut inside = vec![begin.value];
+    let mut farthest = *facts.readers(begin.value).iter().max()?;
+    let mut scaled = false;
+    for node in (last.0 + 1..end.0).map(NodeId).take(NORM_NODES_MAX) {
+        if !graph.inputs(node).any(|input| inside.contains(&input.value)) {
+            continue;
+        }
+        let out = graph.output(node, 0)?;
+        if !facts.is_forward(node) || facts.is_heavy(node) || !out.dtype.is_floating() {
+            return None;
+        }
+        scaled |= matches!(graph.op_name(node), "rsqrt" | "sqrt" | "std" | "var" | "reciprocal");
+        if node == farthest && out.elements() == begin.elements() && scaled {
+            return Some(node);
+        }
+        inside.push(out.value);
+        farthest = facts.readers(out.value).into_iter().chain([farthest]).max()?;
+    }
+    None
+}
+
+/// Whether a branch comes together again before anything is upsampled, and products follow: a
+/// block, and not a feature that is kept for later.
+fn leads_to_block(facts: &Facts<'_>, last: NodeId, end: NodeId) -> bool {
+    let mut after = (last.0 + 1..end.0).map(NodeId).filter(|node| facts.is_forward(*node));
+    let mut heavy = false;
+    let meets = after.find(|node| {
+        heavy |= facts.is_heavy(*node);
+        let transposed =
+            matches!(facts.kind(*node), Kind::Convolution(convolution) if convolution.transposed);
+        transposed
+            || matches!(facts.kind(*node), Kind::Join | Kind::Upsample | Kind::Mixing)
+            || facts.residuals.binary_search(node).is_ok()
+    });
+    meets.is_some_and(|node| {
+        matches!(facts.kind(node), Kind::Join | Kind::Sum | Kind::Mixing) && heavy
+    })
 }
 
 /// Whether all but one operand come from nothing that was computed with weights: positions,
