@@ -124,7 +124,7 @@ def _() -> Any:
 
 
 class MinGru(nn.Module):
-    """A gated recurrence without products of states: over the prompt by cumulative sums of logarithms, then stepwise."""
+    """A gated recurrence: over the prompt by cumulative sums of logarithms, then step by step."""
 
     def __init__(self, v: int = 900, d: int = 64, n: int = 2) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def _() -> Any:
 
 # Vision.
 class Windowed(nn.Module):
-    """Attention in windows that shift by rolling, patches merged by strided slices; pictures come with channels last."""
+    """Attention in windows that shift by rolling, patches merged by strided slices; channels last."""
 
     def __init__(self, d: int = 32) -> None:
         super().__init__()
@@ -326,7 +326,7 @@ def _() -> Any:
 
 
 class Stereo(nn.Module):
-    """Two views: features by one net, a volume of shifted differences, 3-d convolutions, a soft minimum of disparity."""
+    """Two views: features by one net, a volume of shifted differences, a soft minimum of disparity."""
 
     def __init__(self, d: int = 16, reach: int = 6) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is none of the other classes, by a second author: filters, trees, series of numbers, control, flows, statistics."""
+"""What is none of the other classes, by a second author: filters, trees, series, control, flows, statistics."""
 
 import math
 from typing import Any

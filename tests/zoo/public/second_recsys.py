@@ -1,4 +1,4 @@
-"""Recommenders by a second author: tables in other shapes, factorization and attention by hand, retrieval, sequences."""
+"""Recommenders by a second author: tables of other shapes, factorization and attention by hand, sequences."""
 
 from typing import Any
 

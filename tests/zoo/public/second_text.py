@@ -316,28 +316,28 @@ class Cached(nn.Module):
         d = self.e.weight.shape[1]
         with phase(ENC):
             x = self.e(ids) + self.pe[:t]
-            for l in range(self.n):
+            for j in range(self.n):
                 y = F.layer_norm(x, (d,))
-                x = x + self.mix(*(self.split(y @ m) for m in self.x[l, :3])) @ self.x[l, 3]
-                x = x + F.relu(F.layer_norm(x, (d,)) @ self.i[0, l]) @ self.j[0, l]
+                x = x + self.mix(*(self.split(y @ m) for m in self.x[j, :3])) @ self.x[j, 3]
+                x = x + F.relu(F.layer_norm(x, (d,)) @ self.i[0, j]) @ self.j[0, j]
             memory = F.layer_norm(x, (d,))
-        cross = [(self.split(memory @ self.z[l, 1]), self.split(memory @ self.z[l, 2])) for l in range(self.n)]
+        cross = [(self.split(memory @ self.z[j, 1]), self.split(memory @ self.z[j, 2])) for j in range(self.n)]
         own = torch.zeros(self.n, 2, b, self.h, steps, d // self.h, device=ids.device)
         token, out = torch.ones(b, 1, dtype=torch.long, device=ids.device), []
         for s in range(steps):
             with phase(DEC):
                 x = self.e(token) + self.pe[s]
-                for l in range(self.n):
+                for j in range(self.n):
                     y = F.layer_norm(x, (d,))
-                    own[l, 0, :, :, s] = self.split(y @ self.y[l, 1])[:, :, 0]
-                    own[l, 1, :, :, s] = self.split(y @ self.y[l, 2])[:, :, 0]
+                    own[j, 0, :, :, s] = self.split(y @ self.y[j, 1])[:, :, 0]
+                    own[j, 1, :, :, s] = self.split(y @ self.y[j, 2])[:, :, 0]
                     x = (
                         x
-                        + self.mix(self.split(y @ self.y[l, 0]), own[l, 0, :, :, : s + 1], own[l, 1, :, :, : s + 1])
-                        @ self.y[l, 3]
+                        + self.mix(self.split(y @ self.y[j, 0]), own[j, 0, :, :, : s + 1], own[j, 1, :, :, : s + 1])
+                        @ self.y[j, 3]
                     )
-                    x = x + self.mix(self.split(F.layer_norm(x, (d,)) @ self.z[l, 0]), *cross[l]) @ self.z[l, 3]
-                    x = x + F.relu(F.layer_norm(x, (d,)) @ self.i[1, l]) @ self.j[1, l]
+                    x = x + self.mix(self.split(F.layer_norm(x, (d,)) @ self.z[j, 0]), *cross[j]) @ self.z[j, 3]
+                    x = x + F.relu(F.layer_norm(x, (d,)) @ self.i[1, j]) @ self.j[1, j]
                 logits = F.layer_norm(x, (d,)) @ self.e.weight.T
             token = logits.argmax(-1)
             out.append(logits)

@@ -51,7 +51,7 @@ def _() -> Any:
 
 
 class Patches(nn.Module):
-    """A transformer over patches cut by reshape, registers, relative bias, attention pooling; last dimension channels."""
+    """A transformer over patches cut by reshape, registers, relative bias, attention pooling; channels last."""
 
     def __init__(self, p: int = 8, d: int = 64, n: int = 3, h: int = 4, side: int = 6, r: int = 3) -> None:
         super().__init__()
