@@ -1,7 +1,13 @@
 """The cases that whoever writes a recognizer may look at, by workload class."""
 
-from . import audio, diffusion, gnn, llm, multimodal, other, recsys, seq2seq, text, torch25, vision  # noqa: F401
-from . import (  # noqa: F401
+from . import (  # noqa: F401  # noqa: F401
+    audio,
+    diffusion,
+    gnn,
+    llm,
+    multimodal,
+    other,
+    recsys,
     second_audio,
     second_gnn,
     second_llm,
@@ -10,4 +16,8 @@ from . import (  # noqa: F401
     second_recsys,
     second_text,
     second_vision,
+    seq2seq,
+    text,
+    torch25,
+    vision,
 )
