@@ -1,6 +1,6 @@
 """The cases that whoever writes a recognizer may look at, by workload class."""
 
-from . import (  # noqa: F401  # noqa: F401
+from . import (  # noqa: F401
     audio,
     diffusion,
     gnn,
