@@ -237,6 +237,24 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_all_fields_in_one_list_belong_to_fewer_examples() {
+        let mut g = GraphBuilder::new();
+        let (table, dense) = (g.weight(&[6000, 8]), g.input(&[BATCH, 4]));
+        let ids = g.input_of(&[BATCH * 5], DType::INT64);
+        let rows = g.op("aten::embedding_bag", &[table, ids], &[BATCH * 5, 8]);
+        let long = g.view(rows, &[BATCH, 40]);
+        let flat = g.op("aten::cat", &[dense, long], &[BATCH, 44]);
+        let score = linear(&mut g, flat, BATCH, 44, 1);
+        g.op("aten::sigmoid", &[score], &[BATCH, 1]);
+        let graph = g.build();
+        assert!(claimed(&graph) > 0.7);
+        let seen = harness::recognize::<Recsys>(&graph);
+        for op in ["cat", "addmm", "sigmoid"] {
+            seen.assert_phase_of(op, "recsys.dense_mlp");
+        }
+    }
+
+    #[test]
     fn users_times_items_meet() {
         let mut g = GraphBuilder::new();
         let (users, items) = (g.weight(&[900, 8]), g.weight(&[700, 8]));

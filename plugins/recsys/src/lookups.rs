@@ -4,6 +4,9 @@ use genie_plugin::prelude::*;
 use genie_plugin::query::{is_elementwise, plain_name};
 use genie_plugin::shapes::flow::is_given;
 
+/// Readers of the rows of a lookup that are looked at.
+const READERS_MAX: usize = 16;
+
 /// One lookup of rows by numbers that the program gave.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lookup {
@@ -96,8 +99,8 @@ fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup> {
     {
         return None;
     }
-    let batch = out.size(0).max(1);
     let width = table.size(1).max(1);
+    let batch = examples(graph, &out, width).max(1);
     let each = (out.elements() as i64 / batch / width).max(1);
     Some(Lookup {
         node,
@@ -109,6 +112,30 @@ fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup> {
         bag,
         index: (index.value, index.offset),
     })
+}
+
+/// How many examples the rows of a lookup are for: where they lie in one list, as those see them
+/// that read them.
+fn examples(graph: &Graph, rows: &Tensor<'_>, width: i64) -> i64 {
+    let all = rows.size(0);
+    if rows.dims() != 2 || all < 2 {
+        return all;
+    }
+    let mut seen: Option<i64> = None;
+    for node in graph.consumers(rows.value).iter().take(READERS_MAX) {
+        for input in graph.inputs(*node).filter(|input| input.value == rows.value) {
+            let first = input.size(0);
+            let whole = input.elements() == rows.elements();
+            let fields = input.size(-1) % width == 0 || input.size(1) == all / first.max(1);
+            if !whole || input.dims() < 2 || first < 2 || all % first != 0 || !fields {
+                return all;
+            }
+            if *seen.get_or_insert(first) != first {
+                return all;
+            }
+        }
+    }
+    seen.unwrap_or(all)
 }
 
 /// Given, or last written by an optimizer.

@@ -333,6 +333,12 @@ impl Follower<'_> {
             // Numbers that the program gave, side by side.
             return self.set(node, State::default(), None);
         }
+        // Several rows of one lookup as one long row beside others.
+        self.evidence.flattened |= graph.inputs(node).any(|input| {
+            let state = self.state(&input);
+            let fields = state.direct != 0 && state.many && self.is_one_row(&input, state);
+            fields && input.size(-1) % state.width.max(1) == 0 && self.is_flat(&out, state)
+        });
         let mut one_each: Vec<u32> = graph
             .inputs(node)
             .filter_map(|input| {
@@ -487,8 +493,9 @@ impl Follower<'_> {
                     let used = readers().next().is_some();
                     let only =
                         readers().all(|reader| self.phases[reader] == Some(Phase::Interaction));
-                    let scales =
-                        product(graph, *node).is_none() && is_scaling(plain_name(graph.op(*node)));
+                    let name = plain_name(graph.op(*node));
+                    let scales = product(graph, *node).is_none()
+                        && (is_scaling(name) || matches!(name, "cat" | "stack"));
                     // Work on what has met that opens and closes fields again, or goes on from step
                     // to step of a sequence.
                     gates[at] = state.from_mixed

@@ -228,6 +228,91 @@ fn boxes_of_queries_begin_behind_the_feature_maps() {
 }
 
 #[test]
+fn a_norm_by_hand_is_the_stems() {
+    let mut n = Net::new();
+    let x = n.0.input(&[1, 3, 32, 32]);
+    let (map, one) = ([1, 8, 8, 8], [1, 1, 8, 8]);
+    let conv = n.convolution(x, &[8, 3, 4, 4], &map, 4);
+    let mean = n.0.op("aten::mean.dim", &[conv], &one);
+    let centered = n.0.op("aten::sub.Tensor", &[conv, mean], &map);
+    let squares = n.0.op("aten::pow.Tensor_Scalar", &[centered], &map);
+    let variance = n.0.op("aten::mean.dim", &[squares], &one);
+    let scale = n.0.op("aten::rsqrt", &[variance], &one);
+    let norm = n.0.op("aten::mul.Tensor", &[centered, scale], &map);
+    let block = n.block(norm, 8, 8);
+    let mean = n.0.op("aten::mean.dim", &[block], &[1, 8]);
+    let scores = n.linear(mean, 1, 8, 10);
+    n.0.read(scores);
+    let phases = n.phases(&[conv, variance, norm, block, scores]);
+    assert_eq!(phases, [STEM, STEM, STEM, BACKBONE, HEAD]);
+}
+
+/// A convolution as a product of windows.
+fn by_windows(n: &mut Net, x: Handle, from: i64, to: i64, size: i64) -> Handle {
+    let two = [2, 2];
+    let ones = [1, 1];
+    let args = [
+        Given::Tensor(0),
+        Given::Ints(&[3, 3]),
+        Given::Ints(&ones),
+        Given::Ints(&ones),
+        Given::Ints(&two),
+    ];
+    let windows = [2, 9 * from, size * size];
+    let columns = n.0.op_with("aten::im2col", &[x], Some(&args), &windows);
+    let columns = n.0.transpose(columns, 1, 2);
+    let weight = n.0.weight(&[2, 9 * from, to]);
+    let out = n.0.op("aten::bmm", &[columns, weight], &[2, size * size, to]);
+    let out = n.0.view(out, &[2, to, size, size]);
+    n.0.op("aten::relu", &[out], &[2, to, size, size])
+}
+
+#[test]
+fn products_of_windows_are_convolutions() {
+    let mut n = Net::new();
+    let x = n.0.input(&[2, 3, 32, 32]);
+    let a = by_windows(&mut n, x, 3, 8, 16);
+    let b = by_windows(&mut n, a, 8, 16, 8);
+    let mean = n.0.op("aten::mean.dim", &[b], &[2, 16]);
+    let scores = n.linear(mean, 2, 16, 10);
+    n.0.read(scores);
+    assert_eq!(n.phases(&[a, b, mean, scores]), [STEM, BACKBONE, HEAD, HEAD]);
+}
+
+#[test]
+fn peaks_of_a_map_and_what_lies_there_are_objects() {
+    let mut n = Net::new();
+    let x = n.0.input(&[2, 3, 32, 32]);
+    let a = n.convolution(x, &[8, 3, 3, 3], &[2, 8, 16, 16], 2);
+    let b = n.convolution(a, &[16, 8, 3, 3], &[2, 16, 8, 8], 2);
+    let heat = n.convolution(b, &[3, 16, 1, 1], &[2, 3, 8, 8], 1);
+    let sizes = n.convolution(b, &[2, 16, 1, 1], &[2, 2, 8, 8], 1);
+    let heat_by_row = n.0.view(heat, &[2, 192]);
+    let at = n.0.dtype(DType::INT64).op("aten::topk", &[heat_by_row], &[2, 4]);
+    let sizes_by_row = n.0.view(sizes, &[2, 2, 64]);
+    let found = n.0.dtype(DType::FLOAT32).op("aten::gather", &[sizes_by_row, at], &[2, 2, 4]);
+    n.0.read(found);
+    let phases = n.phases(&[a, b, heat, sizes, found]);
+    assert_eq!(phases, [BACKBONE, BACKBONE, DETECT, DETECT, DETECT]);
+}
+
+#[test]
+fn maps_that_are_compared_begin_the_head() {
+    let mut n = Net::new();
+    let x = n.0.input(&[2, 3, 32, 32]);
+    let a = n.convolution(x, &[8, 3, 3, 3], &[2, 8, 16, 16], 2);
+    let b = n.convolution(a, &[16, 8, 3, 3], &[2, 16, 16, 16], 1);
+    let (one, two) = (n.0.slice(b, 0, 0, 1), n.0.slice(b, 0, 1, 1));
+    let product = n.0.op("aten::mul.Tensor", &[one, two], &[1, 16, 16, 16]);
+    let cost = n.0.op("aten::mean.dim", &[product], &[1, 16, 16]);
+    let cost = n.0.op("aten::stack", &[cost, cost], &[1, 2, 16, 16]);
+    let c = n.convolution(cost, &[8, 2, 3, 3], &[1, 8, 16, 16], 1);
+    let d = n.convolution(c, &[2, 8, 3, 3], &[1, 2, 16, 16], 1);
+    n.0.read(d);
+    assert_eq!(n.phases(&[a, b, product, c, d]), [STEM, BACKBONE, BACKBONE, HEAD, HEAD]);
+}
+
+#[test]
 fn pictures_with_words_and_long_planes_are_left_to_others() {
     let mut n = Net::new();
     let x = n.0.input(&[1, 3, 32, 32]);
