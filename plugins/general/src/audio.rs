@@ -13,9 +13,10 @@
 
 use genie_plugin::prelude::*;
 use genie_plugin::query::{is_elementwise, plain_name};
-use genie_plugin::shapes::attention::attentions;
-use genie_plugin::shapes::flow::{Flow, is_convolution, is_given, product};
+use genie_plugin::shapes::flow::{is_convolution, is_given, product};
 use genie_plugin::shapes::modality::{Modalities, Modality};
+
+use crate::facts::Facts;
 
 /// Below this nothing is claimed.
 const CLAIM_MIN: f32 = 0.3;
@@ -37,18 +38,17 @@ const FLOAT_BYTES: i64 = 4;
 /// A usual count of bands begins here; fewer may be sensors.
 const BANDS_SURE: i64 = 40;
 
-pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
-    if !may_sound(graph) {
+pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
+    if !may_sound(facts.graph) {
         return;
     }
-    let flow = Flow::of(graph);
-    let sound = Sound::of(graph, &flow);
+    let sound = Sound::of(facts);
     let confidence = sound.confidence();
     if confidence < CLAIM_MIN {
         return;
     }
     notes.workload("audio", confidence);
-    if flow.training {
+    if facts.flow.training {
         return;
     }
     let mut parts: [Vec<NodeId>; 3] = Default::default();
@@ -170,13 +170,13 @@ struct Sound<'g> {
 }
 
 impl<'g> Sound<'g> {
-    fn of(graph: &'g Graph, flow: &Flow) -> Self {
+    fn of(facts: &'g Facts<'g>) -> Self {
+        let (graph, flow, modalities) = (facts.graph, &facts.flow, &facts.modalities);
         let nodes: Vec<NodeId> = graph
             .nodes()
             .take_while(|node| graph.stage(*node) != Stage::Backward)
             .filter(|node| flow.is_forward(*node))
             .collect();
-        let modalities = Modalities::of(graph, flow);
         let raw = |value: ValueId| !modalities.is_touched(value);
         let mut sound = Sound {
             graph,
@@ -240,9 +240,9 @@ impl<'g> Sound<'g> {
         if let (Some(made), None | Some((_, Source::Bands { .. }))) = (sound.made, sound.entry) {
             sound.entry = Some((made.first, Source::WaveOut { samples: made.samples }));
         }
-        sound.attention |= !attentions(graph, flow).is_empty();
+        sound.attention |= !facts.attentions().is_empty();
         if sound.entry.is_none() {
-            sound.entry = sound.rows(&modalities);
+            sound.entry = sound.rows(modalities);
         }
         if sound.entry.is_some() {
             // A few steps of a recurrence have more gates than any head.
@@ -646,7 +646,7 @@ mod tests {
 
     fn claimed(graph: &Graph) -> f32 {
         let mut notes = Annotations::new();
-        recognize(graph, &mut notes);
+        recognize(&Facts::of(graph), &mut notes);
         notes.workload.iter().map(|claim| claim.confidence).fold(0.0, f32::max)
     }
 

@@ -13,6 +13,8 @@ use genie_plugin::shapes::flow::{is_convolution, is_given, is_weighted, product}
 use genie_plugin::shapes::modality::lookup;
 use genie_plugin::shapes::{Flow, Modalities, Modality};
 
+use crate::facts::Facts;
+
 /// Readers of one value that are looked at.
 const READERS_MAX: usize = 64;
 /// Operators between a wave and the product that reads it.
@@ -31,17 +33,16 @@ const WIDE: u8 = 2;
 const MAYBE: u8 = 4;
 
 /// Adds what the window says of diffusion.
-pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
-    let flow = Flow::of(graph);
-    let modalities = Modalities::of(graph, &flow);
-    let steps = step_products(graph, &flow, &modalities);
-    let found = modulations(graph, &flow, &modalities, &steps);
-    if let Some((confidence, by)) = denoiser(graph, &flow, &modalities, &found) {
+pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
+    let (graph, flow, modalities) = (facts.graph, &facts.flow, &facts.modalities);
+    let steps = step_products(graph, flow, modalities);
+    let found = modulations(graph, flow, modalities, &steps);
+    if let Some((confidence, by)) = denoiser(graph, flow, modalities, &found) {
         notes.workload("diffusion", confidence);
         if !flow.training {
-            denoised(graph, &flow, &modalities, &by, confidence, notes);
+            denoised(graph, flow, modalities, &by, confidence, notes);
         }
-    } else if let Some((confidence, nodes)) = decoder(graph, &flow, &modalities, NodeId(0), false) {
+    } else if let Some((confidence, nodes)) = decoder(graph, flow, modalities, NodeId(0), false) {
         notes.workload("diffusion", confidence);
         if !flow.training {
             notes.matched("diffusion.decoder", "diffusion.vae", "image", confidence, nodes);
@@ -403,7 +404,7 @@ mod tests {
 
     fn said(graph: &Graph) -> Annotations {
         let mut notes = Annotations::new();
-        recognize(graph, &mut notes);
+        recognize(&Facts::of(graph), &mut notes);
         notes
     }
 

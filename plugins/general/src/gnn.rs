@@ -11,9 +11,11 @@
 //! Experts of a language model gather and sum by the same list; that is no graph.
 
 use genie_plugin::prelude::*;
-use genie_plugin::query::{is_elementwise, plain_name, seen_through};
-use genie_plugin::shapes::flow::{Flow, is_convolution, is_given};
-use genie_plugin::shapes::modality::{Modalities, Modality};
+use genie_plugin::query::{plain_name, seen_through};
+use genie_plugin::shapes::flow::is_given;
+use genie_plugin::shapes::modality::Modality;
+
+use crate::facts::Facts;
 
 /// Nodes that are looked at above or below a node.
 const LOOK_MAX: usize = 32;
@@ -22,8 +24,9 @@ const CLAIM_MIN: f32 = 0.3;
 /// An image model that scatters is no graph network.
 const WITH_IMAGES: f32 = 0.2;
 
-pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
-    let window = Window::of(graph);
+pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
+    let graph = facts.graph;
+    let window = Window::of(facts);
     let mut edges = window.edges();
     if edges.rounds > 0 && window.routes_words(edges.by) {
         edges = Edges::default();
@@ -58,6 +61,7 @@ pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
 /// The operators of inference, or of the first forward pass of training.
 struct Window<'g> {
     graph: &'g Graph,
+    facts: &'g Facts<'g>,
     nodes: Vec<NodeId>,
     training: bool,
 }
@@ -168,10 +172,8 @@ struct Edges {
 }
 
 impl<'g> Window<'g> {
-    fn of(graph: &'g Graph) -> Self {
-        let training = graph
-            .nodes()
-            .any(|node| matches!(graph.stage(node), Stage::Backward | Stage::Optimizer));
+    fn of(facts: &'g Facts<'g>) -> Self {
+        let graph = facts.graph;
         let mut nodes = Vec::new();
         for node in graph.nodes() {
             match graph.stage(node) {
@@ -182,7 +184,7 @@ impl<'g> Window<'g> {
                 _ => {}
             }
         }
-        Window { graph, nodes, training }
+        Window { graph, facts, nodes, training: facts.flow.training }
     }
 
     fn edges(&self) -> Edges {
@@ -215,7 +217,7 @@ impl<'g> Window<'g> {
 
     /// Whether scores chose these numbers in a model of words: they send words to experts.
     fn routes_words(&self, list: Option<ValueId>) -> bool {
-        let modalities = Modalities::of(self.graph, &Flow::of(self.graph));
+        let modalities = &self.facts.modalities;
         let words = modalities.entries.iter().any(|(_, entered)| entered.has(Modality::TOKENS));
         words && list.is_some_and(|list| modalities.integers(list).chosen())
     }
@@ -223,14 +225,14 @@ impl<'g> Window<'g> {
     /// The list by which a node gathers rows of a tensor of numbers.
     fn gather(&self, node: NodeId) -> Option<List> {
         let graph = self.graph;
-        let (table, index) = match plain_name(graph.op(node)) {
+        let (table, index) = match self.facts.name(node) {
             "index_select" | "index" | "_unsafe_index" | "gather" | "embedding" => {
                 (graph.input(node, 0)?, graph.input(node, 1)?)
             }
             _ => return None,
         };
         // Types of nodes and words are looked up in parameters; edges pick among the nodes.
-        let parameter = plain_name(graph.op(node)) == "embedding" && is_given(graph, table.value);
+        let parameter = self.facts.name(node) == "embedding" && is_given(graph, table.value);
         if !table.dtype.is_floating() || parameter || graph.inputs(node).len() != 2 {
             return None;
         }
@@ -240,7 +242,7 @@ impl<'g> Window<'g> {
     /// The list by which a node adds rows into others.
     fn sum_by(&self, node: NodeId) -> Option<List> {
         let graph = self.graph;
-        let index = match plain_name(graph.op(node)) {
+        let index = match self.facts.name(node) {
             "scatter_add" | "index_add" | "scatter_reduce" | "index_reduce" | "segment_reduce" => {
                 graph.input(node, 1)?
             }
@@ -274,7 +276,7 @@ impl<'g> Window<'g> {
         let mut rounds = 0;
         for node in &self.nodes {
             let Some(index) = graph.input(*node, 1) else { continue };
-            let name = plain_name(graph.op(*node));
+            let name = self.facts.name(*node);
             if !matches!(name, "index" | "index_select" | "_unsafe_index") {
                 continue;
             }
@@ -301,7 +303,7 @@ impl<'g> Window<'g> {
         let mut at = index;
         for _ in 0..16 {
             let node = graph.producer(at);
-            match plain_name(graph.op(node)) {
+            match self.facts.name(node) {
                 "topk" | "sort" | "argsort" => {
                     let square = graph.input(node, 0).is_some_and(|scores| {
                         scores.size(-1) == scores.size(-2) && scores.size(-1) > 2
@@ -323,7 +325,7 @@ impl<'g> Window<'g> {
         while let Some(at) = open.pop() {
             for node in self.graph.consumers(at) {
                 looked += 1;
-                match plain_name(self.graph.op(*node)) {
+                match self.facts.name(*node) {
                     "max" | "amax" | "mean" | "sum" => return true,
                     _ if looked > LOOK_MAX => return false,
                     _ => open.extend(self.graph.outputs(*node).map(|out| out.value)),
@@ -340,7 +342,7 @@ impl<'g> Window<'g> {
         let outside = self.matrices_from_outside();
         let mut mixers: Vec<Mixer> = Vec::new();
         for node in &self.nodes {
-            let (left, right) = match plain_name(graph.op(*node)) {
+            let (left, right) = match self.facts.name(*node) {
                 "mm" | "bmm" | "matmul" | "_sparse_mm" | "spmm" | "_sparse_sparse_matmul" => {
                     (graph.input(*node, 0), graph.input(*node, 1))
                 }
@@ -348,7 +350,7 @@ impl<'g> Window<'g> {
                 _ => continue,
             };
             let (Some(left), Some(right)) = (left, right) else { continue };
-            let sparse = plain_name(graph.op(*node)).contains("sparse");
+            let sparse = self.facts.name(*node).contains("sparse");
             let square = left.size(-1) == left.size(-2) && left.size(-1) > 2;
             if !square && !sparse {
                 continue;
@@ -393,11 +395,11 @@ impl<'g> Window<'g> {
                 Some(Outside { root: matrix.then_some(value), by_degree: false });
         }
         for node in &self.nodes {
-            let name = plain_name(graph.op(*node));
+            let name = self.facts.name(*node);
             let floats = || graph.inputs(*node).filter(|input| !input.dtype.is_integer());
             // Scaled from both sides.
             let squares = matches!(name, "mm" | "bmm") && floats().all(|input| is_square(&input));
-            if !(squares || SHAPES.contains(&name) || is_elementwise(graph.op(*node))) {
+            if !(squares || SHAPES.contains(&name) || self.facts.is_elementwise(*node)) {
                 continue;
             }
             let mut sum = Some(Outside { root: None, by_degree: name == "sum" });
@@ -430,7 +432,7 @@ impl<'g> Window<'g> {
                 return true;
             }
             match graph.input(node, 0) {
-                Some(input) if is_elementwise(graph.op(node)) || is_norm(graph, node) => {
+                Some(input) if self.facts.is_elementwise(node) || is_norm(graph, node) => {
                     at = input.value
                 }
                 _ => return false,
@@ -445,7 +447,7 @@ impl<'g> Window<'g> {
         for _ in 0..16 {
             let next = graph.consumers(at).iter().copied().find(|node| {
                 self.is_projection(*node, by_other_than)
-                    || is_elementwise(graph.op(*node))
+                    || self.facts.is_elementwise(*node)
                     || is_norm(graph, *node)
             });
             let Some(node) = next else { return false };
@@ -461,7 +463,7 @@ impl<'g> Window<'g> {
     /// A product whose right operand is a parameter, and not this matrix.
     fn is_projection(&self, node: NodeId, by_other_than: ValueId) -> bool {
         let graph = self.graph;
-        let right = match plain_name(graph.op(node)) {
+        let right = match self.facts.name(node) {
             "mm" | "linear" | "matmul" => graph.input(node, 1),
             "addmm" => graph.input(node, 2),
             _ => None,
@@ -477,14 +479,14 @@ impl<'g> Window<'g> {
         let graph = self.graph;
         let mut rounds = 0;
         for node in &self.nodes {
-            if !matches!(plain_name(graph.op(*node)), "_softmax" | "softmax") {
+            if !matches!(self.facts.name(*node), "_softmax" | "softmax") {
                 continue;
             }
             let (mut masked, mut bent) = (false, false);
             let Some(mut at) = graph.input(*node, 0) else { continue };
             for _ in 0..12 {
                 let above = graph.producer(at.value);
-                let name = plain_name(graph.op(above));
+                let name = self.facts.name(above);
                 masked |= matches!(name, "where" | "masked_fill");
                 bent |= matches!(name, "leaky_relu" | "elu" | "relu");
                 if name == "add" && self.pairs_up(above) {
@@ -498,7 +500,7 @@ impl<'g> Window<'g> {
                         && !is_given(graph, input.value)
                 };
                 match graph.inputs(above).find(same) {
-                    Some(input) if is_elementwise(graph.op(above)) => at = input,
+                    Some(input) if self.facts.is_elementwise(above) => at = input,
                     _ => break,
                 }
             }
@@ -534,7 +536,7 @@ impl<'g> Window<'g> {
         let mut weighted = vec![false; graph.values().len()];
         let mut rounds = 0;
         for node in &self.nodes {
-            let name = plain_name(graph.op(*node));
+            let name = self.facts.name(*node);
             let Some(out) = graph.output(*node, 0) else { continue };
             let n = self.difference(*node, name).unwrap_or_else(|| {
                 graph.inputs(*node).map(|input| pairs_of[input.value.0 as usize]).max().unwrap_or(0)
@@ -590,7 +592,7 @@ impl<'g> Window<'g> {
         let mut at = value;
         for _ in 0..8 {
             let node = graph.producer(at);
-            if names.contains(&plain_name(graph.op(node))) {
+            if names.contains(&self.facts.name(node)) {
                 return true;
             }
             let Some(input) = graph.input(node, 0) else { return false };
@@ -602,7 +604,7 @@ impl<'g> Window<'g> {
     /// Whether convolutions over planes or volumes run.
     fn sees_images(&self) -> bool {
         self.nodes.iter().any(|node| {
-            is_convolution(self.graph, *node)
+            self.facts.is_convolution(*node)
                 && self
                     .graph
                     .input(*node, 1)
@@ -630,7 +632,7 @@ mod tests {
 
     fn claimed(graph: &Graph) -> f32 {
         let mut notes = Annotations::new();
-        recognize(graph, &mut notes);
+        recognize(&Facts::of(graph), &mut notes);
         notes.workload.iter().map(|claim| claim.confidence).fold(0.0, f32::max)
     }
 

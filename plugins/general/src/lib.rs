@@ -6,11 +6,14 @@
 
 mod audio;
 mod diffusion;
+mod facts;
 mod gnn;
 mod other;
 mod training;
 
 use genie_plugin::prelude::*;
+
+use crate::facts::Facts;
 
 /// The recognizer.
 #[derive(Debug, Default)]
@@ -30,6 +33,7 @@ impl Plugin for General {
 
 impl Recognizer for General {
     fn recognize(&self, graph: &Graph) -> Result<Annotations, String> {
+        let facts = Facts::of(graph);
         let mut notes = Annotations::new();
         for domain in [
             training::recognize,
@@ -38,7 +42,7 @@ impl Recognizer for General {
             diffusion::recognize,
             other::recognize,
         ] {
-            domain(graph, &mut notes);
+            domain(&facts, &mut notes);
         }
         Ok(notes)
     }

@@ -2,27 +2,29 @@
 
 use genie_plugin::prelude::*;
 use genie_plugin::query::plain_name;
-use genie_plugin::shapes::flow::{Flow, is_convolution, is_given, product};
-use genie_plugin::shapes::modality::{Modalities, Modality};
+use genie_plugin::shapes::flow::{is_convolution, is_given, product};
+use genie_plugin::shapes::modality::Modality;
+
+use crate::facts::Facts;
 
 /// A table with fewer rows holds categories, not words, users or items.
 const CATEGORIES_MAX: i64 = 64;
 /// Every window is at least this.
 const FALLBACK: f32 = 0.12;
 
-pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
-    let flow = Flow::of(graph);
-    let Some(confidence) = plain(graph, &flow) else { return };
+pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
+    let graph = facts.graph;
+    let Some(confidence) = plain(facts) else { return };
     notes.workload("other", confidence);
-    if !flow.training {
+    if !facts.flow.training {
         let nodes = graph.nodes().filter(|node| graph.is_op(*node));
         notes.matched("other.forward", "other.forward", "", confidence, nodes);
     }
 }
 
 /// How sure it is that nothing but numbers in rows and series is computed; `None` where nothing is.
-fn plain(graph: &Graph, flow: &Flow) -> Option<f32> {
-    let seen = Seen::of(graph, flow);
+fn plain(facts: &Facts<'_>) -> Option<f32> {
+    let seen = Seen::of(facts);
     if seen.ops == 0 {
         return None;
     }
@@ -66,7 +68,8 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(graph: &Graph, flow: &Flow) -> Seen {
+    fn of(facts: &Facts<'_>) -> Seen {
+        let (graph, flow) = (facts.graph, &facts.flow);
         let mut seen = Seen { few_categories: true, ..Seen::default() };
         for node in graph.nodes().filter(|node| flow.is_forward(*node)) {
             seen.ops += 1;
@@ -100,8 +103,7 @@ impl Seen {
             // That is enough to know that it is something else.
             return seen;
         }
-        let modalities = Modalities::of(graph, flow);
-        for (node, entered) in &modalities.entries {
+        for (node, entered) in &facts.modalities.entries {
             if entered.has(Modality::TOKENS) && !graph.op(*node).contains("embedding") {
                 seen.lookups = true;
                 seen.few_categories = false;
@@ -156,7 +158,7 @@ mod tests {
 
     fn claimed(graph: &Graph) -> f32 {
         let mut notes = Annotations::new();
-        recognize(graph, &mut notes);
+        recognize(&Facts::of(graph), &mut notes);
         notes.workload.iter().map(|claim| claim.confidence).fold(0.0, f32::max)
     }
 

@@ -3,13 +3,15 @@
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::is_given;
 
+use crate::facts::Facts;
+
 /// Stages are facts that the capture recorded.
 const CERTAIN: f32 = 0.99;
 
 /// Gives every operator of a window with a backward pass or an optimizer the phase of its stage.
-pub(crate) fn recognize(graph: &Graph, notes: &mut Annotations) {
-    let later = |node: NodeId| matches!(graph.stage(node), Stage::Backward | Stage::Optimizer);
-    if !graph.nodes().any(later) {
+pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
+    let graph = facts.graph;
+    if !facts.flow.training {
         return;
     }
     let by_hand = updates_by_hand(graph);
