@@ -118,11 +118,11 @@ def _settled_calls():
 def test_more_operators_than_a_trace_holds_are_counted_out(device):
     genie.reset_trace()
     x = torch.ones(4).to(device)
-    for _ in range(40_000):
+    for _ in range(25_000):
         x = x + 1
     x.cpu()
     told = genie.explain()
-    assert told.truncated and 30_000 < told.ops_total <= 33_000 + 4096
+    assert told.truncated and 15_000 < told.ops_total <= (1 << 14) + 4096
     assert len(told.ops) <= 1 << 15
     genie.reset_trace()
     assert not genie.explain().truncated

@@ -133,8 +133,8 @@ class Explanation:
 
     workload: the most confident class, claimed by the plugin `workload_by`; `workloads` has all
     that were claimed, with their plugins.
-    phases: in order of first appearance. ops: one entry for each recorded operator, at most
-    32,768; `truncated` says whether there were more (`ops_total` counts all that were recorded).
+    phases: in order of first appearance. ops: one entry for each recorded operator. The trace
+    holds some 16,000 records; `truncated` says whether the program went on beyond them.
     residency: for each weight, cache, input and living tensor, the largest first.
     plan: which policy places what where, and why. matches: what recognizers found.
     """

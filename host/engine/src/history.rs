@@ -9,11 +9,11 @@ use genie_wire::template::OutputSpec;
 use crate::storages::{Storage, Storages};
 
 /// Records kept since the last reset; what comes later is counted only.
-pub const HISTORY_RECORDS_MAX: usize = 1 << 15;
+pub const HISTORY_RECORDS_MAX: usize = 1 << 14;
 /// Freed storages whose origin is remembered.
 const FREED_MAX: usize = 1 << 16;
 /// Records before a new segment that are analyzed together with it.
-pub const CONTEXT_RECORDS_MAX: usize = 1 << 13;
+pub const CONTEXT_RECORDS_MAX: usize = 1 << 11;
 
 /// Segments that may have ended while a synchronous operator was under way.
 const RUN_LOOK_BACK: usize = 8;

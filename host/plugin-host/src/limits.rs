@@ -64,7 +64,7 @@ impl Default for Limits {
             compile_memory_bytes: 2 << 30,
             component_bytes: 32 << 20,
             memory_bytes: 256 << 20,
-            memory_kept_bytes: 128 << 20,
+            memory_kept_bytes: 8 << 20,
             table_entries: 1 << 20,
             parts: 256,
             stack_bytes: 512 << 10,

@@ -122,6 +122,13 @@ impl Trace {
         self.storages.iter().map(|(id, _)| *id)
     }
 
+    pub(crate) fn shrink_to_fit(&mut self) {
+        self.steps.shrink_to_fit();
+        self.operands.shrink_to_fit();
+        self.contexts.shrink_to_fit();
+        self.storages.shrink_to_fit();
+    }
+
     pub(crate) fn clear(&mut self) {
         self.steps.clear();
         self.operands.clear();

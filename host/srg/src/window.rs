@@ -38,6 +38,8 @@ impl Noted {
             });
             *id = TemplateId(index);
         }
+        // It is kept for long and grows no more.
+        trace.shrink_to_fit();
         Noted { hashes, trace, templates }
     }
 
