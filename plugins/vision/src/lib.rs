@@ -9,7 +9,10 @@ mod head;
 mod stages;
 mod stem;
 
+use std::collections::HashMap;
+
 use genie_plugin::prelude::*;
+use genie_plugin::shapes::flow::product;
 use genie_plugin::shapes::{Flow, Modalities, Modality};
 
 use crate::facts::{Facts, Kind};
@@ -19,6 +22,10 @@ use crate::head::{Pass, Split, Task, split};
 const CLAIM_MIN: f32 = 0.4;
 /// What other inputs leave of the confidence.
 const MIXED: f32 = 0.7;
+/// Below this the planes alone do not tell a picture.
+const PLANES_SURE: f32 = 0.8;
+/// Products with one weight, for each picture, that make a recurrence.
+const STEPS_MIN: usize = 8;
 /// How sure the phases of a sure model are.
 const PHASE_CONFIDENCE: f32 = 0.88;
 
@@ -80,7 +87,9 @@ fn confidence(facts: &Facts<'_>, modalities: &Modalities, entries: &[NodeId]) ->
     }
     let best = entries.iter().map(|entry| entry_confidence(facts, *entry)).fold(0.0, f32::max);
     let others = has(Modality::SERIES) || has(Modality::VECTOR);
-    if others || has_wave_of_scalar(facts) { best * MIXED } else { best }
+    // One plane that is then read step by step is a spectrum over time as likely.
+    let steps = best < PLANES_SURE && has_steps(facts, entries);
+    if others || steps || has_wave_of_scalar(facts) { best * MIXED } else { best }
 }
 
 fn entry_confidence(facts: &Facts<'_>, entry: NodeId) -> f32 {
@@ -105,6 +114,17 @@ fn entry_confidence(facts: &Facts<'_>, entry: NodeId) -> f32 {
         (4, 2 | 4) => 0.6,
         _ => 0.45,
     }
+}
+
+/// Whether some weight multiplies step after step: a recurrence over the picture.
+fn has_steps(facts: &Facts<'_>, entries: &[NodeId]) -> bool {
+    let mut uses: HashMap<ValueId, usize> = HashMap::new();
+    for node in facts.graph.nodes().filter(|node| facts.kind(*node) == Kind::Product) {
+        if let Some(product) = product(facts.graph, node) {
+            *uses.entry(product.other.value).or_default() += 1;
+        }
+    }
+    uses.values().any(|uses| *uses >= STEPS_MIN * entries.len())
 }
 
 /// Whether a spectrum is computed: the planes are sounds.
