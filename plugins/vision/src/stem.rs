@@ -43,8 +43,8 @@ pub fn last_of_stem(facts: &Facts<'_>, entry: NodeId, end: NodeId) -> NodeId {
                 deep = true;
             }
             Kind::BatchNorm | Kind::SampleNorm => normed = true,
-            // After a bare convolution it parts two blocks.
-            Kind::MaxPool if !normed => break,
+            // After a bare convolution it parts two blocks, unless a block of branches follows.
+            Kind::MaxPool if !normed && !is_branched(facts, next, end) => break,
             Kind::MaxPool | Kind::Mean | Kind::Activation => {}
             // Windows of a convolution by hand.
             Kind::Other if graph.op_name(next) == "im2col" => break,
@@ -90,6 +90,12 @@ fn norm_by_hand(facts: &Facts<'_>, last: NodeId, end: NodeId) -> Option<NodeId> 
         farthest = facts.readers(out.value).into_iter().chain([farthest]).max()?;
     }
     None
+}
+
+/// Whether several operators read what the node makes, in a block.
+fn is_branched(facts: &Facts<'_>, node: NodeId, end: NodeId) -> bool {
+    let out = facts.graph.output(node, 0);
+    out.is_some_and(|out| facts.readers(out.value).len() > 1) && leads_to_block(facts, node, end)
 }
 
 /// Whether a branch comes together again before anything is upsampled, and products follow: a
