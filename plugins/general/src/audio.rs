@@ -3,7 +3,7 @@
 //! | what comes in or out | evidence |
 //! |---|---|
 //! | a waveform | convolutions over one or two channels of many samples that leave few frames |
-//! | frames of one | a Fourier transform of real numbers before any parameter |
+//! | frames of one | a Fourier transform of real numbers before any parameter, also one by products: the squares of two are added |
 //! | a spectrogram in bands | convolutions over series with as many channels as bands |
 //! | a spectrogram as a plane | convolutions over one plane that is not about square, or bands that are normed one by one |
 //! | a waveform that goes out | transposed convolutions that make many samples of few frames |
@@ -13,7 +13,7 @@
 
 use genie_plugin::prelude::*;
 use genie_plugin::query::{is_elementwise, plain_name};
-use genie_plugin::shapes::flow::{is_convolution, is_given, product};
+use genie_plugin::shapes::flow::is_given;
 use genie_plugin::shapes::modality::{Modalities, Modality};
 
 use crate::facts::Facts;
@@ -34,12 +34,14 @@ const BANDS_ROWS: std::ops::RangeInclusive<i64> = 20..=160;
 const RECURRENT_MIN: usize = 9;
 /// Fewer frames are no sound.
 const FRAMES_MIN: i64 = 16;
+/// Readers of one value that are looked at.
+const READERS_MAX: usize = 8;
 const FLOAT_BYTES: i64 = 4;
 /// A usual count of bands begins here; fewer may be sensors.
 const BANDS_SURE: i64 = 40;
 
 pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
-    if !may_sound(facts.graph) {
+    if !may_sound(facts) {
         return;
     }
     let sound = Sound::of(facts);
@@ -67,12 +69,13 @@ pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
 
 /// Whether there is anything that sound needs: convolutions, spectra, recurrence or scores of
 /// symbols. A look at names of operators, to spare language models the rest.
-fn may_sound(graph: &Graph) -> bool {
+fn may_sound(facts: &Facts<'_>) -> bool {
+    let graph = facts.graph;
     let mut bends = 0;
     graph.nodes().any(|node| {
-        let name = plain_name(graph.op(node));
+        let name = facts.name(node);
         bends += usize::from(name == "tanh");
-        is_convolution(graph, node)
+        facts.is_convolution(node)
             || bends >= RECURRENT_MIN
             || matches!(name, "_fft_r2c" | "stft" | "_log_softmax" | "lstm" | "gru" | "_cudnn_rnn")
     })
@@ -96,8 +99,9 @@ struct Convolution<'g> {
     transposed: bool,
 }
 
-fn convolution<'g>(graph: &'g Graph, node: NodeId) -> Option<Convolution<'g>> {
-    if !is_convolution(graph, node) {
+fn convolution<'g>(facts: &Facts<'g>, node: NodeId) -> Option<Convolution<'g>> {
+    let graph = facts.graph;
+    if !facts.is_convolution(node) {
         return None;
     }
     let (data, weight) = (graph.input(node, 0)?, graph.input(node, 1)?);
@@ -135,6 +139,8 @@ enum Source {
     Plane {
         longer: i64,
         shorter: i64,
+        /// The kernel reaches further along one dimension: the two are not alike.
+        uneven: bool,
     },
     BandNorm,
     WaveOut {
@@ -152,6 +158,7 @@ struct Made {
 }
 
 struct Sound<'g> {
+    facts: &'g Facts<'g>,
     graph: &'g Graph,
     /// The operators of inference, or of the first forward pass of training.
     nodes: Vec<NodeId>,
@@ -179,6 +186,7 @@ impl<'g> Sound<'g> {
             .collect();
         let raw = |value: ValueId| !modalities.is_touched(value);
         let mut sound = Sound {
+            facts,
             graph,
             nodes,
             entry: None,
@@ -192,7 +200,7 @@ impl<'g> Sound<'g> {
         let mut gates = 0;
         for node in &sound.nodes {
             let node = *node;
-            if let Some(convolution) = convolution(graph, node) {
+            if let Some(convolution) = convolution(facts, node) {
                 let is_raw = raw(convolution.data.value);
                 sound.pictures |= is_raw && convolution.spatial >= 2 && convolution.channels() == 3;
                 if is_raw && sound.entry.is_none() {
@@ -201,7 +209,16 @@ impl<'g> Sound<'g> {
                 sound.strided |= convolution.spatial == 1 && convolution.stride > 1;
                 continue;
             }
-            let name = plain_name(graph.op(node));
+            let name = facts.name(node);
+            if sound.entry.is_none()
+                && facts.product(node).is_some_and(|product| {
+                    product.weighted && raw(product.data.value) && is_long(graph, product.data)
+                })
+                && is_power(facts, node)
+            {
+                sound.entry = Some((node, Source::Transform));
+                continue;
+            }
             match name {
                 "_fft_r2c" | "stft"
                     if sound.entry.is_none()
@@ -272,12 +289,15 @@ impl<'g> Sound<'g> {
                 (false, true) => 0.66,
                 (false, false) => 0.4,
             },
-            Source::Plane { longer, shorter } => match (self.sequence, longer >= 2 * shorter) {
-                (true, true) => 0.9,
-                (true, false) => 0.75,
-                (false, true) => 0.82,
-                (false, false) => 0.6,
-            },
+            Source::Plane { longer, shorter, uneven } => {
+                match (self.sequence, longer >= 2 * shorter) {
+                    (true, true) => 0.9,
+                    (true, false) if uneven => 0.82,
+                    (true, false) => 0.75,
+                    (false, true) => 0.82,
+                    (false, false) => 0.6,
+                }
+            }
             Source::BandNorm => 0.9,
             Source::WaveOut { samples } if samples >= SAMPLES_MANY => 0.85,
             Source::WaveOut { .. } => 0.7,
@@ -297,7 +317,7 @@ impl<'g> Sound<'g> {
             let at = node.0 as usize;
             reached[at] |= graph.predecessors(*node).any(|before| reached[before.0 as usize]);
             let shrinks =
-                is_convolution(graph, *node) || plain_name(graph.op(*node)).contains("pool");
+                self.facts.is_convolution(*node) || self.facts.name(*node).contains("pool");
             let Some(out) = graph.output(*node, 0) else { continue };
             if reached[at] && shrinks && out.dims() >= 2 && out.size(-1) > 1 {
                 frames = frames.min(out.size(-1));
@@ -312,7 +332,8 @@ impl<'g> Sound<'g> {
         let (mut least, mut found) = (i64::MAX, None);
         let mut wave = None;
         for node in &self.nodes {
-            let Some(convolution) = convolution(graph, *node).filter(|found| found.spatial == 1)
+            let Some(convolution) =
+                convolution(self.facts, *node).filter(|found| found.spatial == 1)
             else {
                 continue;
             };
@@ -337,8 +358,8 @@ impl<'g> Sound<'g> {
             (None, false, false, false, false);
         let mut frames = 0;
         for node in &self.nodes {
-            let name = plain_name(graph.op(*node));
-            if let Some(product) = product(graph, *node) {
+            let name = self.facts.name(*node);
+            if let Some(product) = self.facts.product(*node) {
                 let bands = product.data.size(-1);
                 let is_raw = product.weighted && !modalities.is_touched(product.data.value);
                 if entry.is_none() && is_raw && BANDS_ROWS.contains(&bands) {
@@ -351,7 +372,7 @@ impl<'g> Sound<'g> {
             }
             gated |= name == "glu" || name == "sigmoid";
             // Each channel is mixed with its neighbours in time, between layers of attention.
-            neighbours |= convolution(graph, *node).is_some_and(|found| {
+            neighbours |= convolution(self.facts, *node).is_some_and(|found| {
                 found.spatial == 1
                     && found.weight.size(1) == 1
                     && found.weight.size(-1) > 1
@@ -371,9 +392,8 @@ impl<'g> Sound<'g> {
                 && input.size(-1) == frames;
         }
         let entry = entry?;
-        let recurrent =
-            self.nodes.iter().filter(|node| plain_name(graph.op(**node)) == "tanh").count()
-                >= RECURRENT_MIN;
+        let recurrent = self.nodes.iter().filter(|node| self.facts.name(**node) == "tanh").count()
+            >= RECURRENT_MIN;
         let sequence = recurrent || self.attention;
         let speaks = symbols || words || neighbours && gated && self.attention;
         (sequence && speaks).then_some((entry, Source::Rows))
@@ -418,10 +438,10 @@ impl<'g> Sound<'g> {
         let mut last = entry;
         let (mut residual, mut products) = (false, false);
         for node in self.nodes.iter().copied().filter(|node| *node >= entry) {
-            let name = plain_name(graph.op(node));
-            products |= product(graph, node).is_some();
+            let name = self.facts.name(node);
+            products |= self.facts.product(node).is_some();
             let from = graph.predecessors(node).filter(|before| front[before.0 as usize]).count();
-            let is_convolution = is_convolution(graph, node);
+            let is_convolution = self.facts.is_convolution(node);
             if node != entry && (from == 0 || !(is_convolution || keeps_frames(graph, node))) {
                 continue;
             }
@@ -454,9 +474,12 @@ impl<'g> Sound<'g> {
         front[entry.0 as usize] = true;
         let mut last = entry;
         for node in self.nodes.iter().copied().filter(|node| *node > entry) {
-            let name = plain_name(graph.op(node));
+            let name = self.facts.name(node);
             let from = graph.predecessors(node).any(|before| front[before.0 as usize]);
-            if !from || is_convolution(graph, node) || name.contains("attention") || name == "addmm"
+            if !from
+                || self.facts.is_convolution(node)
+                || name.contains("attention")
+                || name == "addmm"
             {
                 continue;
             }
@@ -490,7 +513,7 @@ impl<'g> Sound<'g> {
         }
         for node in &self.nodes {
             let at = node.0 as usize;
-            let name = plain_name(graph.op(*node));
+            let name = self.facts.name(*node);
             depends[at] = makes == Some(*node)
                 || graph.predecessors(*node).any(|before| depends[before.0 as usize]);
             heard[at] = entry == Some(*node)
@@ -501,7 +524,7 @@ impl<'g> Sound<'g> {
                 || matches!(name, "arange" | "cumsum" | "linspace" | "range")
                 || graph.inputs(*node).any(|input| counted[input.value.0 as usize]);
             // Distances between positions may be numbers with a fraction for a while.
-            let carries = is_elementwise(graph.op(*node)) || name == "copy";
+            let carries = self.facts.is_elementwise(*node) || name == "copy";
             for output in
                 graph.outputs(*node).filter(|output| carries || !output.dtype.is_floating())
             {
@@ -561,10 +584,59 @@ fn entered(convolution: &Convolution<'_>) -> Option<Source> {
             // A kernel along one dimension only reads sensors one by one.
             let wide = weight.size(-1) > 1 && weight.size(-2) > 1;
             let (longer, shorter) = (a.max(b), a.min(b));
-            (wide && shorter >= 8 && longer * 4 >= shorter * 5)
-                .then_some(Source::Plane { longer, shorter })
+            let uneven = weight.size(-1) != weight.size(-2);
+            (wide && shorter >= 8 && longer * 4 >= shorter * 5).then_some(Source::Plane {
+                longer,
+                shorter,
+                uneven,
+            })
         }
         _ => None,
+    }
+}
+
+/// Whether the squares of a product and of another of the same data are added: the power of waves
+/// and of waves a quarter later. One product may give both.
+fn is_power(facts: &Facts<'_>, node: NodeId) -> bool {
+    let graph = facts.graph;
+    let Some(data) = facts.product(node).map(|product| product.data) else { return false };
+    // The part of a product of the same data that a value is the square of.
+    let squared = |value: ValueId| -> Option<Tensor<'_>> {
+        let at = graph.producer(value);
+        let mut inputs = graph.inputs(at);
+        let (first, second) = (inputs.next()?, inputs.next());
+        let is_square = match facts.name(at) {
+            "square" => true,
+            "pow" => graph.args(at).any(|arg| arg_is_two(&arg)),
+            "mul" => second
+                .is_some_and(|other| other.value == first.value && other.offset == first.offset),
+            _ => false,
+        };
+        let of = facts.product(graph.producer(first.value)).filter(|product| {
+            product.data.value == data.value
+                && product.data.offset == data.offset
+                && product.data.sizes == data.sizes
+        });
+        (is_square && of.is_some()).then_some(first)
+    };
+    let Some(out) = graph.output(node, 0) else { return false };
+    graph.consumers(out.value).iter().take(READERS_MAX).any(|square| {
+        let Some(square) = graph.output(*square, 0) else { return false };
+        graph.consumers(square.value).iter().take(READERS_MAX).any(|sum| {
+            let mut parts = graph.inputs(*sum).map(|input| squared(input.value));
+            let (Some(Some(a)), Some(Some(b))) = (parts.next(), parts.next()) else {
+                return false;
+            };
+            facts.name(*sum) == "add" && (a.value, a.offset) != (b.value, b.offset)
+        })
+    })
+}
+
+fn arg_is_two(arg: &Arg<'_>) -> bool {
+    match arg {
+        Arg::Int(number) => *number == 2,
+        Arg::Float(number) => *number == 2.0,
+        _ => false,
     }
 }
 

@@ -4,14 +4,16 @@
 //! sample), which products turn into shifts and scales that spread over all positions of its
 //! feature maps or tokens. A latent decoder makes a picture of planes that are neither one nor
 //! three, by upsampling.
+//!
+//! A sampler of points is a network that corrects its own input over and over, told the step by
+//! such waves every time.
 
 use std::collections::VecDeque;
 
 use genie_plugin::prelude::*;
-use genie_plugin::query::{NodeSet, plain_name};
-use genie_plugin::shapes::flow::{is_convolution, is_given, is_weighted, product};
-use genie_plugin::shapes::modality::lookup;
-use genie_plugin::shapes::{Flow, Modalities, Modality};
+use genie_plugin::query::NodeSet;
+use genie_plugin::shapes::Modality;
+use genie_plugin::shapes::flow::{is_given, is_weighted};
 
 use crate::facts::Facts;
 
@@ -25,6 +27,10 @@ const LATENT_CHANNELS_MAX: i64 = 64;
 const LATENT_CHANNELS_USUAL: i64 = 16;
 /// The least products between one use of the first convolution and the next in a loop.
 const LOOP_WEIGHTED_MIN: usize = 2;
+/// Inputs of a network that samples.
+const SAMPLER_ENTRIES_MAX: usize = 8;
+/// Operators of one correction.
+const CORRECTION_NODES: usize = 64;
 /// Depends on the step.
 const STEP: u8 = 1;
 /// Has many positions for each sample.
@@ -34,15 +40,20 @@ const MAYBE: u8 = 4;
 
 /// Adds what the window says of diffusion.
 pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
-    let (graph, flow, modalities) = (facts.graph, &facts.flow, &facts.modalities);
-    let steps = step_products(graph, flow, modalities);
-    let found = modulations(graph, flow, modalities, &steps);
-    if let Some((confidence, by)) = denoiser(graph, flow, modalities, &found) {
+    let flow = &facts.flow;
+    let steps = step_products(facts);
+    let found = modulations(facts, &steps);
+    if let Some((confidence, by)) = denoiser(facts, &found) {
         notes.workload("diffusion", confidence);
         if !flow.training {
-            denoised(graph, flow, modalities, &by, confidence, notes);
+            denoised(facts, &by, confidence, notes);
         }
-    } else if let Some((confidence, nodes)) = decoder(graph, flow, modalities, NodeId(0), false) {
+    } else if let Some(confidence) = sampler(facts) {
+        notes.workload("diffusion", confidence);
+        if !flow.training {
+            denoised(facts, &[], confidence, notes);
+        }
+    } else if let Some((confidence, nodes)) = decoder(facts, NodeId(0), false) {
         notes.workload("diffusion", confidence);
         if !flow.training {
             notes.matched("diffusion.decoder", "diffusion.vae", "image", confidence, nodes);
@@ -51,11 +62,12 @@ pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
 }
 
 /// Products that read waves of numbers the program set: where a step enters.
-fn step_products(graph: &Graph, flow: &Flow, modalities: &Modalities) -> NodeSet {
+fn step_products(facts: &Facts<'_>) -> NodeSet {
+    let Facts { graph, flow, modalities, .. } = facts;
     let mut steps = NodeSet::new(graph);
     let mut seen = NodeSet::new(graph);
     for node in graph.nodes().filter(|node| flow.is_forward(*node)) {
-        if !matches!(plain_name(graph.op(node)), "sin" | "cos" | "polar") {
+        if !matches!(facts.name(node), "sin" | "cos" | "polar") {
             continue;
         }
         let Some(out) = graph.output(node, 0) else { continue };
@@ -69,7 +81,8 @@ fn step_products(graph: &Graph, flow: &Flow, modalities: &Modalities) -> NodeSet
                 if !flow.is_forward(*reader) {
                     continue;
                 }
-                let reads = product(graph, *reader)
+                let reads = facts
+                    .product(*reader)
                     .is_some_and(|product| product.weighted && product.data.value == value);
                 if reads {
                     steps.insert(*reader);
@@ -91,16 +104,12 @@ struct Modulations {
     by_vector: Vec<NodeId>,
 }
 
-fn modulations(
-    graph: &Graph,
-    flow: &Flow,
-    modalities: &Modalities,
-    steps: &NodeSet,
-) -> Modulations {
+fn modulations(facts: &Facts<'_>, steps: &NodeSet) -> Modulations {
+    let Facts { graph, flow, modalities, .. } = facts;
     let mut found = Modulations::default();
     let mut bits = vec![0u8; graph.values().len()];
     let mut entries = modalities.entries.iter().peekable();
-    let samples = steps.iter().filter_map(|step| rows(graph, step)).max();
+    let samples = steps.iter().filter_map(|step| rows(facts, step)).max();
     for node in graph.nodes() {
         let mut entered = None;
         while let Some((_, modality)) = entries.next_if(|(entry, _)| *entry <= node) {
@@ -112,13 +121,13 @@ fn modulations(
         let mut sum = graph.inputs(node).fold(0, |sum, input| sum | bits[input.value.0 as usize]);
         if steps.contains(node) {
             sum = STEP;
-        } else if lookup(graph, node).is_some_and(|lookup| lookup.index.dims() <= 1) {
+        } else if facts.lookup(node).is_some_and(|lookup| lookup.index.dims() <= 1) {
             sum = MAYBE;
         } else if let Some(entered) = entered {
-            sum |= own_bits(graph, node, entered, samples);
+            sum |= own_bits(facts, node, entered, samples);
         }
         if let Some(out) = graph.output(node, 0) {
-            match meets(graph, node, out, &bits) {
+            match meets(facts, node, out, &bits) {
                 Some(STEP) => found.by_step.push(node),
                 Some(_) => found.by_vector.push(node),
                 None => {}
@@ -134,29 +143,30 @@ fn modulations(
 /// What an input is where it first meets a parameter.
 ///
 /// `samples`: how many vectors of the step there are, if any.
-fn own_bits(graph: &Graph, node: NodeId, entered: Modality, samples: Option<u64>) -> u8 {
-    if lookup(graph, node).is_some() {
+fn own_bits(facts: &Facts<'_>, node: NodeId, entered: Modality, samples: Option<u64>) -> u8 {
+    if facts.lookup(node).is_some() {
         return WIDE;
     }
     if entered.has(Modality::VECTOR) {
-        if samples.is_some_and(|samples| rows(graph, node).is_some_and(|rows| rows > samples)) {
+        if samples.is_some_and(|samples| rows(facts, node).is_some_and(|rows| rows > samples)) {
             return WIDE;
         }
-        let one = product(graph, node).is_some_and(|product| product.data.size(-1) == 1);
+        let one = facts.product(node).is_some_and(|product| product.data.size(-1) == 1);
         return if one { MAYBE } else { 0 };
     }
     WIDE
 }
 
 /// Rows of data that a product reads.
-fn rows(graph: &Graph, node: NodeId) -> Option<u64> {
-    let data = product(graph, node)?.data;
+fn rows(facts: &Facts<'_>, node: NodeId) -> Option<u64> {
+    let data = facts.product(node)?.data;
     Some(data.elements() / data.size(-1).max(1) as u64)
 }
 
 /// Whether the node spreads a vector of the step (or of what may be one) over positions.
-fn meets(graph: &Graph, node: NodeId, out: Tensor<'_>, bits: &[u8]) -> Option<u8> {
-    let spreads = match plain_name(graph.op(node)) {
+fn meets(facts: &Facts<'_>, node: NodeId, out: Tensor<'_>, bits: &[u8]) -> Option<u8> {
+    let graph = facts.graph;
+    let spreads = match facts.name(node) {
         "add" | "sub" | "mul" | "div" | "addcmul" | "lerp" => true,
         "cat" => false,
         _ => return None,
@@ -177,12 +187,8 @@ fn meets(graph: &Graph, node: NodeId, out: Tensor<'_>, bits: &[u8]) -> Option<u8
 }
 
 /// How sure it is that the window denoises, and where the step is used.
-fn denoiser(
-    graph: &Graph,
-    flow: &Flow,
-    modalities: &Modalities,
-    found: &Modulations,
-) -> Option<(f32, Vec<NodeId>)> {
+fn denoiser(facts: &Facts<'_>, found: &Modulations) -> Option<(f32, Vec<NodeId>)> {
+    let Facts { modalities, .. } = facts;
     match found.by_step.len() {
         0 => {}
         1 => return Some((0.8, found.by_step.clone())),
@@ -191,10 +197,10 @@ fn denoiser(
     let planes = Modality::IMAGE.with(Modality::LATENT);
     let (entry, _) = modalities.entries.iter().find(|(_, modality)| modality.has(planes))?;
     let found_by = found.by_vector.clone();
-    if feeds_itself(graph, flow, *entry) {
+    if feeds_itself(facts, *entry) {
         return Some((if found_by.is_empty() { 0.62 } else { 0.93 }, found_by));
     }
-    match (gives_what_it_takes(graph, flow, *entry), found_by.len()) {
+    match (gives_what_it_takes(facts, *entry), found_by.len()) {
         (true, 2..) => Some((0.88, found_by)),
         (true, 1) => Some((0.6, found_by)),
         _ => None,
@@ -202,24 +208,26 @@ fn denoiser(
 }
 
 /// Whether some convolution gives as many elements, in as many channels, as the first one takes.
-fn gives_what_it_takes(graph: &Graph, flow: &Flow, entry: NodeId) -> bool {
-    if !is_convolution(graph, entry) {
+fn gives_what_it_takes(facts: &Facts<'_>, entry: NodeId) -> bool {
+    let Facts { graph, flow, .. } = facts;
+    if !facts.is_convolution(entry) {
         return false;
     }
     let Some(data) = graph.input(entry, 0) else { return false };
     graph.nodes().filter(|node| *node > entry && flow.is_forward(*node)).any(|node| {
-        is_convolution(graph, node)
+        facts.is_convolution(node)
             && graph.output(node, 0).is_some_and(|out| out.sizes == data.sizes)
     })
 }
 
 /// Whether the first convolution works again on what was computed from its own result, and on
 /// nothing else that has positions.
-fn feeds_itself(graph: &Graph, flow: &Flow, entry: NodeId) -> bool {
+fn feeds_itself(facts: &Facts<'_>, entry: NodeId) -> bool {
+    let Facts { graph, flow, .. } = facts;
     let (Some(weight), Some(data)) = (graph.input(entry, 1), graph.input(entry, 0)) else {
         return false;
     };
-    if !is_convolution(graph, entry) {
+    if !facts.is_convolution(entry) {
         return false;
     }
     let mut made = NodeSet::of(graph, [entry]);
@@ -229,11 +237,11 @@ fn feeds_itself(graph: &Graph, flow: &Flow, entry: NodeId) -> bool {
             continue;
         }
         made.insert(node);
-        let again = is_convolution(graph, node)
+        let again = facts.is_convolution(node)
             && graph.input(node, 1).is_some_and(|other| other.value == weight.value)
             && graph.input(node, 0).is_some_and(|input| input.sizes == data.sizes);
         if again {
-            return weighted >= LOOP_WEIGHTED_MIN && is_fed_alone(graph, node, &made);
+            return weighted >= LOOP_WEIGHTED_MIN && is_fed_alone(facts, node, &made);
         }
         weighted += usize::from(is_weighted(graph, node));
     }
@@ -241,10 +249,11 @@ fn feeds_itself(graph: &Graph, flow: &Flow, entry: NodeId) -> bool {
 }
 
 /// Whether what a convolution reads has no planes beside those that were made.
-fn is_fed_alone(graph: &Graph, node: NodeId, made: &NodeSet) -> bool {
+fn is_fed_alone(facts: &Facts<'_>, node: NodeId, made: &NodeSet) -> bool {
+    let graph = facts.graph;
     let Some(data) = graph.input(node, 0) else { return false };
     let producer = graph.producer(data.value);
-    if plain_name(graph.op(producer)) != "cat" {
+    if facts.name(producer) != "cat" {
         return true;
     }
     graph.inputs(producer).all(|input| {
@@ -253,20 +262,110 @@ fn is_fed_alone(graph: &Graph, node: NodeId, made: &NodeSet) -> bool {
     })
 }
 
+/// How sure it is that a network of products samples: it is applied again and again to what it
+/// read before, shifted by its own result, and waves of the step join in every time.
+fn sampler(facts: &Facts<'_>) -> Option<f32> {
+    let Facts { graph, flow, modalities, .. } = facts;
+    let waves = |node: NodeId| {
+        flow.is_forward(node)
+            && matches!(facts.name(node), "sin" | "cos" | "polar")
+            && graph.output(node, 0).is_some_and(|out| !modalities.is_touched(out.value))
+    };
+    if !graph.nodes().any(waves) {
+        return None;
+    }
+    let products = |node: NodeId| facts.product(node).filter(|product| product.weighted);
+    let entries = modalities.entries.iter().filter(|(node, _)| products(*node).is_some());
+    let mut rounds = 0;
+    for (entry, _) in entries.take(SAMPLER_ENTRIES_MAX) {
+        rounds = rounds.max(rounds_of(facts, *entry, &waves));
+    }
+    match rounds {
+        0 | 1 => None,
+        2 => Some(0.8),
+        _ => Some(0.9),
+    }
+}
+
+/// How often the product at `entry` reads its former input, corrected by what was made of it and
+/// told the step anew.
+fn rounds_of(facts: &Facts<'_>, entry: NodeId, waves: &impl Fn(NodeId) -> bool) -> usize {
+    let Facts { graph, flow, .. } = facts;
+    let Some(first) = facts.product(entry) else { return 0 };
+    // Depends on waves alone, or on what the product gave.
+    let mut waved = vec![false; graph.values().len()];
+    let mut made = vec![false; graph.values().len()];
+    let mut state = states(facts, first.data.value, &waved);
+    let (mut rounds, mut told) = (1, false);
+    for node in graph.nodes().filter(|node| flow.is_forward(*node)) {
+        let any = |bits: &[bool]| graph.inputs(node).any(|input| bits[input.value.0 as usize]);
+        let (of_wave, of_made) = (any(&waved), any(&made));
+        told |= of_wave && of_made;
+        let again = facts.product(node).filter(|product| {
+            node > entry
+                && product.other.value == first.other.value
+                && product.data.sizes == first.data.sizes
+        });
+        if let Some(again) = again {
+            if told && is_corrected(facts, again.data.value, &state) {
+                rounds += 1;
+            }
+            told = false;
+            state = states(facts, again.data.value, &waved);
+        }
+        for out in graph.outputs(node) {
+            waved[out.value.0 as usize] = (of_wave || waves(node)) && !of_made;
+            made[out.value.0 as usize] = of_made || node == entry;
+        }
+    }
+    rounds
+}
+
+/// What a product reads, without the waves that were joined to it.
+fn states(facts: &Facts<'_>, data: ValueId, waved: &[bool]) -> Vec<ValueId> {
+    let graph = facts.graph;
+    let producer = graph.producer(data);
+    match facts.name(producer) {
+        "cat" => graph
+            .inputs(producer)
+            .map(|input| input.value)
+            .filter(|part| !waved[part.0 as usize])
+            .take(READERS_MAX)
+            .collect(),
+        _ => vec![data],
+    }
+}
+
+/// Whether a value is one of `states` plus something, by way of elementwise operators alone.
+fn is_corrected(facts: &Facts<'_>, value: ValueId, states: &[ValueId]) -> bool {
+    let graph = facts.graph;
+    let mut open = VecDeque::from([value]);
+    let mut added = false;
+    let mut found = false;
+    for _ in 0..CORRECTION_NODES {
+        let Some(at) = open.pop_front() else { break };
+        if states.contains(&at) {
+            found = true;
+            continue;
+        }
+        let node = graph.producer(at);
+        let name = facts.name(node);
+        if name == "cat" || facts.is_elementwise(node) {
+            added |= matches!(name, "add" | "sub" | "rsub" | "addcmul" | "addcdiv" | "lerp");
+            open.extend(graph.inputs(node).map(|input| input.value));
+        }
+    }
+    found && added
+}
+
 /// Names the denoiser's operators, and the decoder's behind it.
-fn denoised(
-    graph: &Graph,
-    flow: &Flow,
-    modalities: &Modalities,
-    by: &[NodeId],
-    confidence: f32,
-    notes: &mut Annotations,
-) {
-    let start = first_of_denoiser(graph, flow, modalities, by.first().copied());
+fn denoised(facts: &Facts<'_>, by: &[NodeId], confidence: f32, notes: &mut Annotations) {
+    let Facts { graph, flow, .. } = facts;
+    let start = first_of_denoiser(facts, by.first().copied());
     let last = by.last().copied().unwrap_or(NodeId(0));
     let decoded = match by.is_empty() {
         true => None,
-        false => decoder(graph, flow, modalities, last, true),
+        false => decoder(facts, last, true),
     };
     let end = decoded
         .as_ref()
@@ -274,9 +373,14 @@ fn denoised(
         .unwrap_or(NodeId(graph.len() as u32));
     let nodes = graph.nodes().filter(|node| flow.is_forward(*node));
     let denoiser: Vec<NodeId> = nodes.filter(|node| *node >= start && *node < end).collect();
-    let convolves = denoiser.iter().filter(|node| is_convolution(graph, **node)).count();
+    let convolves = denoiser.iter().filter(|node| facts.is_convolution(**node)).count();
     let weighted = denoiser.iter().filter(|node| is_weighted(graph, **node)).count();
-    notes.attribute("architecture", if 3 * convolves > weighted { "unet" } else { "dit" });
+    let architecture = match 3 * convolves > weighted {
+        true => "unet",
+        false if facts.attentions().is_empty() => "mlp",
+        false => "dit",
+    };
+    notes.attribute("architecture", architecture);
     notes.matched("diffusion.denoiser", "diffusion.denoise", "image", confidence, denoiser);
     if let Some((_, nodes)) = decoded {
         notes.matched("diffusion.decoder", "diffusion.vae", "image", confidence, nodes);
@@ -284,17 +388,13 @@ fn denoised(
 }
 
 /// The first operator of the denoiser: the window's first, unless a text was encoded before it.
-fn first_of_denoiser(
-    graph: &Graph,
-    flow: &Flow,
-    modalities: &Modalities,
-    used: Option<NodeId>,
-) -> NodeId {
+fn first_of_denoiser(facts: &Facts<'_>, used: Option<NodeId>) -> NodeId {
+    let Facts { graph, flow, modalities, .. } = facts;
     let Some(used) = used else { return NodeId(0) };
     let text = modalities.entries.iter().any(|(node, modality)| {
         *node < used
             && modality.has(Modality::TOKENS)
-            && lookup(graph, *node).is_some_and(|lookup| lookup.index.dims() >= 2)
+            && facts.lookup(*node).is_some_and(|lookup| lookup.index.dims() >= 2)
     });
     if !text {
         return NodeId(0);
@@ -324,24 +424,19 @@ fn first_of_denoiser(
 }
 
 /// A latent's decoder among the nodes behind `after`: how sure, and its operators.
-fn decoder(
-    graph: &Graph,
-    flow: &Flow,
-    modalities: &Modalities,
-    after: NodeId,
-    denoised: bool,
-) -> Option<(f32, Vec<NodeId>)> {
+fn decoder(facts: &Facts<'_>, after: NodeId, denoised: bool) -> Option<(f32, Vec<NodeId>)> {
+    let Facts { graph, flow, modalities, .. } = facts;
     let start = match denoised {
         true => {
             let latents =
-                modalities.entries.iter().filter(|(entry, _)| is_convolution(graph, *entry));
+                modalities.entries.iter().filter(|(entry, _)| facts.is_convolution(*entry));
             let channels =
                 latents.filter_map(|(entry, _)| graph.input(*entry, 0)).map(|data| data.size(1));
             let most = channels.min().unwrap_or(LATENT_CHANNELS_USUAL);
             graph.nodes().find(|node| {
                 *node > after
                     && flow.is_forward(*node)
-                    && is_convolution(graph, *node)
+                    && facts.is_convolution(*node)
                     && few_channels(graph, *node)
                     && graph.input(*node, 0).is_some_and(|data| data.size(1) <= most)
             })?
@@ -369,13 +464,13 @@ fn decoder(
             && out.size(-2) > input.size(-2)
     };
     let grown = nodes.iter().filter(|node| grows(**node)).count();
-    let shrunk = nodes.iter().filter(|node| is_convolution(graph, **node)).any(|node| {
+    let shrunk = nodes.iter().filter(|node| facts.is_convolution(**node)).any(|node| {
         let (Some(input), Some(out)) = (graph.input(*node, 0), graph.output(*node, 0)) else {
             return false;
         };
         out.size(-1) < input.size(-1)
     });
-    let last = nodes.iter().rev().find(|node| is_convolution(graph, **node))?;
+    let last = nodes.iter().rev().find(|node| facts.is_convolution(**node))?;
     let picture = graph.output(*last, 0)?;
     let colours = matches!(picture.size(1), 1 | 3) && picture.dims() == 4;
     let larger = picture.size(-1) >= 2 * first.size(-1);

@@ -4,7 +4,8 @@ use std::cell::OnceCell;
 
 use genie_plugin::prelude::*;
 use genie_plugin::query::{is_elementwise, plain_name};
-use genie_plugin::shapes::flow::is_convolution;
+use genie_plugin::shapes::flow::{Product, is_convolution, product};
+use genie_plugin::shapes::modality::{Lookup, lookup};
 use genie_plugin::shapes::{Attention, Flow, Modalities, attentions};
 
 /// The window, and what the SDK's shapes say of it. Not [`genie_plugin::shapes::View`]: passes over
@@ -18,6 +19,10 @@ pub(crate) struct Facts<'g> {
     operators: Vec<Operator<'g>>,
 }
 
+/// Operators that [`product`] and [`lookup`] know: the others need not be asked about.
+const PRODUCTS: [&str; 7] = ["mm", "bmm", "matmul", "linear", "mv", "addmm", "baddbmm"];
+const LOOKUPS: [&str; 4] = ["embedding", "embedding_renorm", "index_select", "index"];
+
 /// What an operator's name says of it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Operator<'g> {
@@ -25,6 +30,10 @@ struct Operator<'g> {
     name: &'g str,
     elementwise: bool,
     convolution: bool,
+    /// A product of matrices.
+    product: bool,
+    /// May look up rows.
+    lookup: bool,
 }
 
 impl<'g> Facts<'g> {
@@ -36,10 +45,14 @@ impl<'g> Facts<'g> {
             let operator = &mut operators[graph.op_symbol(node) as usize];
             if operator.name.is_empty() {
                 let op = graph.op(node);
+                let name = plain_name(op);
+                let product = PRODUCTS.contains(&name);
                 *operator = Operator {
-                    name: plain_name(op),
+                    name,
                     elementwise: is_elementwise(op),
                     convolution: is_convolution(graph, node),
+                    product,
+                    lookup: product || LOOKUPS.contains(&name),
                 };
             }
         }
@@ -66,5 +79,15 @@ impl<'g> Facts<'g> {
     /// Found when they are first asked for: few windows need them.
     pub fn attentions(&self) -> &[Attention] {
         self.attentions.get_or_init(|| attentions(self.graph, &self.flow))
+    }
+
+    /// The matrix product that a node computes, if it does.
+    pub fn product(&self, node: NodeId) -> Option<Product<'g>> {
+        self.operator(node).product.then(|| product(self.graph, node)).flatten()
+    }
+
+    /// The lookup of rows that a node is, if it is one.
+    pub fn lookup(&self, node: NodeId) -> Option<Lookup<'g>> {
+        self.operator(node).lookup.then(|| lookup(self.graph, node)).flatten()
     }
 }

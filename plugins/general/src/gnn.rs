@@ -4,6 +4,7 @@
 //! |---|---|
 //! | by edges | rows are gathered by one list of integers, what comes of them is summed into rows by another list as long |
 //! | by neighbours | rows of computed features are gathered by a table of neighbours and pooled over it |
+//! | by lists | for every row of computed features, rows of them are gathered by a list of its own and pooled |
 //! | by adjacency | one square matrix that is no parameter multiplies features from the left, layer after layer |
 //! | by masked pairs | a sum over all pairs of nodes, masked, through a softmax, weighs the features |
 //! | by distances | differences between all pairs of nodes become filters, which multiply features and are summed |
@@ -39,6 +40,7 @@ pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
     confidence = window
         .adjacency()
         .max(window.neighbours())
+        .max(window.loops())
         .max(window.pairs())
         .max(window.filters())
         .max(confidence);
@@ -274,6 +276,8 @@ impl<'g> Window<'g> {
     fn neighbours(&self) -> f32 {
         let graph = self.graph;
         let mut rounds = 0;
+        // By given tables, of given and of computed features: given ones may be a parameter.
+        let (mut given, mut computed) = (0, 0);
         for node in &self.nodes {
             let Some(index) = graph.input(*node, 1) else { continue };
             let name = self.facts.name(*node);
@@ -284,15 +288,92 @@ impl<'g> Window<'g> {
                 continue;
             };
             let many = out.elements() >= 2 * table.elements() && index.elements() >= 2;
+            let of_each = self.lists_for_each_row(table, index);
+            if of_each && many && table.dtype.is_floating() && self.is_pooled(out.value) {
+                match is_given(graph, table.value) {
+                    true => given += 1,
+                    false => computed += 1,
+                }
+                continue;
+            }
             let chosen = self.chosen_by_distance(index.value);
             if chosen && many && table.dtype.is_floating() && self.is_pooled(out.value) {
                 rounds += 1;
             }
         }
-        match rounds {
-            0 => 0.0,
-            1 => 0.6,
-            _ => 0.8,
+        match (rounds, computed, computed + given) {
+            (_, 1.., 2..) => 0.88,
+            (2.., ..) => 0.8,
+            (_, 1, _) => 0.75,
+            (1, ..) => 0.6,
+            _ => 0.0,
+        }
+    }
+
+    /// Whether a given table has a list of rows for each row, or for each but one: what stands for
+    /// no neighbour.
+    fn lists_for_each_row(&self, table: Tensor<'_>, index: Tensor<'_>) -> bool {
+        let rows = table.size(0);
+        let count = index.elements() as i64;
+        let each = match index.dims() {
+            1 => rows > 0 && count % rows == 0 && count >= 2 * rows,
+            _ => (rows - 1..=rows).contains(&index.size(0)) && index.size(-1) >= 2,
+        };
+        let integers = self.facts.modalities.integers(seen_through(self.graph, index.value));
+        each && rows > 2
+            && table.dims() == 2
+            && index.dtype.is_integer()
+            && integers.given()
+            && !integers.chosen()
+    }
+
+    /// As many gathers from computed features as these have rows, each by a given list of its own
+    /// and pooled at once: a loop over the nodes.
+    fn loops(&self) -> f32 {
+        let graph = self.graph;
+        // The features, how many gathers from them, and how many rows they have.
+        let mut tables: Vec<(ValueId, i64, i64)> = Vec::new();
+        for node in &self.nodes {
+            if !matches!(self.facts.name(*node), "index" | "index_select") {
+                continue;
+            }
+            let (Some(table), Some(index)) = (graph.input(*node, 0), graph.input(*node, 1)) else {
+                continue;
+            };
+            let integers = self.facts.modalities.integers(seen_through(graph, index.value));
+            let list = index.dims() == 1 && index.dtype.is_integer() && integers.given();
+            if !list || integers.chosen() || table.dims() != 2 || !table.dtype.is_floating() {
+                continue;
+            }
+            let pooled = graph.output(*node, 0).is_some_and(|out| {
+                graph.consumers(out.value).iter().take(LOOK_MAX).any(|reader| {
+                    matches!(self.facts.name(*reader), "max" | "amax" | "mean" | "sum")
+                        && graph.output(*reader, 0).is_some_and(|sum| {
+                            sum.elements() == table.size(-1) as u64 && sum.size(-1) > 1
+                        })
+                })
+            });
+            if !pooled {
+                continue;
+            }
+            match tables.iter_mut().rev().take(LOOK_MAX).find(|(of, ..)| *of == table.value) {
+                Some((_, count, _)) => *count += 1,
+                None => tables.push((table.value, 1, table.size(0))),
+            }
+        }
+        // A node without neighbours needs no gather.
+        let whole = tables
+            .iter()
+            .filter(|(_, count, rows)| *rows > 2 && *count <= *rows && *count * 2 > *rows);
+        let (mut computed, mut rounds) = (0, 0);
+        for (table, ..) in whole {
+            computed += usize::from(!is_given(graph, *table));
+            rounds += 1;
+        }
+        match (computed, rounds) {
+            (0, _) => 0.0,
+            (_, 1) => 0.75,
+            _ => 0.88,
         }
     }
 

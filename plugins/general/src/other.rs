@@ -2,7 +2,7 @@
 
 use genie_plugin::prelude::*;
 use genie_plugin::query::plain_name;
-use genie_plugin::shapes::flow::{is_convolution, is_given, product};
+use genie_plugin::shapes::flow::is_given;
 use genie_plugin::shapes::modality::Modality;
 
 use crate::facts::Facts;
@@ -73,7 +73,7 @@ impl Seen {
         let mut seen = Seen { few_categories: true, ..Seen::default() };
         for node in graph.nodes().filter(|node| flow.is_forward(*node)) {
             seen.ops += 1;
-            if is_convolution(graph, node) {
+            if facts.is_convolution(node) {
                 match graph.input(node, 1).map_or(0, |weight| weight.dims()) {
                     0..=3 => seen.convolutions += 1,
                     _ => seen.planes = true,
@@ -82,8 +82,8 @@ impl Seen {
             }
             seen.windows |=
                 graph.inputs(node).any(|input| is_given(graph, input.value) && overlaps(input));
-            seen.products += usize::from(product(graph, node).is_some());
-            let name = plain_name(graph.op(node));
+            seen.products += usize::from(facts.product(node).is_some());
+            let name = facts.name(node);
             if name.contains("embedding") {
                 seen.lookups = true;
                 let table = graph.input(node, 0).map_or(0, |table| table.size(0));
