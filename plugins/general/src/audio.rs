@@ -655,6 +655,16 @@ fn is_long(graph: &Graph, frames: Tensor<'_>) -> bool {
     }
     let whole = graph.output(graph.producer(at.value), 0).unwrap_or(at);
     whole.size(-1) >= SAMPLES_MIN
+        || overlapping_span(frames).max(overlapping_span(whole)) >= SAMPLES_MIN
+}
+
+/// From the first to the last element of frames that overlap: the samples that they were cut from.
+fn overlapping_span(frames: Tensor<'_>) -> i64 {
+    let ([.., count, len], [.., step, 1]) = (frames.sizes, frames.strides) else { return 0 };
+    match step {
+        step if (1..*len).contains(step) => (count - 1).saturating_mul(*step).saturating_add(*len),
+        _ => 0,
+    }
 }
 
 /// How many rows a given series has, one after another.
@@ -856,5 +866,38 @@ mod tests {
         let seen = harness::recognize::<General>(&graph);
         seen.assert_workload("audio");
         seen.assert_phase_of("tanh", "audio.decode");
+    }
+
+    #[test]
+    fn squares_of_two_products_of_one_frame_are_a_spectrum() {
+        for quarter_later in [true, false] {
+            let mut g = GraphBuilder::new();
+            let x = g.input(&[1, 4096]);
+            let frames = g.view(x, &[16, 256]);
+            let (sin, cos) = (g.weight(&[256, 129]), g.weight(&[256, 129]));
+            let square = [Given::Tensor(0), Given::Int(2)];
+            let a = g.op("aten::mm", &[frames, sin], &[16, 129]);
+            let squared = g.op_with("aten::pow.Tensor_Scalar", &[a], Some(&square), &[16, 129]);
+            let b = g.op("aten::mm", &[frames, cos], &[16, 129]);
+            let other = match quarter_later {
+                true => g.op_with("aten::pow.Tensor_Scalar", &[b], Some(&square), &[16, 129]),
+                false => b,
+            };
+            let power = g.op("aten::add.Tensor", &[squared, other], &[16, 129]);
+            let log = g.op("aten::log", &[power], &[16, 129]);
+            let bands = g.view(log, &[1, 16, 129]);
+            convolve(&mut g, bands, &[8, 16, 3], 1, false, &[1, 8, 127]);
+            let graph = g.build();
+            if quarter_later {
+                let seen = harness::recognize::<General>(&graph);
+                seen.assert_workload("audio");
+                for op in ["mm", "pow", "log"] {
+                    seen.assert_phase_of(op, "audio.frontend");
+                }
+                seen.assert_phase_of("convolution", "audio.encode");
+            } else {
+                assert!(claimed(&graph) < 0.5);
+            }
+        }
     }
 }

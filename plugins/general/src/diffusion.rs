@@ -197,8 +197,13 @@ fn denoiser(facts: &Facts<'_>, found: &Modulations) -> Option<(f32, Vec<NodeId>)
     let planes = Modality::IMAGE.with(Modality::LATENT);
     let (entry, _) = modalities.entries.iter().find(|(_, modality)| modality.has(planes))?;
     let found_by = found.by_vector.clone();
-    if feeds_itself(facts, *entry) {
-        return Some((if found_by.is_empty() { 0.62 } else { 0.93 }, found_by));
+    if let Some(fed) = feeds_itself(facts, *entry) {
+        let confidence = match (found_by.is_empty(), fed) {
+            (false, _) => 0.93,
+            (true, Fed::Told) => 0.85,
+            (true, Fed::Alone) => 0.62,
+        };
+        return Some((confidence, found_by));
     }
     match (gives_what_it_takes(facts, *entry), found_by.len()) {
         (true, 2..) => Some((0.88, found_by)),
@@ -220,15 +225,21 @@ fn gives_what_it_takes(facts: &Facts<'_>, entry: NodeId) -> bool {
     })
 }
 
+/// What a convolution reads besides its own former results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fed {
+    Alone,
+    /// Planes that are one constant: the step.
+    Told,
+}
+
 /// Whether the first convolution works again on what was computed from its own result, and on
 /// nothing else that has positions.
-fn feeds_itself(facts: &Facts<'_>, entry: NodeId) -> bool {
+fn feeds_itself(facts: &Facts<'_>, entry: NodeId) -> Option<Fed> {
     let Facts { graph, flow, .. } = facts;
-    let (Some(weight), Some(data)) = (graph.input(entry, 1), graph.input(entry, 0)) else {
-        return false;
-    };
+    let (weight, data) = (graph.input(entry, 1)?, graph.input(entry, 0)?);
     if !facts.is_convolution(entry) {
-        return false;
+        return None;
     }
     let mut made = NodeSet::of(graph, [entry]);
     let mut weighted = 0;
@@ -241,25 +252,33 @@ fn feeds_itself(facts: &Facts<'_>, entry: NodeId) -> bool {
             && graph.input(node, 1).is_some_and(|other| other.value == weight.value)
             && graph.input(node, 0).is_some_and(|input| input.sizes == data.sizes);
         if again {
-            return weighted >= LOOP_WEIGHTED_MIN && is_fed_alone(facts, node, &made);
+            return fed(facts, node, &made).filter(|_| weighted >= LOOP_WEIGHTED_MIN);
         }
         weighted += usize::from(is_weighted(graph, node));
     }
-    false
+    None
 }
 
-/// Whether what a convolution reads has no planes beside those that were made.
-fn is_fed_alone(facts: &Facts<'_>, node: NodeId, made: &NodeSet) -> bool {
+/// What a convolution reads, if it has no planes beside those that were made and constant ones.
+fn fed(facts: &Facts<'_>, node: NodeId, made: &NodeSet) -> Option<Fed> {
     let graph = facts.graph;
-    let Some(data) = graph.input(node, 0) else { return false };
+    let data = graph.input(node, 0)?;
     let producer = graph.producer(data.value);
     if facts.name(producer) != "cat" {
-        return true;
+        return Some(Fed::Alone);
     }
-    graph.inputs(producer).all(|input| {
-        let spread = input.strides.iter().skip(2).all(|stride| *stride == 0);
-        made.contains(graph.producer(input.value)) || spread
-    })
+    let mut fed = Fed::Alone;
+    for input in graph.inputs(producer) {
+        let maker = graph.producer(input.value);
+        let filled = matches!(facts.name(maker), "fill" | "full" | "full_like" | "new_full");
+        let spread = input.dims() > 2 && input.strides.iter().skip(2).all(|stride| *stride == 0);
+        match (made.contains(maker), filled || spread) {
+            (true, _) => {}
+            (false, true) => fed = Fed::Told,
+            (false, false) => return None,
+        }
+    }
+    Some(fed)
 }
 
 /// How sure it is that a network of products samples: it is applied again and again to what it
@@ -602,5 +621,40 @@ mod tests {
         let notes = said(&g.build());
         assert_eq!(notes.workload[0].label, "diffusion");
         assert!(notes.workload[0].confidence < 0.7);
+    }
+
+    /// A perceptron applied three times to its own result.
+    fn points(with_waves: bool, corrects: bool) -> Annotations {
+        let mut g = GraphBuilder::new();
+        let (a, b) = (g.weight(&[18, 32]), g.weight(&[32, 2]));
+        let still = g.input(&[64, 16]);
+        let mut x = g.input(&[64, 2]);
+        for _ in 0..3 {
+            let told = match with_waves {
+                true => {
+                    let t = g.op("aten::full", &[], &[64, 16]);
+                    g.op("aten::sin", &[t], &[64, 16])
+                }
+                false => still,
+            };
+            let joined = g.op("aten::cat", &[x, told], &[64, 18]);
+            let y = g.op("aten::mm", &[joined, a], &[64, 32]);
+            let y = g.op("aten::relu", &[y], &[64, 32]);
+            let e = g.op("aten::mm", &[y, b], &[64, 2]);
+            x = match corrects {
+                true => g.op("aten::sub.Tensor", &[x, e], &[64, 2]),
+                false => e,
+            };
+        }
+        said(&g.build())
+    }
+
+    #[test]
+    fn points_corrected_again_and_again_are_sampled() {
+        let notes = points(true, true);
+        assert_eq!(notes.workload[0].label, "diffusion");
+        assert!(notes.workload[0].confidence > 0.85);
+        assert!(points(false, true).workload.is_empty());
+        assert!(points(true, false).workload.is_empty());
     }
 }

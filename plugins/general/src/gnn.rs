@@ -5,6 +5,7 @@
 //! | by edges | rows are gathered by one list of integers, what comes of them is summed into rows by another list as long |
 //! | by neighbours | rows of computed features are gathered by a table of neighbours and pooled over it |
 //! | by lists | for every row of computed features, rows of them are gathered by a list of its own and pooled |
+//! | by incidence | a matrix that is no parameter multiplies features from the left, and so does its transpose |
 //! | by adjacency | one square matrix that is no parameter multiplies features from the left, layer after layer |
 //! | by masked pairs | a sum over all pairs of nodes, masked, through a softmax, weighs the features |
 //! | by distances | differences between all pairs of nodes become filters, which multiply features and are summed |
@@ -41,6 +42,7 @@ pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
         .adjacency()
         .max(window.neighbours())
         .max(window.loops())
+        .max(window.incidence())
         .max(window.pairs())
         .max(window.filters())
         .max(confidence);
@@ -192,11 +194,25 @@ impl<'g> Window<'g> {
     fn edges(&self) -> Edges {
         let graph = self.graph;
         let mut gathered: Vec<Option<Gathered>> = vec![None; graph.values().len()];
+        // Of which running sum of gathered rows a value shows rows.
+        let mut running: Vec<Option<(NodeId, Gathered)>> = vec![None; graph.values().len()];
         let mut found = Edges::default();
         for node in &self.nodes {
             let sizes = graph.output(*node, 0).map_or(&[][..], |out| out.sizes);
             let before = graph.inputs(*node).filter_map(|input| gathered[input.value.0 as usize]);
             let from = Gathered::together(before, sizes);
+            if let Some((of, rows)) = self.running(*node, from, &running) {
+                for output in graph.outputs(*node) {
+                    running[output.value.0 as usize] = Some((of, rows));
+                }
+                // Where one sum ends less where it began: the rows between.
+                if self.facts.name(*node) == "sub" {
+                    found.rounds += 1;
+                    found.by = Some(rows.by.value);
+                    found.edges = found.edges.max(rows.by.len);
+                }
+                continue;
+            }
             let out = if let Some(list) = self.gather(*node) {
                 Some(Gathered { by: list, ends: false })
             } else if let (Some(list), Some(from)) = (self.sum_by(*node), from) {
@@ -215,6 +231,103 @@ impl<'g> Window<'g> {
             }
         }
         found
+    }
+
+    /// The running sum of gathered rows that a node computes, pads, picks rows of, or takes
+    /// differences between rows of.
+    fn running(
+        &self,
+        node: NodeId,
+        from: Option<Gathered>,
+        running: &[Option<(NodeId, Gathered)>],
+    ) -> Option<(NodeId, Gathered)> {
+        let of = |index: usize| {
+            self.graph.input(node, index).and_then(|input| running[input.value.0 as usize])
+        };
+        match self.facts.name(node) {
+            "cumsum" => {
+                let rows = self.graph.args(node).nth(1).and_then(|arg| arg.as_i64());
+                let out = self.graph.output(node, 0)?;
+                let along = rows == Some(0) || rows == Some(-(out.dims() as i64));
+                from.filter(|from| along && from.by.len == out.size(0)).map(|from| (node, from))
+            }
+            "constant_pad_nd" | "index" | "index_select" | "clone" => of(0),
+            "cat" => of(0).or(of(1)),
+            "sub" => {
+                let ((a, rows), (b, _)) = (of(0)?, of(1)?);
+                let fewer = self.graph.output(node, 0)?.size(0) != rows.by.len;
+                (a == b && fewer).then_some((a, rows))
+            }
+            _ => None,
+        }
+    }
+
+    /// A matrix of nodes by edges that hands features to the edges, whose transpose sums what
+    /// comes of them.
+    fn incidence(&self) -> f32 {
+        let graph = self.graph;
+        // The matrix, its rows, and how often it and its transpose multiply.
+        let mut matrices: Vec<(ValueId, i64, usize, usize)> = Vec::new();
+        for node in &self.nodes {
+            let (left, right) = match self.facts.name(*node) {
+                "mm" | "bmm" | "matmul" => (graph.input(*node, 0), graph.input(*node, 1)),
+                _ => continue,
+            };
+            let (Some(left), Some(right)) = (left, right) else { continue };
+            let (rows, columns) = (left.size(-2), left.size(-1));
+            if rows == columns || rows.min(columns) < 3 || !self.says_which(left.value) {
+                continue;
+            }
+            if is_given(graph, seen_through(graph, right.value)) {
+                continue;
+            }
+            let value = seen_through(graph, left.value);
+            // Without other parameters it may be one itself.
+            let out = graph.output(*node, 0).map(|out| out.value);
+            let in_a_layer = self.is_projected(right.value, value)
+                || out.is_some_and(|out| self.is_projected_later(out, value));
+            if !in_a_layer {
+                continue;
+            }
+            match matrices.iter_mut().rev().take(LOOK_MAX).find(|(of, ..)| *of == value) {
+                Some((_, first, ahead, _)) if *first == rows => *ahead += 1,
+                Some((_, _, _, back)) => *back += 1,
+                None => matrices.push((value, rows, 1, 0)),
+            }
+        }
+        match matrices.iter().map(|(_, _, ahead, back)| (*ahead).min(*back)).max() {
+            None | Some(0) => 0.0,
+            Some(1) => 0.7,
+            Some(_) => 0.85,
+        }
+    }
+
+    /// Whether a matrix was given, or has ones where given integers say so.
+    fn says_which(&self, matrix: ValueId) -> bool {
+        let graph = self.graph;
+        let mut at = matrix;
+        for _ in 0..8 {
+            if is_given(graph, at) {
+                return true;
+            }
+            let node = graph.producer(at);
+            let next = match self.facts.name(node) {
+                "scatter" | "eq" | "one_hot" => {
+                    return graph.inputs(node).any(|input| {
+                        let integers = self.facts.modalities.integers(input.value);
+                        integers.given() && !integers.chosen()
+                    });
+                }
+                "copy" => graph.input(node, 1),
+                "clone" | "_to_copy" => graph.input(node, 0),
+                _ => None,
+            };
+            match next {
+                Some(next) => at = next.value,
+                None => return false,
+            }
+        }
+        false
     }
 
     /// Whether scores chose these numbers in a model of words: they send words to experts.
@@ -705,7 +818,7 @@ fn is_norm(graph: &Graph, node: NodeId) -> bool {
 mod tests {
     use super::*;
     use crate::General;
-    use genie_plugin::builder::{GraphBuilder, Handle};
+    use genie_plugin::builder::{Given, GraphBuilder, Handle};
     use genie_plugin::harness;
 
     const NODES: i64 = 10;
@@ -827,5 +940,81 @@ mod tests {
         let y = linear(&mut g, x, 8);
         linear(&mut g, y, 8);
         assert_eq!(claimed(&g.build()), 0.0);
+    }
+
+    #[test]
+    fn a_table_of_neighbours_is_gathered_and_pooled() {
+        for of_program in [true, false] {
+            let mut g = GraphBuilder::new();
+            let x = g.input(&[NODES, 8]);
+            let table = match of_program {
+                true => g.input_of(&[NODES, 3], DType::INT64),
+                false => g.dtype(DType::INT64).op("aten::argmax", &[x], &[NODES, 3]),
+            };
+            let h = linear(&mut g, x, NODES);
+            let near = g.op("aten::index.Tensor", &[h, table], &[NODES, 3, 8]);
+            let sum = g.op("aten::mean.dim", &[near], &[NODES, 8]);
+            linear(&mut g, sum, NODES);
+            assert_eq!(claimed(&g.build()) > 0.7, of_program);
+        }
+    }
+
+    #[test]
+    fn a_loop_pools_a_list_for_each_node() {
+        // As many lists as nodes, or just two.
+        for (lists, found) in [(NODES, true), (2, false)] {
+            let mut g = GraphBuilder::new();
+            let x = g.input(&[NODES, 8]);
+            let h = linear(&mut g, x, NODES);
+            let sums: Vec<Handle> = (0..lists)
+                .map(|node| {
+                    let len = 2 + node % 3;
+                    let list = g.input_of(&[len], DType::INT64);
+                    let near = g.op("aten::index.Tensor", &[h, list], &[len, 8]);
+                    g.op("aten::mean.dim", &[near], &[8])
+                })
+                .collect();
+            let rows = g.op("aten::stack", &sums, &[lists, 8]);
+            linear(&mut g, rows, lists);
+            assert_eq!(claimed(&g.build()) > 0.7, found, "{lists} lists");
+        }
+    }
+
+    #[test]
+    fn differences_of_a_running_sum_add_segments() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[NODES, 8]);
+        let (from, ends) =
+            (g.input_of(&[EDGES], DType::INT64), g.input_of(&[NODES + 1], DType::INT64));
+        let sent = g.op("aten::index.Tensor", &[x, from], &[EDGES, 8]);
+        let args = [Given::Tensor(0), Given::Int(0)];
+        let sums = g.op_with("aten::cumsum", &[sent], Some(&args), &[EDGES, 8]);
+        let sums = g.op("aten::constant_pad_nd", &[sums], &[EDGES + 1, 8]);
+        let picked = g.op("aten::index.Tensor", &[sums, ends], &[NODES + 1, 8]);
+        let (above, below) = (g.slice(picked, 0, 1, NODES), g.slice(picked, 0, 0, NODES));
+        let sum = g.op("aten::sub.Tensor", &[above, below], &[NODES, 8]);
+        linear(&mut g, sum, NODES);
+        assert!(claimed(&g.build()) > 0.8);
+    }
+
+    #[test]
+    fn a_matrix_and_its_transpose_are_edges_unless_a_network_is_tied() {
+        for tied in [false, true] {
+            let mut g = GraphBuilder::new();
+            let (x, ends) = (g.input(&[NODES, 8]), g.input(&[EDGES, NODES]));
+            let mut h = match tied {
+                true => g.op("aten::relu", &[x], &[NODES, 8]),
+                false => linear(&mut g, x, NODES),
+            };
+            for _ in 0..2 {
+                let mut sent = g.op("aten::mm", &[ends, h], &[EDGES, 8]);
+                if !tied {
+                    sent = linear(&mut g, sent, EDGES);
+                }
+                let back = g.transpose(ends, 0, 1);
+                h = g.op("aten::mm", &[back, sent], &[NODES, 8]);
+            }
+            assert_eq!(claimed(&g.build()) > 0.8, !tied);
+        }
     }
 }
