@@ -202,24 +202,7 @@ fn own_self_attention(view: &View, crossing: &Attention, joined: &mut [bool]) {
             && view.modalities.value(attention.key) == query
     });
     let Some(own) = before else { return };
-    let between = (own.output.0..crossing.node.0).map(NodeId);
-    let ends = between.clone().filter(|node| same(*node)).any(|node| {
-        matches!(
-            graph.op_name(node),
-            "gelu"
-                | "relu"
-                | "relu_"
-                | "silu"
-                | "tanh"
-                | "sigmoid"
-                | "hardswish"
-                | "elu"
-                | "mish"
-                | "leaky_relu"
-                | "pow"
-        )
-    });
-    if ends {
+    if !in_one_block(view, own, crossing) {
         return;
     }
     // From the norm before its projections on.
@@ -243,6 +226,23 @@ fn own_self_attention(view: &View, crossing: &Attention, joined: &mut [bool]) {
     for node in (start.0..crossing.node.0).map(NodeId).filter(|node| same(*node)) {
         joined[node.0 as usize] = true;
     }
+}
+
+/// Whether nothing but norms, projections and sums stands between two attentions on the way of the
+/// first one's tokens.
+fn in_one_block(view: &View, own: &Attention, crossing: &Attention) -> bool {
+    let graph = view.graph;
+    let query = view.modalities.value(own.query);
+    let mut between = (own.output.0..crossing.node.0)
+        .map(NodeId)
+        .filter(|node| view.modalities.node_of(graph, *node) == query);
+    !between.any(|node| {
+        matches!(
+            graph.op_name(node),
+            "gelu" | "relu" | "relu_" | "silu" | "tanh" | "sigmoid" | "hardswish" | "elu" | "mish"
+                | "leaky_relu" | "pow"
+        )
+    })
 }
 
 /// Marks what works with the parameters of the text's decoder, also where it works on what is seen
@@ -289,16 +289,16 @@ fn writer(view: &View, pass: &Pass) -> Writer {
     if writes || (!pass.scores.is_empty() && !pass.crossing.is_empty()) {
         return Writer::Decoder;
     }
-    let alone = pass
-        .attentions
-        .iter()
-        .take_while(|index| {
-            let attention = &view.attentions[**index];
-            let key = view.modalities.value(attention.key);
-            !key.has(SEEN)
-        })
-        .count();
-    if alone <= 1 && alone < pass.attentions.len() { Writer::Interleaved } else { Writer::Tower }
+    let attentions: Vec<&Attention> =
+        pass.attentions.iter().map(|index| &view.attentions[*index]).collect();
+    let sees = |attention: &&Attention| view.modalities.value(attention.key).has(SEEN);
+    let Some(first) = attentions.iter().position(sees) else { return Writer::Tower };
+    let interleaved = match attentions[..first] {
+        [] => true,
+        [own] => in_one_block(view, own, attentions[first]),
+        _ => false,
+    };
+    if interleaved { Writer::Interleaved } else { Writer::Tower }
 }
 
 /// Whether a node comes after the pass's first product with a parameter.
