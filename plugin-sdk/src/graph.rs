@@ -122,6 +122,8 @@ pub struct Graph {
     /// Built when a query first needs them.
     consumers: OnceLock<Lists<NodeId>>,
     storage_values: OnceLock<Lists<ValueId>>,
+    /// Where the base name of each symbol lies in the blob: rules compare names all the time.
+    base_names: OnceLock<Vec<(u32, u32)>>,
 }
 
 impl PartialEq for Graph {
@@ -174,7 +176,12 @@ impl Graph {
 
     /// A graph of columns that were checked elsewhere; with others, accessors panic.
     pub fn trusted(columns: Columns) -> Graph {
-        Graph { columns, consumers: OnceLock::new(), storage_values: OnceLock::new() }
+        Graph {
+            columns,
+            consumers: OnceLock::new(),
+            storage_values: OnceLock::new(),
+            base_names: OnceLock::new(),
+        }
     }
 
     pub fn columns(&self) -> &Columns {
@@ -236,8 +243,25 @@ impl Graph {
     }
 
     /// The operator without namespace and overload: `add` for `aten::add_.Tensor` is `add_`.
+    #[inline]
     pub fn op_name(&self, node: NodeId) -> &str {
-        base_name(self.op(node))
+        let names = self.base_names.get_or_init(|| self.find_base_names());
+        let (start, end) = names[self.columns.op[node.0 as usize] as usize];
+        &self.columns.blob[start as usize..end as usize]
+    }
+
+    fn find_base_names(&self) -> Vec<(u32, u32)> {
+        let mut start = 0;
+        let ends = self.columns.symbol_ends.iter();
+        ends.map(|end| {
+            let text = &self.columns.blob[start as usize..*end as usize];
+            let base = base_name(text);
+            let skipped = text.rfind("::").map_or(0, |at| at as u32 + 2);
+            let from = start + skipped;
+            start = *end;
+            (from, from + base.len() as u32)
+        })
+        .collect()
     }
 
     /// Whether the node is an operator (not a source, upload, read and the like).
