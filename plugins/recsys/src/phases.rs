@@ -357,8 +357,13 @@ impl Follower<'_> {
             self.evidence.joined = self.evidence.joined.max(joined);
         }
         let several = graph.inputs(node).len() > 1;
+        let fields_only = one_each.len() > 1 && one_each.len() == graph.inputs(node).len();
         let state = State { direct: if several { 0 } else { self.only_direct(node) }, ..state };
         match self.is_flat(&out, state) {
+            // Fields behind each other can still be looked at one by one.
+            true if fields_only => {
+                self.set(node, State { kind: Kind::Rows, many: true, ..state }, Some(Phase::Dense));
+            }
             true if several => self.dense(node, state),
             _ => self.set(node, state, self.phase_of(state)),
         }
