@@ -1,35 +1,18 @@
 //! `genie-host plugin list | inspect | test | bench`, as a person uses them.
 
 mod common;
+#[path = "common/probe.rs"]
+mod probe;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use common::{host_binary, run};
 use genie_plugin::builder::GraphBuilder;
 use genie_plugin::recorded::Recorded;
+use probe::probe;
 use tempfile::TempDir;
-
-/// The component of `genie-plugin-probe`, built once.
-fn probe() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
-        let out = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-            .args(["build", "--quiet", "--release", "--target", "wasm32-unknown-unknown"])
-            .args(["-p", "genie-plugin-probe", "--target-dir"])
-            .arg(&target)
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .output()
-            .expect("cargo runs");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        target.join("wasm32-unknown-unknown/release/genie_plugin_probe.wasm")
-    })
-}
 
 fn write(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();

@@ -19,6 +19,7 @@ pub mod guest;
 pub mod harness;
 pub mod log;
 pub mod matcher;
+pub mod operators;
 pub mod plan;
 pub mod plugin;
 pub mod query;

@@ -1,59 +1,11 @@
 //! What the graph says of operators' work: bytes touched, random operators, kinds of data.
 
+use genie_plugin::operators::{GATHERS, PART_WRITES, RANDOM};
 use genie_plugin::{Annotations, Device, Graph, NodeId, Origin, Stage, StorageId};
 
 /// Time that starting an operator takes, whatever it computes: what eager PyTorch takes for a
 /// small operator on a CPU, and the order of a kernel launch.
 pub const OPERATOR_NS: u64 = 5_000;
-
-/// Operators that read a few rows of their first operand, which may be a huge table.
-const GATHERS: [&str; 7] = [
-    "embedding",
-    "embedding_bag",
-    "_embedding_bag",
-    "_embedding_bag_forward_only",
-    "index_select",
-    "index",
-    "gather",
-];
-/// Operators that write a part of their first operand in place.
-const PART_WRITES: [&str; 7] = [
-    "index_copy_",
-    "index_put_",
-    "_index_put_impl_",
-    "index_add_",
-    "index_fill_",
-    "scatter_",
-    "scatter_add_",
-];
-/// Operators that draw from the generator. A column `random` of the graph (one number a node)
-/// overrules this list.
-pub const RANDOM: [&str; 24] = [
-    "bernoulli",
-    "bernoulli_",
-    "binomial",
-    "cauchy_",
-    "exponential_",
-    "geometric_",
-    "log_normal_",
-    "multinomial",
-    "native_dropout",
-    "_fused_dropout",
-    "normal",
-    "normal_",
-    "poisson",
-    "rand",
-    "rand_like",
-    "randint",
-    "randint_like",
-    "randn",
-    "randn_like",
-    "random",
-    "random_",
-    "randperm",
-    "rrelu_with_noise",
-    "uniform_",
-];
 
 /// Which kind of traffic or memory a storage is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -12,7 +12,6 @@
 
 pub mod cost;
 pub mod digest;
-pub mod export;
 pub mod graph;
 pub mod hash;
 pub mod id_map;

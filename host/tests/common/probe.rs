@@ -1,5 +1,8 @@
 //! The recognizer `genie-plugin-probe` as a component: it says `other.forward` of every node.
 
+// Each test program uses a part of this.
+#![allow(dead_code)]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;

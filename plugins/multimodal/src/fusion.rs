@@ -239,8 +239,17 @@ fn in_one_block(view: &View, own: &Attention, crossing: &Attention) -> bool {
     !between.any(|node| {
         matches!(
             graph.op_name(node),
-            "gelu" | "relu" | "relu_" | "silu" | "tanh" | "sigmoid" | "hardswish" | "elu" | "mish"
-                | "leaky_relu" | "pow"
+            "gelu"
+                | "relu"
+                | "relu_"
+                | "silu"
+                | "tanh"
+                | "sigmoid"
+                | "hardswish"
+                | "elu"
+                | "mish"
+                | "leaky_relu"
+                | "pow"
         )
     })
 }

@@ -1,6 +1,7 @@
 //! What a policy needs to know of a graph: costs of operators, what belongs together, tables,
 //! caches, branches and phases.
 
+use genie_plugin::operators::{GATHERS, PART_WRITES, RANDOM};
 use genie_plugin::plan::PROGRAM;
 use genie_plugin::prelude::*;
 use genie_plugin::{Device, Link, ValueId};
@@ -11,51 +12,6 @@ const OPERATOR_NS: u64 = 5_000;
 const PROGRAM_LINK: Link = Link { from: PROGRAM, to: 0, bytes_per_s: 4_000_000_000, rtt_us: 200 };
 /// Smaller tables are weights like others.
 const TABLE_BYTES_MIN: u64 = 1 << 20;
-
-const GATHERS: [&str; 7] = [
-    "embedding",
-    "embedding_bag",
-    "_embedding_bag",
-    "_embedding_bag_forward_only",
-    "index_select",
-    "index",
-    "gather",
-];
-const PART_WRITES: [&str; 7] = [
-    "index_copy_",
-    "index_put_",
-    "_index_put_impl_",
-    "index_add_",
-    "index_fill_",
-    "scatter_",
-    "scatter_add_",
-];
-const RANDOM: [&str; 24] = [
-    "bernoulli",
-    "bernoulli_",
-    "binomial",
-    "cauchy_",
-    "exponential_",
-    "geometric_",
-    "log_normal_",
-    "multinomial",
-    "native_dropout",
-    "_fused_dropout",
-    "normal",
-    "normal_",
-    "poisson",
-    "rand",
-    "rand_like",
-    "randint",
-    "randint_like",
-    "randn",
-    "randn_like",
-    "random",
-    "random_",
-    "randperm",
-    "rrelu_with_noise",
-    "uniform_",
-];
 
 /// The two halves of a generating model, where recognizers or the program tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
