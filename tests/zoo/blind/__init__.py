@@ -1,3 +1,17 @@
 """The cases that whoever writes a recognizer does not look at. See README.md."""
 
-from . import audio, diffusion, gnn, llm, multimodal, other, recsys, seq2seq, text, vision  # noqa: F401
+from . import (
+    audio,
+    diffusion,
+    gnn,
+    llm,
+    multimodal,
+    other,
+    recsys,
+    seq2seq,
+    text,
+    third,
+    third_more,
+    third_vision,
+    vision,
+)  # noqa: F401
