@@ -91,7 +91,10 @@ fn a_trap_is_a_failure_of_the_plugin_alone() {
 
 #[test]
 fn huge_output_is_not_taken() {
-    stopped("huge", |error| matches!(error, CallError::Trap(_) | CallError::Illegal(_)));
+    // On a slow machine its time is over before it has made so much.
+    stopped("huge", |error| {
+        matches!(error, CallError::Trap(_) | CallError::Illegal(_) | CallError::Overrun(_))
+    });
     stopped("many", |error| error.to_string().contains("matches"));
 }
 
