@@ -51,6 +51,8 @@ class Verdict:
     def phase_accuracy(self) -> float:
         """Of the marked operators; a case without an answer has none right."""
         marked = self.marked.total()
+        if not marked and not self.phases:
+            return 1.0  # a case that has a class alone
         return self.right.total() / marked if marked else 0.0
 
     @property
@@ -93,14 +95,14 @@ class Score:
 
     def phase(self, label: str | None = None) -> float:
         """Macro-averaged over cases: a long program counts as much as a short one."""
-        return mean(v.phase_accuracy for v in self.verdicts if label in (None, v.workload))
+        return mean(v.phase_accuracy for v in self.verdicts if label in (None, v.workload) and v.phases)
 
     def one_phase(self, phase: str) -> float:
         """Of the operators of this phase, those labelled so; macro-averaged over the cases that have it."""
         return mean(v.right[phase] / v.marked[phase] for v in self.verdicts if v.marked[phase])
 
     def sets_equal(self, label: str | None = None) -> float:
-        return mean(v.phases_equal for v in self.verdicts if label in (None, v.workload))
+        return mean(v.phases_equal for v in self.verdicts if label in (None, v.workload) and v.phases)
 
     def confusion(self) -> dict[str, Counter[str]]:
         """True class -> what was said."""
