@@ -94,6 +94,8 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
     if writers.contains(&Writer::Decoder) {
         weights_of_decoder(view, &mut joined);
     }
+    let embedded: Vec<NodeId> =
+        view.passes.list.iter().map(|pass| end_of_embedding(view, pass)).collect();
     let pixels = view.other_inputs().has(Modality::IMAGE);
     for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
         let of = view.modalities.node_of(graph, node);
@@ -110,7 +112,7 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
             (false, true) => Some(VISION),
             (true, false) => Some(match pass.map(|pass| (pass, writers[pass])) {
                 Some((_, Writer::Decoder)) => FUSION,
-                Some((pass, Writer::Interleaved)) if is_past_embedding(view, node, pass) => FUSION,
+                Some((pass, Writer::Interleaved)) if node >= embedded[pass] => FUSION,
                 _ if !towers => FUSION,
                 _ => TEXT,
             }),
@@ -310,11 +312,13 @@ fn writer(view: &View, pass: &Pass) -> Writer {
     if interleaved { Writer::Interleaved } else { Writer::Tower }
 }
 
-/// Whether a node comes after the pass's first product with a parameter.
-fn is_past_embedding(view: &View, node: NodeId, pass: usize) -> bool {
-    let start = view.passes.list[pass].start;
-    (start.0..=node.0).map(NodeId).any(|each| {
-        is_weighted(view.graph, each)
-            && view.modalities.node_of(view.graph, each).has(Modality::TOKENS)
-    })
+/// The pass's first product of tokens with a parameter; the end of the graph where there is none.
+fn end_of_embedding(view: &View, pass: &Pass) -> NodeId {
+    let end = view.graph.len() as u32;
+    let mut nodes = (pass.start.0..end).map(NodeId);
+    let first = nodes.find(|node| {
+        is_weighted(view.graph, *node)
+            && view.modalities.node_of(view.graph, *node).has(Modality::TOKENS)
+    });
+    first.unwrap_or(NodeId(end))
 }
