@@ -118,8 +118,9 @@ impl Segmenter {
         self.history.freed(id, storage);
     }
 
-    /// Builds and plans the new segments. Work that can wait until frames are forwarded.
-    pub(crate) fn settle(&mut self, storages: &Storages) -> Vec<NewTopology> {
+    /// Builds and plans the new segments. Work that can wait until frames are forwarded. With
+    /// `analyze` it tells what is new, with what came before it.
+    pub(crate) fn settle(&mut self, storages: &Storages, analyze: bool) -> Vec<NewTopology> {
         let mut new = Vec::new();
         for noted in std::mem::take(&mut self.pending) {
             let origin =
@@ -128,8 +129,10 @@ impl Segmenter {
             let srg = Arc::new(Srg { hashes: noted.hashes, ..window.srg });
             let plan = Plan::one_node(&srg);
             self.known.insert(srg, plan);
-            let context = self.history.context_of(&noted, storages);
-            new.push(NewTopology { topology: noted.hashes.topology, context });
+            if analyze {
+                let context = self.history.context_of(&noted, storages);
+                new.push(NewTopology { topology: noted.hashes.topology, context });
+            }
         }
         new
     }

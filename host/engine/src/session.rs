@@ -169,10 +169,8 @@ impl Session {
 
     /// Work that can wait until the actions are done: graphs of new segments.
     pub fn settle(&mut self, actions: &mut Vec<Action>) {
-        let new = self.tape.settle();
-        if self.config.analyze {
-            actions.extend(new.into_iter().map(|new| Action::Analyze(Box::new(new))));
-        }
+        let new = self.tape.settle(self.config.analyze);
+        actions.extend(new.into_iter().map(|new| Action::Analyze(Box::new(new))));
     }
 
     /// A frame from the client arrived whole.

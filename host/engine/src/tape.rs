@@ -105,9 +105,9 @@ impl TapeState {
         Ok(())
     }
 
-    /// Builds the graphs of new segments.
-    pub(crate) fn settle(&mut self) -> Vec<NewTopology> {
-        self.segmenter.settle(&self.storages)
+    /// Builds the graphs of new segments; see [`Segmenter::settle`].
+    pub(crate) fn settle(&mut self, analyze: bool) -> Vec<NewTopology> {
+        self.segmenter.settle(&self.storages, analyze)
     }
 }
 
