@@ -132,17 +132,18 @@ impl GraphArgs {
         if let Some(seed) = self.permute_modules {
             scramble::permute_names(&mut columns, seed);
         }
-        let reading = read(&columns, host);
+        let graph = Graph::trusted(columns);
+        let reading = read(graph.columns(), host);
         if self.print {
-            return print(file, &columns, &reading, &marks);
+            return print(file, &graph, &reading, &marks);
         }
-        self.write(file, &columns, &reading, written)
+        self.write(file, &graph, &reading, written)
     }
 
     fn write(
         &self,
         file: &Path,
-        columns: &Columns,
+        graph: &Graph,
         reading: &Reading,
         written: &mut HashSet<PathBuf>,
     ) -> anyhow::Result<()> {
@@ -163,14 +164,14 @@ impl GraphArgs {
                 "{shown} was written for another graph of that name; draw them one by one"
             );
             let text = match format {
-                Format::Json => picture::json(columns, reading).to_string(),
-                Format::Dot => picture::dot(columns, reading),
-                Format::Svg => picture::svg(columns, reading, &stem),
+                Format::Json => picture::json(graph.columns(), reading).to_string(),
+                Format::Dot => picture::dot(graph.columns(), reading),
+                Format::Svg => picture::svg(graph.columns(), reading, &stem),
             };
             std::fs::write(&path, text).with_context(|| format!("cannot write {shown}"))?;
             writeln!(std::io::stdout(), "{shown}")?;
         }
-        writeln!(std::io::stdout(), "{}: {}", file.display(), summary(columns, reading))?;
+        writeln!(std::io::stdout(), "{}: {}", file.display(), summary(graph, reading))?;
         Ok(())
     }
 }
@@ -188,8 +189,8 @@ fn read(columns: &Columns, host: Option<&PluginHost>) -> Reading {
 }
 
 /// Workload, how sure, and phases by first appearance.
-fn summary(columns: &Columns, reading: &Reading) -> String {
-    let told = Explanation::of(columns, reading, false);
+fn summary(graph: &Graph, reading: &Reading) -> String {
+    let told = Explanation::of(graph, reading, false);
     let phases: Vec<String> =
         told.phases.iter().map(|phase| format!("{} {}", phase.phase, phase.ops)).collect();
     let phases = if phases.is_empty() { "no phases".to_owned() } else { phases.join(", ") };
@@ -197,8 +198,7 @@ fn summary(columns: &Columns, reading: &Reading) -> String {
     format!("{label} ({confidence:.2}); {} operators: {phases}", told.ops_total)
 }
 
-fn print(file: &Path, columns: &Columns, reading: &Reading, marks: &Graph) -> anyhow::Result<()> {
-    let graph = Graph::trusted(columns.clone());
+fn print(file: &Path, graph: &Graph, reading: &Reading, marks: &Graph) -> anyhow::Result<()> {
     let ops: Vec<_> = graph
         .nodes()
         .filter(|node| graph.is_op(*node))

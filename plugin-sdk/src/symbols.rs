@@ -33,6 +33,17 @@ impl Symbols {
         symbol
     }
 
+    /// The strings by number.
+    pub fn into_list(self) -> Vec<String> {
+        let mut start = 0;
+        let text = |end: &u32| {
+            let text = self.blob[start..*end as usize].to_owned();
+            start = *end as usize;
+            text
+        };
+        self.ends.iter().map(text).collect()
+    }
+
     /// The table as it crosses: all strings end to end, and where each one stops.
     pub fn into_table(self) -> (String, Vec<u32>) {
         (self.blob, self.ends)

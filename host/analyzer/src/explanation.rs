@@ -1,8 +1,7 @@
 //! What a session ran, told to people and programs.
 
-use std::collections::HashMap;
-
-use genie_plugin::Columns;
+use genie_plugin::symbols::Symbols;
+use genie_plugin::{Graph, Origin, Stage};
 use serde::Serialize;
 
 use crate::merge::{Claim, Reading};
@@ -138,19 +137,14 @@ impl From<&Claim> for Label {
 
 impl Explanation {
     /// Tells a reading of a graph. Plan, plugins and reasons are for the caller to add.
-    pub fn of(columns: &Columns, reading: &Reading, truncated: bool) -> Explanation {
-        let texts = Texts { columns };
-        let mut words = Words::default();
+    pub fn of(graph: &Graph, reading: &Reading, truncated: bool) -> Explanation {
+        let mut words = Symbols::new();
         let mut ops = Ops::default();
         let mut phases: Vec<(Phase, f64)> = Vec::new();
         let mut ops_total = 0;
-        for node in 0..columns.nodes() {
-            let op = texts.symbol(columns.op[node]);
-            if op.starts_with("genie::") {
-                continue;
-            }
+        for node in graph.nodes().filter(|node| graph.is_op(*node)) {
             ops_total += 1;
-            let phase = &reading.phases[node];
+            let phase = &reading.phases[node.0 as usize];
             if !phase.word.is_empty() {
                 let index = match phases.iter().position(|(each, _)| each.phase == phase.word) {
                     Some(index) => index,
@@ -163,22 +157,22 @@ impl Explanation {
                 };
                 let (told, sum) = &mut phases[index];
                 told.ops += 1;
-                told.flops = told.flops.saturating_add(columns.flops[node]);
-                told.bytes = told.bytes.saturating_add(columns.bytes[node]);
+                told.flops = told.flops.saturating_add(graph.flops(node));
+                told.bytes = told.bytes.saturating_add(graph.bytes(node));
                 *sum += f64::from(phase.confidence);
             }
             if ops_total > OPS_MAX {
                 continue;
             }
-            ops.op.push(words.intern(op));
-            ops.module.push(words.intern(texts.symbol(columns.module[node])));
-            ops.class.push(words.intern(texts.symbol(columns.class[node])));
+            ops.op.push(words.intern(graph.op(node)));
+            ops.module.push(words.intern(graph.module(node)));
+            ops.class.push(words.intern(graph.class(node)));
             ops.phase.push(words.intern(&phase.word));
-            ops.modality.push(words.intern(&reading.modalities[node].word));
-            ops.mark.push(words.intern(texts.symbol(columns.mark[node])));
+            ops.modality.push(words.intern(&reading.modalities[node.0 as usize].word));
+            ops.mark.push(words.intern(graph.mark(node)));
             ops.by.push(words.intern(&phase.by));
             ops.confidence.push(phase.confidence);
-            ops.node.push(node as u32);
+            ops.node.push(node.0);
         }
         let phases = phases
             .into_iter()
@@ -191,11 +185,11 @@ impl Explanation {
             workload: Label::from(&reading.workload),
             workloads: reading.workloads.iter().map(Label::from).collect(),
             phases,
-            words: words.list,
+            words: words.into_list(),
             ops,
             ops_total,
             truncated: truncated || ops_total > OPS_MAX,
-            residency: residencies(columns, &texts, reading),
+            residency: residencies(graph, reading),
             matches: matches(reading),
             attributes: reading.attributes.clone(),
             plan: None,
@@ -209,31 +203,27 @@ impl Explanation {
     }
 }
 
-fn residencies(columns: &Columns, texts: &Texts, reading: &Reading) -> Vec<Residency> {
-    let storages = columns.storage_bytes.len();
-    let mut used_by = vec![String::new(); storages];
-    for node in 0..columns.nodes() {
-        let op = texts.symbol(columns.op[node]);
-        if op.starts_with("genie::") {
-            continue;
-        }
-        let start = if node == 0 { 0 } else { columns.input_ends[node - 1] as usize };
-        for value in &columns.input_value[start..columns.input_ends[node] as usize] {
-            let storage = columns.value_storage[*value as usize] as usize;
-            if used_by[storage].is_empty() {
-                let module = texts.symbol(columns.module[node]);
-                used_by[storage] = if module.is_empty() { op } else { module }.to_owned();
+fn residencies(graph: &Graph, reading: &Reading) -> Vec<Residency> {
+    let mut used_by = vec![String::new(); graph.storages().len()];
+    for node in graph.nodes().filter(|node| graph.is_op(*node)) {
+        for input in graph.inputs(node) {
+            let used_by = &mut used_by[graph.storage(input.value).0 as usize];
+            if used_by.is_empty() {
+                let module = graph.module(node);
+                *used_by = if module.is_empty() { graph.op(node) } else { module }.to_owned();
             }
         }
     }
-    let mut list: Vec<Residency> = (0..storages)
-        .map(|storage| {
-            let claim = &reading.residencies[storage];
-            let own = match columns.storage_origin[storage] {
-                1 => "weight",
-                2 => "input",
-                5 => "gradient",
-                6 => "optimizer_state",
+    let mut list: Vec<Residency> = graph
+        .storages()
+        .zip(used_by)
+        .map(|(storage, used_by)| {
+            let claim = &reading.residencies[storage.0 as usize];
+            let own = match graph.origin(storage) {
+                Origin::Weight => "weight",
+                Origin::Upload => "input",
+                Origin::Computed(Stage::Backward) => "gradient",
+                Origin::Computed(Stage::Optimizer) => "optimizer_state",
                 _ => "activation",
             };
             let (residency, confidence, by) = match claim.word.is_empty() {
@@ -241,13 +231,13 @@ fn residencies(columns: &Columns, texts: &Texts, reading: &Reading) -> Vec<Resid
                 false => (claim.word.as_str(), claim.confidence, claim.by.as_str()),
             };
             Residency {
-                storage: storage as u32,
-                bytes: columns.storage_bytes[storage],
+                storage: storage.0,
+                bytes: graph.storage_bytes(storage),
                 residency: residency.to_owned(),
                 confidence,
                 by: by.to_owned(),
-                used_by: std::mem::take(&mut used_by[storage]),
-                alive: columns.storage_alive[storage] != 0,
+                used_by,
+                alive: graph.is_alive(storage),
             }
         })
         .filter(|told| told.alive || told.residency != "activation")
@@ -273,34 +263,4 @@ fn matches(reading: &Reading) -> Vec<Matched> {
         .collect();
     list.truncate(MATCHES_MAX);
     list
-}
-
-struct Texts<'a> {
-    columns: &'a Columns,
-}
-
-impl<'a> Texts<'a> {
-    fn symbol(&self, symbol: u32) -> &'a str {
-        let ends = &self.columns.symbol_ends;
-        let start = if symbol == 0 { 0 } else { ends[symbol as usize - 1] };
-        &self.columns.blob[start as usize..ends[symbol as usize] as usize]
-    }
-}
-
-#[derive(Default)]
-struct Words {
-    list: Vec<String>,
-    known: HashMap<String, u32>,
-}
-
-impl Words {
-    fn intern(&mut self, text: &str) -> u32 {
-        if let Some(word) = self.known.get(text) {
-            return *word;
-        }
-        let word = self.list.len() as u32;
-        self.list.push(text.to_owned());
-        self.known.insert(text.to_owned(), word);
-        word
-    }
 }

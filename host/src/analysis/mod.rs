@@ -92,8 +92,8 @@ impl Analysis {
                 known.hits += 1;
                 return;
             }
+            known.waiting += 1;
         }
-        lock(&self.known).waiting += 1;
         if self.jobs.try_send(new).is_err() {
             let mut known = lock(&self.known);
             known.waiting -= 1;
@@ -124,10 +124,10 @@ impl Analysis {
         let columns = graph_of(snapshot);
         let plugins = self.plugins(LOADING_PATIENCE);
         let (reading, told) = self.read(plugins.as_deref(), &columns);
-        let mut explanation = Explanation::of(&columns, &reading, snapshot.truncated);
+        let graph = Graph::new(columns).map_err(|error| error.to_string())?;
+        let mut explanation = Explanation::of(&graph, &reading, snapshot.truncated);
         explanation.plugins = told;
         explanation.why = self.reasons(plugins.as_deref());
-        let graph = Graph::new(columns).map_err(|error| error.to_string())?;
         let (plan, notes) =
             plan::choose(&self.policy, plugins.as_deref(), &graph, &reading, devices);
         explanation.plan = Some(plan);
