@@ -1,74 +1,20 @@
-//! What a transport offers: a [`Link`], one connection between two processes.
+//! What moves bytes between processes.
 //!
-//! The shape is completion based, as the C ABI of native transport plugins will be: sends are
-//! posted and may be refused for lack of credit, what arrived is polled, an event descriptor tells
-//! when to poll, and tensor payloads lie in registered memory named by (region, offset) instead of
-//! passing through frames. The engine knows nothing else about how bytes move.
+//! - [`Link`]: one session's connection as the engine's surroundings see it: whole frames in
+//!   order, and tensors in memory that both ends name by (region, offset).
+//! - [`transport`]: what a transport implements, in safe Rust: listeners and connections with
+//!   frames, registered memory, placed writes and completions. Authors start here.
+//! - [`abi`]: the same as a C vtable, for transports that are loaded at run time. [`export`]
+//!   makes one of a Rust transport, [`import`] makes a transport of one.
 //!
 //! This crate never opens a socket; `transports/*` do.
 
+pub mod abi;
+pub mod export;
+pub mod import;
+mod link;
 mod memory;
+pub mod transport;
 
-use std::os::fd::BorrowedFd;
-
-use genie_wire::WireError;
-use genie_wire::frame::FrameKind;
-
+pub use link::{Frame, Link, LinkError, SEND_QUEUE_BYTES_MAX};
 pub use memory::{MemoryError, SharedMemory};
-
-/// Bytes a link queues for a peer that does not read, before [`Link::post_send`] refuses.
-pub const SEND_QUEUE_BYTES_MAX: usize = 8 << 20;
-
-/// One connection to a peer. Used by one thread at a time; never blocks.
-pub trait Link: Send {
-    /// Becomes readable when [`Link::poll`] may have something to return.
-    fn event_fd(&self) -> BorrowedFd<'_>;
-
-    /// Whether queued sends wait for the peer: then also watch the descriptor for writability
-    /// and call [`Link::flush`].
-    fn wants_write(&self) -> bool;
-
-    /// Bytes queued for the peer and not yet taken by it.
-    fn queued_bytes(&self) -> usize;
-
-    /// Queues one frame whose body is the concatenation of `parts` and sends what the peer takes
-    /// at once. `memory` travels beside a `Region` frame and may be used by the peer from then on.
-    fn post_send(
-        &mut self,
-        kind: FrameKind,
-        parts: &[&[u8]],
-        memory: Option<&SharedMemory>,
-    ) -> Result<(), LinkError>;
-
-    /// Sends queued bytes as far as the peer takes them.
-    fn flush(&mut self) -> Result<(), LinkError>;
-
-    /// The next frame that arrived whole, or `None` when there is none now.
-    fn poll(&mut self) -> Result<Option<Frame>, LinkError>;
-}
-
-/// A frame that arrived.
-#[derive(Debug)]
-pub struct Frame {
-    pub kind: FrameKind,
-    pub body: Vec<u8>,
-    /// The memory that travelled beside a `Region` frame.
-    pub memory: Option<SharedMemory>,
-}
-
-/// Why a link failed.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// The peer closed the connection or its process ended.
-    #[error("the peer closed the connection")]
-    Closed,
-    /// Not an end: the queue is full; post again after [`Link::flush`] made room.
-    #[error("{queued} bytes already wait for the peer (limit {SEND_QUEUE_BYTES_MAX})")]
-    OutOfCredit { queued: usize },
-    #[error("the peer sent something this version does not accept: {0}")]
-    Wire(#[from] WireError),
-    #[error("the peer's shared memory is refused: {0}")]
-    Memory(#[from] MemoryError),
-    #[error("{doing}: {source}")]
-    Io { doing: &'static str, source: std::io::Error },
-}
