@@ -14,6 +14,7 @@ MAY_USE = {
     "genie-wire": set(),
     "genie-srg": {"genie-wire"},
     "genie-transport": {"genie-wire"},
+    "genie-bulk": set(),
     "genie-aten": {"genie-wire"},
     "genie-shm": {"genie-transport", "genie-wire"},
     "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
@@ -29,6 +30,8 @@ MAY_USE = {
     "genie-guest-clock": {"genie-plugin"},
     "genie-guest-hostile": {"genie-plugin"},
     "genie-guest-policy": {"genie-plugin"},
+    # The network test bed's.
+    "genie-test-relay": set(),
     "genie-frozen-v0-1": set(),
     "genie-random-notes": {"genie-plugin"},
     "genie-planner": {"genie-plugin"},
