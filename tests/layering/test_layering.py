@@ -16,6 +16,7 @@ MAY_USE = {
     "genie-transport": {"genie-wire"},
     "genie-bulk": set(),
     "genie-aten": {"genie-wire"},
+    "genie-tls": set(),
     "genie-shm": {"genie-transport", "genie-wire"},
     "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
     "genie-node": {"genie-aten", "genie-shm", "genie-transport", "genie-wire"},
@@ -39,7 +40,7 @@ MAY_USE = {
     "genie-host": {
         *("genie-analyzer", "genie-engine", "genie-planner", "genie-plugin", "genie-plugin-host"),
         "genie-plugin-probe",
-        *("genie-shm", "genie-srg", "genie-transport", "genie-wire"),
+        *("genie-shm", "genie-srg", "genie-tls", "genie-transport", "genie-wire"),
     },
     # Mode `local` runs the tape in the Python process by the node's own executor.
     "genie-frontend": {"genie-aten", "genie-node", "genie-shm", "genie-transport", "genie-wire"},
