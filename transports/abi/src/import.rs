@@ -11,14 +11,18 @@ use std::sync::Arc;
 
 use crate::abi::{self, RawCompletion, RawConnection, RawListener, RawMemory, Slice, Text, Vtable};
 use crate::transport::{
-    COMPLETIONS_MAX, Cause, Completion, Connection, Facts, Listener, Memory, MemoryKey, Options,
+    COMPLETIONS_MAX, Cause, Completion, Connection, FRAME_BYTES_MAX, Facts, Listener, Memory, MemoryKey, Options,
     PARTS_MAX, Part, Result, Transport, TransportError,
 };
 
+/// Bytes of a plugin's name, and of its version.
+const NAME_BYTES_MAX: usize = 64;
+
 /// A transport behind a table.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Imported {
     vtable: &'static Vtable,
+    facts: Facts,
 }
 
 /// Why a table was refused.
@@ -35,6 +39,8 @@ pub enum ImportError {
     Version { major: u16, minor: u16 },
     #[error("its table has {have} bytes, version 1.0 has {}; it is damaged", size_of::<Vtable>())]
     Size { have: u32 },
+    #[error("function {0} of its table is null; it is damaged")]
+    NullFunction(usize),
     #[error("it does not say who it is: {0}")]
     Facts(String),
 }
@@ -57,19 +63,45 @@ impl Imported {
         if (size as usize) < size_of::<Vtable>() {
             return Err(ImportError::Size { have: size });
         }
-        // SAFETY: it is as large as this type, and valid for ever.
+        let functions = (size_of::<Vtable>() - HEAD_BYTES) / size_of::<usize>();
+        for index in 0..functions {
+            // SAFETY: the table is as large as the type, whose head is followed by pointers only.
+            let function = unsafe { table.byte_add(HEAD_BYTES).cast::<usize>().add(index).read() };
+            if function == 0 {
+                return Err(ImportError::NullFunction(index + 1));
+            }
+        }
+        // SAFETY: it is as large as this type, no function is null, and it is valid for ever.
         let vtable = unsafe { &*table };
-        let imported = Imported { vtable };
-        imported.try_facts().map_err(|error| ImportError::Facts(error.message))?;
-        Ok(imported)
+        let facts = facts(vtable).map_err(|error| ImportError::Facts(error.message))?;
+        Ok(Imported { vtable, facts })
     }
+}
 
-    fn try_facts(&self) -> Result<Facts> {
-        // SAFETY: the buffer is valid during the call.
-        let json = text(|out| unsafe { (self.vtable.facts)(out) })?;
-        serde_json::from_str(&json)
-            .map_err(|error| TransportError::new(Cause::Protocol, format!("{json:?}: {error}")))
+/// Bytes of a table before its functions.
+const HEAD_BYTES: usize = std::mem::offset_of!(Vtable, facts);
+
+fn facts(vtable: &Vtable) -> Result<Facts> {
+    // SAFETY: the buffer is valid during the call.
+    let json = text(|out| unsafe { (vtable.facts)(out) })?;
+    let strange = |why: String| TransportError::new(Cause::Protocol, why);
+    let facts: Facts =
+        serde_json::from_str(&json).map_err(|error| strange(format!("{json:?}: {error}")))?;
+    if !is_name(&facts.name) {
+        return Err(strange(format!("{:?} is no name: give a word of a-z, 0-9, _, -", facts.name)));
     }
+    if facts.version.len() > NAME_BYTES_MAX || facts.version.chars().any(char::is_control) {
+        return Err(strange(format!("{:?} is no version", facts.version)));
+    }
+    Ok(facts)
+}
+
+/// Whether a transport may be called this: a short word of lower case that begins with a letter.
+pub fn is_name(name: &str) -> bool {
+    let fine = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"_-".contains(&c);
+    name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(fine)
+        && name.bytes().next().is_some_and(|first| first.is_ascii_lowercase())
 }
 
 /// Calls with a buffer for text; the text is the result or the error's message.
@@ -116,7 +148,7 @@ fn json(options: &Options) -> String {
 
 impl Transport for Imported {
     fn facts(&self) -> Facts {
-        self.try_facts().expect("they were read when the table was taken")
+        self.facts.clone()
     }
 
     fn probe(&self, options: &Options) -> Result<String> {
@@ -133,7 +165,11 @@ impl Transport for Imported {
             unsafe { (self.vtable.listen)(Slice::of(json.as_bytes()), &mut raw, error) }
         })?;
         let raw = NonNull::new(raw).ok_or_else(nothing)?;
-        Ok(Box::new(ImportedListener { vtable: self.vtable, raw }))
+        // SAFETY: the listener was just made.
+        let fd = unsafe { (self.vtable.listener_event_fd)(raw.as_ptr()) };
+        let listener = ImportedListener { vtable: self.vtable, raw, fd };
+        check_descriptor(fd)?;
+        Ok(Box::new(listener))
     }
 
     fn connect(&self, options: &Options) -> Result<Box<dyn Connection>> {
@@ -144,7 +180,7 @@ impl Transport for Imported {
             unsafe { (self.vtable.connect)(Slice::of(json.as_bytes()), &mut raw, error) }
         })?;
         let raw = NonNull::new(raw).ok_or_else(nothing)?;
-        Ok(Box::new(ImportedConnection::new(self.vtable, raw)))
+        Ok(Box::new(ImportedConnection::new(self.vtable, raw)?))
     }
 }
 
@@ -152,9 +188,24 @@ fn nothing() -> TransportError {
     TransportError::new(Cause::Internal, "the transport plugin reported success and gave nothing")
 }
 
+/// Whether a plugin's number is an open descriptor.
+fn check_descriptor(fd: i32) -> Result<()> {
+    if fd >= 0 {
+        // SAFETY: only asks whether it is open; nothing is done with it.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        if rustix::io::fcntl_getfd(borrowed).is_ok() {
+            return Ok(());
+        }
+    }
+    let message = format!("the transport plugin returned {fd}, which is no open descriptor");
+    Err(TransportError::new(Cause::Internal, message))
+}
+
 struct ImportedListener {
     vtable: &'static Vtable,
     raw: NonNull<RawListener>,
+    /// The event descriptor, which stays the same while the listener lives.
+    fd: i32,
 }
 
 // SAFETY: the ABI demands that a listener may move between threads; it is used by one at a time.
@@ -168,11 +219,9 @@ impl Listener for ImportedListener {
     }
 
     fn event_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the listener lives.
-        let fd = unsafe { (self.vtable.listener_event_fd)(self.raw.as_ptr()) };
-        assert!(fd >= 0, "a transport plugin's listener has no event descriptor");
-        // SAFETY: the ABI demands that the descriptor stays open while the listener lives.
-        unsafe { BorrowedFd::borrow_raw(fd) }
+        // SAFETY: it was open when the listener was made, and the ABI demands that it stays open
+        // while the listener lives.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 
     fn accept(&mut self) -> Result<Option<Box<dyn Connection>>> {
@@ -181,8 +230,10 @@ impl Listener for ImportedListener {
             // SAFETY: the listener lives; the result's place and the buffer are valid.
             unsafe { (self.vtable.listener_accept)(self.raw.as_ptr(), &mut raw, error) }
         })?;
-        Ok(NonNull::new(raw)
-            .map(|raw| Box::new(ImportedConnection::new(self.vtable, raw)) as Box<dyn Connection>))
+        match NonNull::new(raw) {
+            Some(raw) => Ok(Some(Box::new(ImportedConnection::new(self.vtable, raw)?))),
+            None => Ok(None),
+        }
     }
 }
 
@@ -196,6 +247,8 @@ impl Drop for ImportedListener {
 struct ImportedConnection {
     vtable: &'static Vtable,
     raw: NonNull<RawConnection>,
+    /// The event descriptor, which stays the same while the connection lives.
+    fd: i32,
     completions: Box<[RawCompletion]>,
 }
 
@@ -203,7 +256,7 @@ struct ImportedConnection {
 unsafe impl Send for ImportedConnection {}
 
 impl ImportedConnection {
-    fn new(vtable: &'static Vtable, raw: NonNull<RawConnection>) -> Self {
+    fn new(vtable: &'static Vtable, raw: NonNull<RawConnection>) -> Result<Self> {
         let empty = RawCompletion {
             kind: 0,
             window: 0,
@@ -215,7 +268,11 @@ impl ImportedConnection {
             descriptor: -1,
         };
         let completions = vec![empty; COMPLETIONS_MAX].into_boxed_slice();
-        ImportedConnection { vtable, raw, completions }
+        // SAFETY: the connection was just made.
+        let fd = unsafe { (vtable.connection_event_fd)(raw.as_ptr()) };
+        let connection = ImportedConnection { vtable, raw, fd, completions };
+        check_descriptor(fd)?;
+        Ok(connection)
     }
 }
 
@@ -227,11 +284,9 @@ unsafe extern "C" fn release(owner: *mut c_void) {
 
 impl Connection for ImportedConnection {
     fn event_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the connection lives.
-        let fd = unsafe { (self.vtable.connection_event_fd)(self.raw.as_ptr()) };
-        assert!(fd >= 0, "a transport plugin's connection has no event descriptor");
-        // SAFETY: the ABI demands that the descriptor stays open while the connection lives.
-        unsafe { BorrowedFd::borrow_raw(fd) }
+        // SAFETY: it was open when the connection was made, and the ABI demands that it stays open
+        // while the connection lives.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 
     fn arm(&mut self) -> Result<bool> {
@@ -246,11 +301,21 @@ impl Connection for ImportedConnection {
             // SAFETY: there is room for `capacity` completions.
             unsafe { (self.vtable.connection_poll)(self.raw.as_ptr(), out, capacity, error) }
         })?;
-        let count = (count as usize).min(capacity);
-        for raw in &self.completions[..count] {
-            completions.push(take(raw)?);
+        let Some(polled) = self.completions.get(..count as usize) else {
+            let message =
+                format!("the transport plugin returned {count} completions where {capacity} fit");
+            return Err(TransportError::new(Cause::Internal, message));
+        };
+        let mut result = Ok(());
+        for raw in polled {
+            // After a strange one the rest is still taken, so that no descriptor is left open.
+            match take(raw) {
+                Ok(completion) if result.is_ok() => completions.push(completion),
+                Ok(_) => {}
+                Err(error) => result = result.and(Err(error)),
+            }
         }
-        Ok(())
+        result
     }
 
     fn send_frame(
@@ -415,20 +480,31 @@ fn take(raw: &RawCompletion) -> Result<Completion> {
             offset: raw.offset,
             bytes: raw.bytes,
         },
-        abi::FRAME => Completion::Frame {
-            kind: u8::try_from(raw.frame_kind).map_err(|_| strange(raw.frame_kind))?,
-            // SAFETY: lent until the next poll; copied here.
-            body: unsafe { raw.body.as_bytes() }.to_vec(),
-            memory: (raw.descriptor >= 0).then(|| {
-                // SAFETY: the descriptor passes to us.
-                unsafe { OwnedFd::from_raw_fd(raw.descriptor) }
-            }),
-        },
-        kind => return Err(strange(kind)),
+        abi::FRAME => frame(raw)?,
+        kind => return Err(strange(format!("a completion of the unknown kind {kind}"))),
     })
 }
 
-fn strange(kind: u32) -> TransportError {
-    let message = format!("the transport plugin returned a completion of the unknown kind {kind}");
-    TransportError::new(Cause::Internal, message)
+fn frame(raw: &RawCompletion) -> Result<Completion> {
+    let memory = match raw.descriptor {
+        ..0 => None,
+        fd => {
+            check_descriptor(fd)?;
+            // SAFETY: it is open, and the ABI demands that it passes to us.
+            Some(unsafe { OwnedFd::from_raw_fd(fd) })
+        }
+    };
+    let kind = raw.frame_kind;
+    let kind = u8::try_from(kind).map_err(|_| strange(format!("a frame of the kind {kind}")))?;
+    let bytes = raw.body.bytes;
+    if bytes > FRAME_BYTES_MAX || (bytes > 0 && raw.body.data.is_null()) {
+        return Err(strange(format!("a frame of {bytes} bytes at {:?}", raw.body.data)));
+    }
+    // SAFETY: not null and of a sane size; lent until the next poll, copied here.
+    let body = unsafe { raw.body.as_bytes() }.to_vec();
+    Ok(Completion::Frame { kind, body, memory })
+}
+
+fn strange(what: String) -> TransportError {
+    TransportError::new(Cause::Internal, format!("the transport plugin returned {what}"))
 }

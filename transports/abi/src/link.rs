@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use genie_wire::WireError;
 use genie_wire::frame::FrameKind;
 
+use crate::transport::{Cause, TransportError};
 use crate::{MemoryError, SharedMemory};
 
 /// Bytes a link queues for a peer that does not read, before [`Link::post_send`] refuses.
@@ -40,6 +41,21 @@ pub trait Link: Send {
 
     /// The next frame that arrived whole, or `None` when there is none now.
     fn poll(&mut self) -> Result<Option<Frame>, LinkError>;
+
+    /// Makes sure that the peer has these bytes of a region before any frame that is posted later.
+    /// They must not change before the peer answered such a frame. Where the ends share the
+    /// region's memory there is nothing to do.
+    fn post_payload(&mut self, _region: u32, _offset: u64, _bytes: u64) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    /// Keeps the connection alive and payloads moving while frames are not polled.
+    fn drive(&mut self) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    /// Who is at the other end, for messages to people.
+    fn peer(&self) -> String;
 }
 
 /// A frame that arrived.
@@ -66,4 +82,17 @@ pub enum LinkError {
     Memory(#[from] MemoryError),
     #[error("{doing}: {source}")]
     Io { doing: &'static str, source: std::io::Error },
+    /// The transport below failed; the message says which peer, what and what to do.
+    #[error(transparent)]
+    Transport(TransportError),
+}
+
+impl LinkError {
+    /// A transport's orderly end is an end like any other.
+    pub fn from_transport(error: TransportError) -> Self {
+        match error.cause {
+            Cause::Closed => LinkError::Closed,
+            _ => LinkError::Transport(error),
+        }
+    }
 }

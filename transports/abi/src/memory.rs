@@ -81,6 +81,15 @@ impl SharedMemory {
         Ok(SharedMemory { fd, address, bytes: bytes as usize })
     }
 
+    /// The same memory, mapped once more.
+    pub fn try_clone(&self) -> Result<Self, MemoryError> {
+        let fd = self.fd.try_clone().map_err(|source| MemoryError::Os {
+            what: "keep shared memory",
+            source,
+        })?;
+        SharedMemory::map(fd, self.bytes())
+    }
+
     pub fn bytes(&self) -> u64 {
         self.bytes as u64
     }
