@@ -18,6 +18,7 @@ MAY_USE = {
     "genie-aten": {"genie-wire"},
     "genie-tls": set(),
     "genie-shm": {"genie-transport", "genie-wire"},
+    "genie-udp": {"genie-bulk", "genie-transport"},
     "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
     "genie-node": {"genie-aten", "genie-shm", "genie-transport", "genie-wire"},
     "genie-plugin": set(),
