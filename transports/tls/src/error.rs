@@ -19,6 +19,9 @@ pub enum TlsError {
     #[error("{} can be read by others (mode {mode:04o}); run `chmod 600 {}`", path.display(),
             path.display())]
     KeyPermission { path: PathBuf, mode: u32 },
+    #[error("{} can be changed by others (mode {mode:04o}); run `chmod go-w {}`", path.display(),
+            path.display())]
+    WritableByOthers { path: PathBuf, mode: u32 },
     #[error("{} belongs to user {owner}, who is not you; run `chown {us} {}`", path.display(),
             path.display())]
     KeyOwner { path: PathBuf, owner: u32, us: u32 },
@@ -74,6 +77,7 @@ impl TlsError {
             | Bad { path, .. }
             | KeyPermission { path, .. }
             | KeyOwner { path, .. }
+            | WritableByOthers { path, .. }
             | Expired { path, .. }
             | NotYetValid { path, .. }
             | OwnRole { path, .. } => Some(path),

@@ -22,8 +22,8 @@ pub const CERT_FILE: &str = "cert.pem";
 pub const KEY_FILE: &str = "key.pem";
 
 const FILE_BYTES_MAX: u64 = 1 << 20;
-const AUTHORITIES_MAX: usize = 16;
-const CHAIN_MAX: usize = 8;
+pub(crate) const AUTHORITIES_MAX: usize = 16;
+pub(crate) const CHAIN_MAX: usize = 8;
 
 /// Where `genie-host certs` keeps a user's certificates: `$XDG_CONFIG_HOME/genie/certs`, else
 /// `$HOME/.config/genie/certs`; `None` when neither is set. The caller reads the environment.
@@ -48,11 +48,13 @@ pub struct CertFiles {
 }
 
 impl CertFiles {
-    /// Reads and checks the directory: forms, the key's mode, that key and certificate belong
+    /// Reads and checks the directory: forms, modes, that key and certificate belong
     /// together, and that the certificate is valid at `now`.
     pub fn read(dir: &Path, now: UnixTime) -> Result<Self, TlsError> {
         let ca = dir.join(CA_FILE);
         let cert = dir.join(CERT_FILE);
+        not_writable_by_others(dir)?;
+        not_writable_by_others(&ca)?;
         let authorities = certificates(&ca, AUTHORITIES_MAX)?;
         let chain = certificates(&cert, CHAIN_MAX)?;
         let key = private_key(&dir.join(KEY_FILE))?;
@@ -147,7 +149,16 @@ pub(crate) fn certificates_in(
 }
 
 /// The private key in a file that only its owner may read.
-pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    // The parser's own error is not shown: it could quote the key.
+    PrivateKeyDer::from_pem_slice(&secret(path)?).map_err(|_| TlsError::Bad {
+        path: path.to_owned(),
+        reason: "it holds no private key in PEM".to_owned(),
+    })
+}
+
+/// The bytes of a file that only its owner may read.
+pub(crate) fn secret(path: &Path) -> Result<Vec<u8>, TlsError> {
     let (metadata, bytes) = open(path)?;
     let mode = metadata.mode() & 0o7777;
     if mode & 0o077 != 0 {
@@ -157,29 +168,42 @@ pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsErro
     if metadata.uid() != us && metadata.uid() != 0 {
         return Err(TlsError::KeyOwner { path: path.to_owned(), owner: metadata.uid(), us });
     }
-    // The parser's own error is not shown: it could quote the key.
-    PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| TlsError::Bad {
-        path: path.to_owned(),
-        reason: "it holds no private key in PEM".to_owned(),
-    })
+    Ok(bytes)
+}
+
+/// Who can change what is trusted could be anybody's man in the middle.
+fn not_writable_by_others(path: &Path) -> Result<(), TlsError> {
+    let metadata = fs::metadata(path).map_err(|source| failed(path, source))?;
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(TlsError::WritableByOthers { path: path.to_owned(), mode });
+    }
+    Ok(())
+}
+
+fn failed(path: &Path, source: std::io::Error) -> TlsError {
+    match source.kind() {
+        ErrorKind::NotFound => TlsError::Missing { path: path.to_owned() },
+        _ => TlsError::Read { path: path.to_owned(), source },
+    }
 }
 
 /// A small regular file and what the kernel says of it, from one descriptor.
 fn open(path: &Path) -> Result<(fs::Metadata, Vec<u8>), TlsError> {
-    let failed = |source: std::io::Error| match source.kind() {
-        ErrorKind::NotFound => TlsError::Missing { path: path.to_owned() },
-        _ => TlsError::Read { path: path.to_owned(), source },
-    };
     let bad = |reason: &str| TlsError::Bad { path: path.to_owned(), reason: reason.to_owned() };
     // Opening a pipe must not wait for its writer.
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = File::options().read(true).custom_flags(nonblocking).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)
+        .map_err(|error| failed(path, error))?;
+    let metadata = file.metadata().map_err(|error| failed(path, error))?;
     if !metadata.is_file() {
         return Err(bad("it is no regular file"));
     }
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(path, error))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(bad("it is larger than 1 MiB"));
     }
