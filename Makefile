@@ -7,6 +7,7 @@
 #   WHOLE=1     test-matrix: the whole conformance suite -> docs/conformance-versions.md
 #   OPS, LIMIT  conformance: only these operators, or so many
 #   EXAMPLE     demo: only this example
+#   QUICK=1     bench-net: five cells; CELLS="5g 1g,2ms": those only
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -68,6 +69,9 @@ conformance: build ## PyTorch's OpInfo database, forward and gradients -> docs/c
 
 bench: build ## ratios to eager run side by side -> docs/benchmarks.md
 	@$(BUILT) $(PY) tests/bench/run.py --write docs/benchmarks.md
+
+bench-net: build ## what transports make of a link, beside kernel TCP (root, namespaces) -> docs/network.md
+	@$(BUILT) $(PY) tests/net/run.py --write docs $(if $(QUICK),--quick) $(if $(CELLS),--cells $(CELLS))
 
 bench-plugins: build ## what a call into a plugin costs, against the same code called natively
 	@.ci/bench-plugins

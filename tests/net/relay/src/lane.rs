@@ -88,17 +88,17 @@ impl Lane {
         self.held.len()
     }
 
-    /// Reads what has come, at most `READ_MAX` packets.
-    pub fn take_in(&mut self, now: Instant) -> Result<()> {
-        for _ in 0..READ_MAX {
+    /// Reads what has come, at most `READ_MAX` packets; returns how many.
+    pub fn take_in(&mut self, now: Instant) -> Result<usize> {
+        for read in 0..READ_MAX {
             let Some(length) = self.device.read(&mut self.buffer)? else {
-                break;
+                return Ok(read);
             };
             self.counts.read += 1;
             let bytes = Box::from(&self.buffer[..length]);
             self.treat(bytes, now);
         }
-        Ok(())
+        Ok(READ_MAX)
     }
 
     /// Writes what is due.

@@ -27,8 +27,8 @@ use crate::tun::Tun;
 
 /// How late the kernel may wake us beyond the timer we set.
 const TIMER_SLACK_NS: NonZeroU64 = NonZeroU64::new(1_000).expect("not zero");
-/// With packets in hand the relay looks for new ones at most this often: a wake-up for each packet costs
-/// more than the packet. It adds up to this much to a delay.
+/// Where packets keep coming, the relay looks for them this often: a wake-up for each costs more than the
+/// packet. It adds up to this much to a delay.
 const LOOK_EVERY: Duration = Duration::from_micros(25);
 /// Longest command line; a longer one is a mistake.
 const COMMAND_BYTES_MAX: usize = 4096;
@@ -54,18 +54,19 @@ fn relay(lanes: &mut [Lane]) -> Result<()> {
     let stdin = std::io::stdin();
     rustix::io::ioctl_fionbio(&stdin, true).context("non-blocking stdin")?;
     let mut typed = Vec::new();
+    let mut flowing = false;
     loop {
         for lane in lanes.iter_mut() {
             lane.release(Instant::now());
         }
-        let due = lanes.iter().filter_map(Lane::next_due).min();
-        let rest = due.map(|due| due.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
-        wait(&stdin, lanes, rest)?;
+        let typing = wait(&stdin, lanes, flowing)?;
         let now = Instant::now();
+        let mut read = 0;
         for lane in lanes.iter_mut() {
-            lane.take_in(now)?;
+            read += lane.take_in(now)?;
         }
-        if !read_commands(&mut typed)? {
+        flowing = read > 0;
+        if typing && !read_commands(&mut typed)? {
             return Ok(());
         }
         while let Some(end) = typed.iter().position(|&byte| byte == b'\n') {
@@ -75,20 +76,26 @@ fn relay(lanes: &mut [Lane]) -> Result<()> {
     }
 }
 
-/// Sleeps for `rest`, or without packets in hand until a packet or a command comes.
-fn wait(stdin: &std::io::Stdin, lanes: &[Lane], rest: Option<Duration>) -> Result<()> {
+/// Sleeps until a packet is due, a packet or a command comes; true if there are commands to read. While
+/// packets are `flowing` it sleeps for `LOOK_EVERY` instead of until the next one.
+fn wait(stdin: &std::io::Stdin, lanes: &[Lane], flowing: bool) -> Result<bool> {
+    let due = lanes.iter().filter_map(Lane::next_due).min();
+    let rest = due.map(|due| due.saturating_duration_since(Instant::now()));
+    let rest =
+        if flowing { Some(rest.map_or(LOOK_EVERY, |rest| rest.min(LOOK_EVERY))) } else { rest };
     let timeout = rest.map(|rest| Timespec {
-        tv_sec: i64::try_from(rest.as_secs()).expect("microseconds"),
+        tv_sec: i64::try_from(rest.as_secs()).expect("a delay"),
         tv_nsec: rest.subsec_nanos().into(),
     });
     let mut watched = vec![PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
-    if rest.is_none() {
+    if !flowing {
         let devices =
             lanes.iter().map(|lane| PollFd::from_borrowed_fd(lane.device(), PollFlags::IN));
         watched.extend(devices);
     }
     match poll(&mut watched, timeout.as_ref()) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Ok(_) => Ok(!watched[0].revents().is_empty()),
+        Err(rustix::io::Errno::INTR) => Ok(false),
         Err(error) => Err(error).context("waiting for packets"),
     }
 }
