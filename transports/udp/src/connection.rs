@@ -127,7 +127,7 @@ impl UdpConnection {
     /// Nobody answered in time.
     fn give_up(&mut self) -> TransportError {
         let granted_ms = self.connecting.take().map_or(0, |(_, granted_ms)| granted_ms);
-        self.bulk.close(0, "no answer");
+        self.bulk.close(now(), 0, "no answer");
         self.memories.release_all();
         let peer = &self.peer;
         let heard = match &self.endpoint.last_error {
@@ -319,7 +319,7 @@ impl Connection for UdpConnection {
     }
 
     fn close(&mut self, reason: &str) {
-        self.bulk.close(0, reason);
+        self.bulk.close(now(), 0, reason);
         self.more = true;
         if self.armed {
             // Nothing to do about a timer that cannot be set: the next poll fails with it.
@@ -332,7 +332,7 @@ impl Connection for UdpConnection {
 impl Drop for UdpConnection {
     fn drop(&mut self) {
         if self.bulk.is_connected() {
-            self.bulk.close(0, "its user is gone");
+            self.bulk.close(now(), 0, "its user is gone");
             // The peer would find out by its deadline, too.
             let _ = self.endpoint.transmit(&mut self.bulk);
         }
