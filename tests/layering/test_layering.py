@@ -17,7 +17,12 @@ MAY_USE = {
     "genie-bulk": set(),
     "genie-aten": {"genie-wire"},
     "genie-tls": set(),
+    # What the stream transports share; a floor below them.
+    "genie-records": {"genie-transport"},
+    "genie-quic": {"genie-records", "genie-tls", "genie-transport"},
+    "genie-tcp": {"genie-records", "genie-tls", "genie-transport"},
     "genie-shm": {"genie-transport", "genie-wire"},
+    "genie-shm-plugin": {"genie-records", "genie-transport"},
     "genie-udp": {"genie-bulk", "genie-transport"},
     "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
     "genie-node": {"genie-aten", "genie-shm", "genie-transport", "genie-wire"},
