@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use genie_transport::SharedMemory;
 use genie_wire::control::Counter;
+use genie_wire::record::WeightHash;
 
 use crate::ledger::Ledger;
 use crate::session::Session;
@@ -37,6 +38,24 @@ pub(crate) struct Counts {
     pub(crate) weight_copies: u64,
 }
 
+/// What an executor may hold, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct ExecutorLimits {
+    /// Sessions and weights together.
+    pub budget_bytes: u64,
+    /// The sessions and weights of one client identity.
+    pub client_bytes_max: u64,
+    /// Weights that are kept for later sessions; above it the least recently used are dropped.
+    pub weight_bytes_max: u64,
+}
+
+impl ExecutorLimits {
+    /// One budget, and no other limit.
+    pub fn of(budget_bytes: u64) -> Self {
+        ExecutorLimits { budget_bytes, client_bytes_max: u64::MAX, weight_bytes_max: u64::MAX }
+    }
+}
+
 /// What a session is told about its peer.
 #[derive(Debug, Clone, Default)]
 pub struct SessionSettings {
@@ -49,10 +68,14 @@ pub struct SessionSettings {
 impl<B: Backend> Executor<B> {
     /// Sessions and weights together may hold `budget_bytes` of the device.
     pub fn new(backend: B, budget_bytes: u64) -> Self {
+        Executor::with_limits(backend, ExecutorLimits::of(budget_bytes))
+    }
+
+    pub fn with_limits(backend: B, limits: ExecutorLimits) -> Self {
         Executor {
             backend,
-            ledger: Ledger::new(budget_bytes),
-            weights: Weights::new(),
+            ledger: Ledger::new(limits.budget_bytes, limits.client_bytes_max),
+            weights: Weights::new(limits.weight_bytes_max),
             counts: Counts::default(),
             sessions: 0,
             threads: 0,
@@ -63,12 +86,15 @@ impl<B: Backend> Executor<B> {
         let generator = self.backend.generator()?;
         self.sessions += 1;
         let threads = settings.threads.min(THREADS_MAX);
-        Ok(Session::new(generator, Arc::from(settings.identity), threads))
+        let identity = Arc::from(settings.identity);
+        let account = self.ledger.account(&identity);
+        Ok(Session::new(generator, identity, account, threads))
     }
 
     /// Gives back everything a session holds. Every session that was opened is closed here.
     pub fn close(&mut self, mut session: Session<B>) {
         self.counts.templates -= session.templates_defined();
+        self.ledger.enter(session.account());
         session.clear(&mut self.ledger);
         self.sessions -= 1;
     }
@@ -87,6 +113,7 @@ impl<B: Backend> Executor<B> {
             self.threads = session.threads;
             self.backend.set_threads(session.threads);
         }
+        self.ledger.enter(session.account());
         let start = *position;
         let done = session.execute(self, tape, position, records_max, outbox);
         self.counts.bytes_in += (*position - start) as u64;
@@ -101,6 +128,7 @@ impl<B: Backend> Executor<B> {
         tape: &[u8],
         position: &mut usize,
     ) -> Result<(), SessionError> {
+        self.ledger.enter(session.account());
         session.wind_up(self, tape, position)
     }
 
@@ -119,6 +147,21 @@ impl<B: Backend> Executor<B> {
         session.add_region(region, memory)
     }
 
+    /// Whether a weight is stored for the session's identity, and its bytes; if so the session
+    /// keeps it.
+    pub fn hold_weight(
+        &mut self,
+        session: &mut Session<B>,
+        hash: &WeightHash,
+    ) -> Result<Option<u64>, SessionError> {
+        session.hold_weight(self, hash)
+    }
+
+    /// Bytes of tape and uploads so far.
+    pub fn bytes_in(&self) -> u64 {
+        self.counts.bytes_in + self.counts.upload_bytes
+    }
+
     pub fn sessions(&self) -> u64 {
         self.sessions
     }
@@ -134,6 +177,7 @@ impl<B: Backend> Executor<B> {
             ("node.weight_bytes", self.weights.bytes()),
             ("node.weight_hits", counts.weight_hits),
             ("node.weight_copies", counts.weight_copies),
+            ("node.weights_evicted", self.weights.evicted()),
             ("node.budget_bytes", self.ledger.budget()),
             ("node.ops_executed", counts.ops),
             ("node.op_errors", counts.op_errors),

@@ -30,7 +30,7 @@ mod storages;
 mod weights;
 
 pub use backend::Backend;
-pub use executor::{Executor, SessionSettings};
+pub use executor::{Executor, ExecutorLimits, SessionSettings};
 pub use failure::{Failure, SessionError};
 pub use outbox::{Outbox, SentFrames};
 pub use session::Session;

@@ -4,11 +4,14 @@
 //! One thread per device serves sessions (see `genie_node::serve`).
 
 mod cuda;
+mod listen;
 mod signals;
 mod supervise;
 
 use std::io::{IsTerminal, Write};
+use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -16,24 +19,39 @@ use clap::{Parser, ValueEnum};
 use genie_aten::execute::{self, Device};
 use genie_node::aten::Aten;
 use genie_node::select::{Selected, Wanted, select};
-use genie_node::serve::{Mailbox, NodeFacts, Server};
-use genie_node::{Executor, memory};
-use genie_shm::Listener;
+use genie_node::serve::{Door, Mailbox, NodeFacts, QuotaLimits, Quotas, Server};
+use genie_node::{Executor, ExecutorLimits, memory};
+use genie_remote::cli::{PROBE, RemoteArgs};
 use genie_wire::control;
 use tracing_subscriber::EnvFilter;
 
+use listen::{LinkLimits, Listen};
 use supervise::{Ended, Supervisor};
+
+/// Bytes of regions of one session by default: two of 64 MiB, and as much to spare.
+const CLIENT_MESSAGE_BYTES: u64 = 256 << 20;
+/// Weights a node keeps by default for hosts elsewhere.
+const WEIGHT_CACHE_BYTES: u64 = 8 << 30;
+
+const SOFTWARE: &str = concat!("genie-node ", env!("CARGO_PKG_VERSION"));
 
 /// Executes PyTorch operators for Genie hosts, on libtorch and without Python.
 ///
-/// Prints one line, `ready unix:PATH`, when it can be connected to. Ends on SIGTERM or SIGINT,
+/// Prints one line, `ready ADDRESS...`, when it can be connected to. Ends on SIGTERM or SIGINT,
 /// or when the process given by --parent-pid ends, and removes its socket.
 #[derive(Parser)]
 #[command(name = "genie-node", version)]
 struct Args {
-    /// Where to listen: `unix:` and the path of a socket to create (mode 0600)
-    #[arg(long, value_name = "unix:PATH", value_parser = socket_path)]
-    listen: PathBuf,
+    /// Where to listen: `unix:PATH` for hosts of this user on this machine, `quic://ADDRESS:PORT`
+    /// (or another transport that carries control) for hosts elsewhere; may be given several times
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    listen: Vec<Listen>,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+
+    #[command(flatten)]
+    clients: ClientArgs,
 
     /// End when this process ends
     #[arg(long, value_name = "PID")]
@@ -74,15 +92,40 @@ enum DeviceArg {
     Auto,
 }
 
-fn socket_path(text: &str) -> Result<PathBuf, String> {
-    match text.strip_prefix("unix:") {
-        Some(path) if !path.is_empty() => Ok(path.into()),
-        _ => Err("expected unix:PATH, such as unix:/run/user/1000/genie/node.sock".to_owned()),
+/// What one client (one identity: the host's certificate and its user) may use of this node.
+#[derive(clap::Args)]
+struct ClientArgs {
+    /// Bytes that the sessions and weights of one client may hold on each device [default: all]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    client_memory_bytes: Option<u64>,
+
+    /// Sessions of one client at a time [default: as many as --max-sessions]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    client_sessions: Option<u32>,
+
+    /// Bytes of the regions that one session moves tensors through, and so of the largest message
+    #[arg(long, value_name = "BYTES", default_value_t = CLIENT_MESSAGE_BYTES,
+          value_parser = clap::value_parser!(u64).range(1 << 16..))]
+    client_message_bytes: u64,
+
+    /// Bytes that one client may send in a second [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1 << 10..))]
+    client_bytes_per_s: Option<u64>,
+
+    /// Bytes of weights kept for later sessions; above it the least recently used that no session
+    /// holds are dropped [default: no limit for a host's own node, else 8 GiB]
+    #[arg(long, value_name = "BYTES")]
+    weight_cache_bytes: Option<u64>,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match probed_plugin() {
+        Some(plugin) => Ok(genie_transport::probe::probe_child_main(&plugin)),
+        None => serve(Args::parse()).map(|()| ExitCode::SUCCESS),
     }
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn serve(args: Args) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log).context("--log (GENIE_LOG)")?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -97,9 +140,9 @@ fn main() -> anyhow::Result<()> {
     let budgets: Vec<u64> = devices.iter().map(|device| budget(&args, *device)).collect();
     let facts = Arc::new(facts(&args, &devices, &budgets));
 
-    let listener = Listener::bind(&args.listen)?;
-    let path = listener.path().to_owned();
-    let mut listener = Some(listener);
+    let (doors, addresses) = listen::open(&args.listen, &args.remote, link_limits(&args))?;
+    let mut doors = Some(doors);
+    let quotas = Arc::new(Quotas::new(quota_limits(&args)));
     let mailboxes: Arc<[Mailbox]> =
         devices.iter().map(|_| Mailbox::new()).collect::<Result<_, _>>()?;
     let mut servers = Vec::new();
@@ -107,11 +150,12 @@ fn main() -> anyhow::Result<()> {
         let server = ServerThread {
             device: *device,
             without: args.without.clone(),
-            budget_bytes: budgets[index],
+            limits: limits(&args, budgets[index]),
+            quotas: quotas.clone(),
             facts: facts.clone(),
             mailboxes: mailboxes.clone(),
             index,
-            listener: listener.take(),
+            doors: doors.take().unwrap_or_default(),
         };
         let ended = supervisor.ended_flag()?;
         let thread = std::thread::Builder::new()
@@ -121,7 +165,7 @@ fn main() -> anyhow::Result<()> {
         servers.push(thread);
     }
 
-    println!("ready unix:{}", path.display());
+    println!("ready {}", addresses.join(" "));
     std::io::stdout().flush().context("say that the node is ready")?;
     let reason = supervisor.wait()?;
     tracing::info!(?reason, "the node ends");
@@ -132,7 +176,7 @@ fn main() -> anyhow::Result<()> {
     let all_ended = supervisor.wait_for(&servers);
     if !all_ended {
         tracing::warn!("an operator is still running; it is cut off");
-        let _ = std::fs::remove_file(&path);
+        listen::remove_sockets(&args.listen);
         std::process::exit(reason.exit_code());
     }
     for server in servers {
@@ -162,6 +206,37 @@ fn devices(wanted: DeviceArg) -> anyhow::Result<Vec<Device>> {
     })
 }
 
+/// The plugin to probe, when this process was started for that.
+fn probed_plugin() -> Option<PathBuf> {
+    let mut args = std::env::args_os().skip(1);
+    let first = args.next();
+    first.filter(|first| first == OsStr::new(PROBE)).and(args.next()).map(PathBuf::from)
+}
+
+fn link_limits(args: &Args) -> LinkLimits {
+    LinkLimits {
+        region_bytes_max: args.clients.client_message_bytes,
+        software: SOFTWARE.to_owned(),
+    }
+}
+
+fn quota_limits(args: &Args) -> QuotaLimits {
+    QuotaLimits {
+        sessions_max: args.clients.client_sessions.unwrap_or(u32::MAX),
+        bytes_per_s: args.clients.client_bytes_per_s.unwrap_or(u64::MAX),
+    }
+}
+
+fn limits(args: &Args, budget_bytes: u64) -> ExecutorLimits {
+    // A host keeps the books of its own node's weights.
+    let default = if args.parent_pid.is_some() { u64::MAX } else { WEIGHT_CACHE_BYTES };
+    ExecutorLimits {
+        budget_bytes,
+        client_bytes_max: args.clients.client_memory_bytes.unwrap_or(u64::MAX),
+        weight_bytes_max: args.clients.weight_cache_bytes.unwrap_or(default),
+    }
+}
+
 fn budget(args: &Args, device: Device) -> u64 {
     args.memory_bytes.unwrap_or_else(|| match device.memory_bytes() {
         0 => memory::default_budget_bytes(),
@@ -172,7 +247,7 @@ fn budget(args: &Args, device: Device) -> u64 {
 fn facts(args: &Args, devices: &[Device], budgets: &[u64]) -> NodeFacts {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     NodeFacts {
-        software: concat!("genie-node ", env!("CARGO_PKG_VERSION")).to_owned(),
+        software: SOFTWARE.to_owned(),
         torch: execute::torch_version(),
         devices: devices
             .iter()
@@ -192,20 +267,22 @@ fn facts(args: &Args, devices: &[Device], budgets: &[u64]) -> NodeFacts {
 struct ServerThread {
     device: Device,
     without: Vec<String>,
-    budget_bytes: u64,
+    limits: ExecutorLimits,
+    quotas: Arc<Quotas>,
     facts: Arc<NodeFacts>,
     mailboxes: Arc<[Mailbox]>,
     index: usize,
-    listener: Option<Listener>,
+    doors: Vec<Door>,
 }
 
 impl ServerThread {
     fn run(self) -> anyhow::Result<()> {
-        let executor = Executor::new(Aten::new(self.device), self.budget_bytes);
+        let executor = Executor::with_limits(Aten::new(self.device), self.limits);
         let ops = self.device.ops(&self.without);
         tracing::info!(device = self.index, ops = ops.len(), "a device is served");
+        let (mailboxes, index, doors) = (self.mailboxes, self.index, self.doors);
         let server =
-            Server::new(executor, self.facts, ops, self.mailboxes, self.index, self.listener)
+            Server::new(executor, self.facts, ops, mailboxes, index, doors, self.quotas)
                 .context("prepare to serve")?;
         server.run().context("serve")
     }

@@ -4,20 +4,24 @@
 //! its operators and writes the answer. Sessions take turns bounded in records and in time.
 
 mod connection;
+mod door;
 mod mailbox;
+mod quotas;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use genie_shm::{Listener, UnixLink};
 use genie_transport::{Link, LinkError};
 use genie_wire::control::{Device, Hello};
 use rustix::event::{Timespec, epoll};
 
 use crate::{Backend, Executor, SessionSettings};
 use connection::{Connection, Turn};
+pub use door::Door;
 pub use mailbox::Mailbox;
+pub use quotas::{QuotaLimits, Quotas};
 
 /// What a node tells its clients, the same for all of its devices.
 #[derive(Debug, Clone)]
@@ -40,9 +44,11 @@ pub struct Server<B: Backend> {
     /// Schema hashes of the operators the device runs.
     ops: Vec<u64>,
     epoll: OwnedFd,
-    listener: Option<Listener>,
-    /// Whether the listener is watched: not while descriptors have run out.
-    accepting: bool,
+    /// Ways in, each with whether it is watched: not while descriptors have run out.
+    doors: Vec<(Door, bool)>,
+    quotas: Arc<Quotas>,
+    /// Links whose last words are on their way, and when they are dropped anyway.
+    lingering: Vec<(Box<dyn Link>, Instant)>,
     /// One per device, in order; `mailboxes[device]` is this server's own.
     mailboxes: Arc<[Mailbox]>,
     device: usize,
@@ -51,37 +57,47 @@ pub struct Server<B: Backend> {
     next_session: u64,
 }
 
-/// Names of descriptors in the wait set; connections count up from `CONNECTION`.
+/// Names of descriptors in the wait set; doors count up from `DOOR`, connections from
+/// `CONNECTION`.
 const MAILBOX: u64 = 0;
-const LISTENER: u64 = 1;
-const CONNECTION: u64 = 2;
+const DOOR: u64 = 1;
+const CONNECTION: u64 = DOOR + DOORS_MAX as u64;
+/// Ways into one node.
+const DOORS_MAX: usize = 16;
+/// How long a link's last words may take.
+const LINGER: Duration = Duration::from_secs(1);
+/// How often lingering links are looked at.
+const LINGER_STEP: Duration = Duration::from_millis(20);
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 64;
 
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 impl<B: Backend> Server<B> {
-    /// `listener` belongs to the server of device 0, which passes connections on to the others.
+    /// `doors` belong to the server of device 0, which passes connections on to the others.
     pub fn new(
         executor: Executor<B>,
         facts: Arc<NodeFacts>,
         ops: Vec<u64>,
         mailboxes: Arc<[Mailbox]>,
         device: usize,
-        listener: Option<Listener>,
+        doors: Vec<Door>,
+        quotas: Arc<Quotas>,
     ) -> std::io::Result<Self> {
+        assert!(doors.len() <= DOORS_MAX, "the command line allows fewer");
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         watch(&epoll, mailboxes[device].event_fd(), MAILBOX)?;
-        if let Some(listener) = &listener {
-            watch(&epoll, listener.event_fd(), LISTENER)?;
+        for (name, door) in (DOOR..).zip(&doors) {
+            watch(&epoll, door.event_fd(), name)?;
         }
         Ok(Server {
             executor,
             facts,
             ops,
             epoll,
-            accepting: listener.is_some(),
-            listener,
+            doors: doors.into_iter().map(|door| (door, true)).collect(),
+            quotas,
+            lingering: Vec::new(),
             mailboxes,
             device,
             connections: BTreeMap::new(),
@@ -96,8 +112,9 @@ impl<B: Backend> Server<B> {
         loop {
             let busy = self.connections.values().any(|connection| connection.runnable);
             events.clear();
-            let timeout = busy.then_some(&NOW);
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout) {
+            let timeout = if busy { Some(NOW) } else { self.sleep_max() };
+            let space = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&self.epoll, space, timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -107,8 +124,35 @@ impl<B: Backend> Server<B> {
             if self.mailboxes[self.device].stopped() {
                 return Ok(());
             }
+            self.wake_throttled();
             self.take_turns()?;
+            self.drive_lingering();
         }
+    }
+
+    /// How long to wait for events: until a client may send again or a link's end is looked at.
+    fn sleep_max(&self) -> Option<Timespec> {
+        let throttled = self.connections.values().filter_map(|connection| connection.throttled);
+        let now = Instant::now();
+        let throttled = throttled.min().map(|until| until.saturating_duration_since(now));
+        let linger = (!self.lingering.is_empty()).then_some(LINGER_STEP);
+        let wait = throttled.into_iter().chain(linger).min()?;
+        // Rounded up, so that the moment has come when the wait ends.
+        Timespec::try_from(wait + Duration::from_micros(50)).ok()
+    }
+
+    fn wake_throttled(&mut self) {
+        for connection in self.connections.values_mut() {
+            if connection.throttled.is_some_and(|until| until <= Instant::now()) {
+                connection.runnable = true;
+            }
+        }
+    }
+
+    fn drive_lingering(&mut self) {
+        self.lingering.retain_mut(|(link, until)| {
+            Instant::now() < *until && link.drive().is_ok() && link.poll().is_ok()
+        });
     }
 
     fn notice(&mut self, source: u64, flags: epoll::EventFlags) -> std::io::Result<()> {
@@ -118,7 +162,7 @@ impl<B: Backend> Server<B> {
                     self.adopt(link, Some(hello))?;
                 }
             }
-            LISTENER => self.accept()?,
+            door if door < CONNECTION => self.accept((door - DOOR) as usize)?,
             id => {
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.runnable = true;
@@ -130,20 +174,25 @@ impl<B: Backend> Server<B> {
         Ok(())
     }
 
-    fn accept(&mut self) -> std::io::Result<()> {
-        let Some(listener) = &self.listener else {
+    fn accept(&mut self, index: usize) -> std::io::Result<()> {
+        let Some((door, watched)) = self.doors.get_mut(index) else {
             return Ok(());
         };
         let mut accepted = Vec::new();
         loop {
-            match listener.accept() {
+            match door.accept() {
                 Ok(Some(link)) => accepted.push(link),
                 Ok(None) => break,
+                // Of a stranger, perhaps: it concerns one connection.
+                Err(LinkError::Transport(error)) => {
+                    tracing::warn!(%error, "a connection is not accepted");
+                    break;
+                }
                 // Out of descriptors, most likely: wait until a connection ends.
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted now");
-                    epoll::delete(&self.epoll, listener.event_fd())?;
-                    self.accepting = false;
+                    epoll::delete(&self.epoll, door.event_fd())?;
+                    *watched = false;
                     break;
                 }
             }
@@ -151,7 +200,7 @@ impl<B: Backend> Server<B> {
         accepted.into_iter().try_for_each(|link| self.adopt(link, None))
     }
 
-    fn adopt(&mut self, mut link: UnixLink, hello: Option<Hello>) -> std::io::Result<()> {
+    fn adopt(&mut self, mut link: Box<dyn Link>, hello: Option<Hello>) -> std::io::Result<()> {
         let max = self.facts.sessions_max;
         if self.connections.len() >= max {
             tracing::warn!(max, "a connection is refused");
@@ -159,7 +208,10 @@ impl<B: Backend> Server<B> {
                 "the node serves {max} connections already; close one, or start it with a larger \
                  --max-sessions"
             );
-            connection::refuse(&mut link, genie_wire::ErrorCode::Runtime, &message);
+            connection::refuse(link.as_mut(), genie_wire::ErrorCode::Runtime, &message);
+            if link.close(&message) {
+                self.lingering.push((link, Instant::now() + LINGER));
+            }
             return Ok(());
         }
         let id = self.next_connection;
@@ -185,6 +237,7 @@ impl<B: Backend> Server<B> {
                 facts: &self.facts,
                 ops: &self.ops,
                 device: self.device,
+                quotas: &self.quotas,
                 next_session: &mut self.next_session,
             };
             match connection.turn(&mut host) {
@@ -205,7 +258,9 @@ impl<B: Backend> Server<B> {
             return Ok(());
         };
         let mut flags = epoll::EventFlags::empty();
-        flags.set(epoll::EventFlags::IN, !connection.paused);
+        let reads = !connection.paused && connection.throttled.is_none();
+        let reads = reads || connection.link.needs_drive();
+        flags.set(epoll::EventFlags::IN, reads);
         flags.set(epoll::EventFlags::OUT, connection.link.wants_write());
         if flags != connection.interest {
             connection.interest = flags;
@@ -225,13 +280,15 @@ impl<B: Backend> Server<B> {
 
     fn end(&mut self, id: u64) -> std::io::Result<()> {
         if let Some(connection) = self.remove(id)? {
-            connection.end(&mut self.executor);
+            if let Some(link) = connection.end(&mut self.executor) {
+                self.lingering.push((link, Instant::now() + LINGER));
+            }
         }
-        if !self.accepting
-            && let Some(listener) = &self.listener
-        {
-            watch(&self.epoll, listener.event_fd(), LISTENER)?;
-            self.accepting = true;
+        for (name, (door, watched)) in (DOOR..).zip(&mut self.doors) {
+            if !*watched {
+                watch(&self.epoll, door.event_fd(), name)?;
+                *watched = true;
+            }
         }
         Ok(())
     }
@@ -243,13 +300,19 @@ struct Host<'a, B: Backend> {
     facts: &'a NodeFacts,
     ops: &'a [u64],
     device: usize,
+    quotas: &'a Arc<Quotas>,
     next_session: &'a mut u64,
 }
 
 impl<B: Backend> Host<'_, B> {
-    fn settings(&self, hello: &Hello) -> SessionSettings {
+    /// What a host says of its client holds within what the host itself proved to be.
+    fn settings(&self, hello: &Hello, peer: &str) -> SessionSettings {
         let threads = if hello.threads == 0 { self.facts.threads } else { hello.threads };
-        SessionSettings { identity: hello.identity.clone(), threads }
+        let identity = match peer.is_empty() {
+            true => hello.identity.clone(),
+            false => format!("{peer}/{}", hello.identity),
+        };
+        SessionSettings { identity, threads }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
+use genie_shm::{Listener, UnixLink};
 use genie_transport::{Frame, SharedMemory};
 use genie_wire::control::{Refusal, Region, Status, StatusRequest, Welcome};
 use genie_wire::frame::FrameKind;
@@ -24,7 +25,8 @@ struct Node {
 
 fn node(devices: usize, sessions_max: usize) -> Node {
     let dir = tempfile::tempdir().unwrap();
-    let mut listener = Some(Listener::bind(dir.path().join("node")).unwrap());
+    let mut doors = vec![Door::Unix(Listener::bind(dir.path().join("node")).unwrap())];
+    let quotas = Arc::new(Quotas::default());
     let mailboxes: Arc<[Mailbox]> = (0..devices).map(|_| Mailbox::new().unwrap()).collect();
     let device = |i| Device { kind: "fake".to_owned(), name: format!("{i}"), memory_bytes: 1 };
     let facts = Arc::new(NodeFacts {
@@ -36,11 +38,12 @@ fn node(devices: usize, sessions_max: usize) -> Node {
     });
     let threads = (0..devices)
         .map(|device| {
-            let (mailboxes, facts, listener) = (mailboxes.clone(), facts.clone(), listener.take());
+            let (mailboxes, facts, quotas) = (mailboxes.clone(), facts.clone(), quotas.clone());
+            let doors = std::mem::take(&mut doors);
             std::thread::spawn(move || {
                 let executor = Executor::new(Fake::default(), 1 << 20);
                 let ops = vec![device as u64];
-                Server::new(executor, facts, ops, mailboxes, device, listener)?.run()
+                Server::new(executor, facts, ops, mailboxes, device, doors, quotas)?.run()
             })
         })
         .collect();
@@ -225,7 +228,7 @@ fn bad_input_ends_one_session_with_a_reason() {
         ("garbage for a tape", |c| c.send(FrameKind::Tape, &[0xff; 64]), ""),
         ("an unknown record", |c| c.send(FrameKind::Tape, &[31]), "unknown record"),
         ("a second hello", |c| c.hello(0), "hello"),
-        ("a host's frame", |c| c.send(FrameKind::Have, &[]), "does not take"),
+        ("a host's frame", |c| c.send(FrameKind::TraceRequest, &[]), "does not take"),
         ("a malformed request", |c| c.send(FrameKind::StatusRequest, &[0xff; 3]), "malformed"),
         (
             "one region twice",
@@ -253,10 +256,10 @@ fn bad_input_ends_one_session_with_a_reason() {
         (
             "another version",
             |c| {
-                let hello = Hello { protocol: 99, software: "old".into(), ..Hello::default() };
+                let hello = Hello { protocol: 0, software: "old".into(), ..Hello::default() };
                 c.send(FrameKind::Hello, &hello.encode_to_vec());
             },
-            "speaks 99",
+            "speaks 0",
         ),
         ("a malformed hello", |c| c.send(FrameKind::Hello, &[0xff; 9]), "malformed"),
     ];

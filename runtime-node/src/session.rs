@@ -13,13 +13,16 @@ use genie_wire::{ErrorCode, Record, Reply, StorageId, TapeDecoder, Template, Tem
 use prost::Message;
 
 use crate::credits::Credits;
-use crate::ledger::Ledger;
+use crate::ledger::{Account, Ledger};
 use crate::modules::Modules;
 use crate::storages::{Slot, Storages};
+use crate::weights::{Weight, release};
 use crate::{Backend, Executor, Failure, Outbox, SessionError};
 
 /// Encoded bytes of all templates of a session.
 const TEMPLATE_BYTES_MAX: u64 = 64 << 20;
+/// Weights one session may hold.
+const WEIGHTS_HELD_MAX: usize = 1 << 17;
 /// Templates of `Run` records that are kept bound; when full, all are dropped.
 const RUN_TEMPLATES_MAX: usize = 256;
 /// Inputs whose references fit on the stack.
@@ -46,6 +49,9 @@ struct State<B: Backend> {
     regions: HashMap<u32, SharedMemory>,
     credits: Credits,
     identity: Arc<str>,
+    account: Account,
+    /// Weights that the session asked for: they stay while it lives.
+    held: HashMap<WeightHash, Arc<Weight<B::Storage>>>,
     /// Scratch space: the storages an operator made, and an encoded reply.
     made: Vec<B::Storage>,
     encoded: Vec<u8>,
@@ -74,7 +80,12 @@ impl From<Failure> for Stop {
 }
 
 impl<B: Backend> Session<B> {
-    pub(crate) fn new(generator: B::Generator, identity: Arc<str>, threads: u32) -> Self {
+    pub(crate) fn new(
+        generator: B::Generator,
+        identity: Arc<str>,
+        account: Account,
+        threads: u32,
+    ) -> Self {
         let state = State {
             storages: Storages::new(),
             templates: Vec::new(),
@@ -85,6 +96,8 @@ impl<B: Backend> Session<B> {
             regions: HashMap::new(),
             credits: Credits::default(),
             identity,
+            account,
+            held: HashMap::new(),
             made: Vec::new(),
             encoded: Vec::new(),
         };
@@ -147,7 +160,31 @@ impl<B: Backend> Session<B> {
         self.state.templates.len() as u64
     }
 
+    pub(crate) fn account(&self) -> Account {
+        self.state.account
+    }
+
+    pub(crate) fn hold_weight(
+        &mut self,
+        node: &mut Executor<B>,
+        hash: &WeightHash,
+    ) -> Result<Option<u64>, SessionError> {
+        let state = &mut self.state;
+        let Some(weight) = node.weights.get(&state.identity, hash) else {
+            return Ok(None);
+        };
+        let bytes = weight.bytes;
+        if state.held.len() >= WEIGHTS_HELD_MAX && !state.held.contains_key(hash) {
+            return Err(SessionError::TooMany { what: "weights held", max: WEIGHTS_HELD_MAX as u64 });
+        }
+        state.held.entry(*hash).or_insert_with(|| weight.clone());
+        Ok(Some(bytes))
+    }
+
     pub(crate) fn clear(&mut self, ledger: &mut Ledger) {
+        for (_, weight) in self.state.held.drain() {
+            release(weight, ledger);
+        }
         self.state.storages.clear(ledger);
     }
 }
@@ -200,6 +237,9 @@ impl<B: Backend> State<B> {
             }
             Record::Read { token, id, offset, len, dest } => {
                 let read = self.read(token, id, offset, len, dest, node);
+                if let (Ok(()), Some(dest)) = (&read, dest) {
+                    outbox.payload(dest.region, dest.offset, len);
+                }
                 self.answer(token, read, outbox)
             }
             Record::Fence { token } => {
@@ -533,14 +573,15 @@ impl<B: Backend> State<B> {
         hash: &WeightHash,
         node: &mut Executor<B>,
     ) -> Result<(), Stop> {
-        let Some(weight) = node.weights.get(&self.identity, hash).cloned() else {
+        let stored = node.weights.get(&self.identity, hash).or(self.held.get(hash)).cloned();
+        let Some(weight) = stored else {
             let message = "the weight is not, or no longer, in the node's store; upload it again";
             return Err(Failure::new(ErrorCode::WeightMissing, message).into());
         };
         let bytes = self.storages.bytes(id).unwrap_or(0);
         if weight.bytes != bytes {
             let message = format!("the weight has {} bytes, its storage {bytes}", weight.bytes);
-            crate::weights::release(weight, &mut node.ledger);
+            release(weight, &mut node.ledger);
             return Err(Failure::new(ErrorCode::Value, message).into());
         }
         node.counts.weight_hits += 1;
@@ -591,7 +632,7 @@ impl<B: Backend> State<B> {
         if let Some(stored) = node.weights.get(&self.identity, &hash).cloned() {
             self.storages.put(id, Slot::Shared(stored), &mut node.ledger)?;
         } else if let Some(weight) = self.storages.share(id, hash) {
-            node.weights.insert(&self.identity, weight);
+            node.weights.insert(&self.identity, weight, &mut node.ledger);
         }
         Ok(())
     }

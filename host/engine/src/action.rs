@@ -14,6 +14,8 @@ pub enum Action {
     /// Send the frame that was just received from the client to the node, as it is, with the
     /// memory that came beside it.
     ForwardToNode,
+    /// The node needs these bytes of a region before the next frame.
+    PayloadToNode { region: u32, offset: u64, bytes: u64 },
     /// Send the frame that was just received from the node to the client, as it is.
     ForwardToClient,
     ToClient(FrameKind, Vec<u8>),

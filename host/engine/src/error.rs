@@ -1,6 +1,6 @@
 //! Why a session is ended.
 
-use genie_wire::{ErrorCode, WireError};
+use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, WireError};
 
 /// A client broke the protocol or a limit; its session ends with a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,10 +26,10 @@ pub enum SessionError {
     #[error("a frame of kind {kind} is not expected {state}")]
     UnexpectedFrame { kind: &'static str, state: &'static str },
     #[error(
-        "the client speaks protocol {client}, this host speaks {host}; install the same version \
-         of genie on both sides"
+        "the client speaks protocol {client}, this host speaks {PROTOCOL_OLDEST} to \
+         {PROTOCOL_VERSION}; install the same version of genie on both sides"
     )]
-    Protocol { client: u32, host: u32 },
+    Protocol { client: u32 },
 }
 
 impl SessionError {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use genie_wire::control::{
     Counter, Device, Have, HaveAnswer, Hello, Refusal, Region, Released, Status, StatusRequest,
-    TraceAnswer, TraceQuestion, TraceRequest, WeightStored, Welcome,
+    TraceAnswer, TraceQuestion, TraceRequest, WeightStored, Welcome, Word,
 };
 use genie_wire::frame::{FrameKind, HEADER_BYTES};
 use genie_wire::record::{StorageId, WeightHash};
 use genie_wire::varint::Reader;
-use genie_wire::{ErrorCode, PROTOCOL_VERSION, Reply, TapeDecoder, TapeWriter, WireError};
+use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, Reply, TapeDecoder, TapeWriter, WireError};
 use prost::Message;
 
 use crate::history::Snapshot;
@@ -47,6 +47,11 @@ impl Default for Limits {
 /// Counters of the host process, asked for when a status is.
 pub trait HostCounters: Send + Sync {
     fn entries(&self) -> Vec<(String, u64)>;
+
+    /// Facts that are no numbers.
+    fn words(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 }
 
 /// What a session is told at its start.
@@ -65,6 +70,17 @@ pub struct SessionConfig {
     pub analyze: bool,
 }
 
+/// How a session reaches its node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Way {
+    /// `local_remote`, `remote` or `remote_zero_copy`.
+    pub mode: String,
+    /// The same for people, and why not a stronger one.
+    pub route: String,
+    /// The node says which weights it has; otherwise the index that sessions share does.
+    pub node_knows_weights: bool,
+}
+
 /// The state machine. After [`Action::End`] it ignores everything.
 ///
 /// Invariant: a frame that breaks the protocol never reaches the node, not even in part.
@@ -75,9 +91,14 @@ pub struct Session {
     phase: Phase,
     counters: Counters,
     devices: Vec<Device>,
+    way: Way,
+    /// The version that the client is spoken to in.
+    client_protocol: u32,
     /// `Have` questions about a weight that this session is storing, by hash.
     haves_waiting: HashMap<WeightHash, Vec<u64>>,
     haves: usize,
+    /// Questions for weights that the node will answer, by token.
+    haves_asked: HashMap<u64, WeightHash>,
     status_waiting: Vec<u64>,
     /// Weights being forgotten, by the token of the fence behind.
     forgetting: HashMap<u64, Vec<WeightHash>>,
@@ -120,13 +141,17 @@ impl Session {
                     of_templates: 0,
                     max: limits.definition_bytes_max,
                 },
+                payloads: Vec::new(),
             },
             config,
             phase: Phase::AwaitingHello,
             counters: Counters::default(),
             devices: Vec::new(),
+            way: Way::default(),
+            client_protocol: PROTOCOL_VERSION,
             haves_waiting: HashMap::new(),
             haves: 0,
+            haves_asked: HashMap::new(),
             status_waiting: Vec::new(),
             forgetting: HashMap::new(),
             next_host_token: HOST_TOKENS,
@@ -138,6 +163,11 @@ impl Session {
     pub fn use_weights(&mut self, weights: SharedWeights) {
         debug_assert!(self.tape.weights.held.is_empty(), "nothing is held before the welcome");
         self.tape.weights.shared = weights;
+    }
+
+    /// How the node is reached; before the welcome, so that the client is told.
+    pub fn use_way(&mut self, way: Way) {
+        self.way = way;
     }
 
     pub fn counters(&self) -> &Counters {
@@ -194,6 +224,10 @@ impl Session {
         match (kind, &self.phase) {
             (FrameKind::Tape, Phase::Running) => {
                 self.tape.read(body, &mut self.counters)?;
+                for (span, bytes) in self.tape.payloads.drain(..) {
+                    let (region, offset) = (span.region, span.offset);
+                    actions.push(Action::PayloadToNode { region, offset, bytes });
+                }
                 self.forward_to_node(body, actions);
                 Ok(())
             }
@@ -229,10 +263,10 @@ impl Session {
 
     fn hello(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
         let hello = Hello::decode(body).map_err(WireError::from)?;
-        if hello.protocol != PROTOCOL_VERSION {
-            let (client, host) = (hello.protocol, PROTOCOL_VERSION);
-            return Err(SessionError::Protocol { client, host });
-        }
+        let Some(protocol) = genie_wire::common_version(hello.protocol) else {
+            return Err(SessionError::Protocol { client: hello.protocol });
+        };
+        self.client_protocol = protocol;
         self.phase = Phase::AwaitingWelcome;
         let software = format!("{} for {}", self.config.software, hello.software);
         let identity = self.config.identity.clone();
@@ -248,6 +282,9 @@ impl Session {
     fn have(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
         let have = Have::decode(body).map_err(WireError::from)?;
         let hash = weight_hash(&have.hash)?;
+        if self.phase == Phase::Running && self.way.node_knows_weights {
+            return self.ask_node_for_weight(have.token, hash, body, actions);
+        }
         let weights = &mut self.tape.weights;
         if self.phase == Phase::Running && weights.storing.contains_key(&hash) {
             if self.haves >= HAVES_WAITING_MAX {
@@ -259,6 +296,41 @@ impl Session {
             return Ok(());
         }
         self.answer_have(have.token, &hash, actions);
+        Ok(())
+    }
+
+    /// The node answers in the order of the tape, so a store before the question counts.
+    fn ask_node_for_weight(
+        &mut self,
+        token: u64,
+        hash: WeightHash,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), SessionError> {
+        if self.haves_asked.len() >= HAVES_WAITING_MAX {
+            let (value, max) = (HAVES_WAITING_MAX as u64 + 1, HAVES_WAITING_MAX as u64);
+            return Err(SessionError::Limit { what: "waiting questions", value, max });
+        }
+        self.haves_asked.insert(token, hash);
+        self.forward_to_node(body, actions);
+        Ok(())
+    }
+
+    /// The node told whether it has a weight, and keeps it for this session if so.
+    fn node_has(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
+        let answer = HaveAnswer::decode(body).map_err(WireError::from)?;
+        let Some(hash) = self.haves_asked.remove(&answer.token) else {
+            let value = answer.token;
+            return Err(WireError::NoSuch { what: "question for a weight", value }.into());
+        };
+        if answer.present {
+            self.tape.weights.held.insert(hash);
+            self.counters.weight_hits += 1;
+            self.counters.weight_bytes_saved += answer.bytes;
+        } else {
+            self.counters.weight_misses += 1;
+        }
+        self.forward_to_client(body, actions);
         Ok(())
     }
 
@@ -277,7 +349,8 @@ impl Session {
             }
             None => self.counters.weight_misses += 1,
         }
-        let answer = HaveAnswer { token, present: bytes.is_some() };
+        let (present, bytes) = (bytes.is_some(), bytes.unwrap_or(0));
+        let answer = HaveAnswer { token, present, bytes };
         self.send_client(FrameKind::HaveAnswer, answer.encode_to_vec(), actions);
     }
 
@@ -288,7 +361,7 @@ impl Session {
     ) -> Result<(), SessionError> {
         let request = StatusRequest::decode(body).map_err(WireError::from)?;
         if self.phase != Phase::Running {
-            let status = Status { token: request.token, counters: vec![] };
+            let status = Status { token: request.token, ..Status::default() };
             self.send_status(status, actions);
             return Ok(());
         }
@@ -364,6 +437,15 @@ impl Session {
         add("host.session.weights_held".to_owned(), self.tape.weights.held.len() as u64);
         add("host.session.waiting".to_owned(), self.tape.tokens.len() as u64);
         add(format!("host.session.plan.{}", plan::ONE_NODE), 1);
+        let mut word = |name: &str, value: &str| {
+            let (name, value) = (format!("host.{name}"), value.to_owned());
+            status.words.push(Word { name, value });
+        };
+        for (name, value) in self.config.host.words() {
+            word(&name, &value);
+        }
+        word("session.mode", &self.way.mode);
+        word("session.route", &self.way.route);
         self.send_client(FrameKind::Status, status.encode_to_vec(), actions);
     }
 
@@ -394,6 +476,7 @@ impl Session {
                 Ok(())
             }
             (FrameKind::WeightStored, Phase::Running) => self.weight_stored(body, actions),
+            (FrameKind::HaveAnswer, Phase::Running) => self.node_has(body, actions),
             (FrameKind::Status, Phase::Running) => {
                 let status = Status::decode(body).map_err(WireError::from)?;
                 let waiting = self.status_waiting.iter().position(|token| *token == status.token);
@@ -425,10 +508,10 @@ impl Session {
     }
 
     fn welcome(&mut self, welcome: Welcome, actions: &mut Vec<Action>) {
-        if welcome.protocol != PROTOCOL_VERSION {
+        if !(PROTOCOL_OLDEST..=PROTOCOL_VERSION).contains(&welcome.protocol) {
             let message = format!(
-                "the node speaks protocol {}, this host speaks {PROTOCOL_VERSION}; install the \
-                 same version of genie-host and genie-node",
+                "the node speaks protocol {}, this host speaks {PROTOCOL_OLDEST} to \
+                 {PROTOCOL_VERSION}; install the same version of genie-host and genie-node",
                 welcome.protocol
             );
             return self.refuse(ErrorCode::Protocol, &message, actions);
@@ -436,6 +519,9 @@ impl Session {
         self.phase = Phase::Running;
         self.devices = welcome.devices.clone();
         let answer = Welcome {
+            protocol: self.client_protocol,
+            mode: self.way.mode.clone(),
+            route: self.way.route.clone(),
             software: format!("{} over {}", self.config.software, welcome.software),
             session: self.config.id,
             node_pid: welcome.pid,
@@ -575,12 +661,16 @@ impl Session {
         }
         self.phase = Phase::NodeLost { code, message };
         self.tape.weights.storing.clear();
+        for token in std::mem::take(&mut self.haves_asked).into_keys() {
+            let answer = HaveAnswer { token, ..HaveAnswer::default() };
+            self.send_client(FrameKind::HaveAnswer, answer.encode_to_vec(), actions);
+        }
         let hashes: Vec<WeightHash> = self.haves_waiting.keys().copied().collect();
         for hash in hashes {
             self.answer_waiting_haves(&hash, actions);
         }
         for token in std::mem::take(&mut self.status_waiting) {
-            self.send_status(Status { token, counters: vec![] }, actions);
+            self.send_status(Status { token, ..Status::default() }, actions);
         }
         self.answer_for_node(actions);
     }

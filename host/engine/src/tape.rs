@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use genie_srg::Origin;
 use genie_wire::limits::SYMBOLS_MAX;
-use genie_wire::record::{StorageId, WeightHash};
+use genie_wire::record::{RegionSpan, StorageId, WeightHash};
 use genie_wire::{Record, TapeDecoder};
 
 use crate::regions::Regions;
@@ -77,6 +77,8 @@ pub(crate) struct TapeState {
     pub(crate) segmenter: Segmenter,
     pub(crate) weights: HeldWeights,
     pub(crate) definitions: DefinitionBytes,
+    /// Uploads through regions in the frame that was read last.
+    pub(crate) payloads: Vec<(RegionSpan, u64)>,
 }
 
 impl TapeState {
@@ -96,8 +98,10 @@ impl TapeState {
             segmenter: &mut self.segmenter,
             weights: &mut self.weights,
             definitions: &mut self.definitions,
+            payloads: &mut self.payloads,
             counters,
         };
+        rest.payloads.clear();
         while let Some(record) = decoder.next(bytes, &mut position)? {
             rest.counters.records += 1;
             rest.record(record)?;
@@ -118,6 +122,7 @@ struct Rest<'a> {
     segmenter: &'a mut Segmenter,
     weights: &'a mut HeldWeights,
     definitions: &'a mut DefinitionBytes,
+    payloads: &'a mut Vec<(RegionSpan, u64)>,
     counters: &'a mut Counters,
 }
 
@@ -166,6 +171,7 @@ impl Rest<'_> {
             Record::Upload { id, len, source, .. } => {
                 self.regions.check(source, len)?;
                 self.regions.uploaded(source.region, len);
+                self.payloads.push((source, len));
                 self.upload(id, len)?;
             }
             Record::UploadInline { id, bytes, .. } => self.upload(id, bytes.len() as u64)?,

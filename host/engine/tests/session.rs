@@ -389,6 +389,7 @@ fn a_status_joins_the_counters_of_node_and_host() {
     let request = StatusRequest { token: 3 }.encode_to_vec();
     assert_eq!(client(&mut session, FrameKind::StatusRequest, &request), [Action::ForwardToNode]);
     let from_node = Status {
+        words: vec![],
         token: 3,
         counters: vec![genie_wire::control::Counter { name: "node.ops".to_owned(), value: 5 }],
     };

@@ -3,7 +3,7 @@
 /// The first frame of a connection, from front end to host and from host to node.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Hello {
-    /// [`crate::PROTOCOL_VERSION`] of the sender.
+    /// The newest version the sender speaks.
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
     /// Version of the program that sends it, for messages to people.
@@ -59,6 +59,13 @@ pub struct Welcome {
     /// Process id of the node behind a host (0 from a node).
     #[prost(uint32, tag = "8")]
     pub node_pid: u32,
+    /// How the host reaches the node: `local_remote`, `remote` or `remote_zero_copy` (empty from
+    /// a node, and before version 2).
+    #[prost(string, tag = "9")]
+    pub mode: String,
+    /// The same for people, and why not a stronger one.
+    #[prost(string, tag = "10")]
+    pub route: String,
 }
 
 /// A shared memory region; its descriptor travels in the same message.
@@ -96,6 +103,9 @@ pub struct HaveAnswer {
     pub token: u64,
     #[prost(bool, tag = "2")]
     pub present: bool,
+    /// Its size, when it is there.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -122,6 +132,18 @@ pub struct Status {
     pub token: u64,
     #[prost(message, repeated, tag = "2")]
     pub counters: Vec<Counter>,
+    /// Facts that are no numbers.
+    #[prost(message, repeated, tag = "3")]
+    pub words: Vec<Word>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Word {
+    /// Dotted: `host.session.transport`, `host.session.node`.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub value: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

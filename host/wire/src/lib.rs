@@ -23,5 +23,14 @@ pub use reply::{ErrorCode, Reply};
 pub use template::{OutputSpec, Template};
 pub use value::{DType, TensorMeta, Value};
 
-/// The version both sides of a hop must share; the hello refuses any other.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// The newest version of the protocol that this build speaks. The lower one of both sides of a hop
+/// is used.
+pub const PROTOCOL_VERSION: u32 = 2;
+/// The oldest version it speaks. Version 1 had no words in a status, and its welcome did not say
+/// how the host reaches the node.
+pub const PROTOCOL_OLDEST: u32 = 1;
+
+/// The version to speak with a peer whose hello names `theirs`; `None` when there is none.
+pub fn common_version(theirs: u32) -> Option<u32> {
+    (theirs >= PROTOCOL_OLDEST).then(|| theirs.min(PROTOCOL_VERSION))
+}

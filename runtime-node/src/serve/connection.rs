@@ -3,15 +3,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use genie_shm::UnixLink;
 use genie_transport::{Frame, Link, LinkError};
-use genie_wire::control::{Counter, Hello, Refusal, Region, Status, StatusRequest, Welcome};
+use genie_wire::control::{
+    Counter, Have, HaveAnswer, Hello, Refusal, Region, Status, StatusRequest, Welcome,
+};
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::STRING_BYTES_MAX;
-use genie_wire::{ErrorCode, PROTOCOL_VERSION};
+use genie_wire::record::WeightHash;
+use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, common_version};
 use prost::Message;
 use rustix::event::epoll;
 
+use super::quotas::Admission;
 use super::{Host, is_refusable};
 use crate::{Backend, Executor, Outbox, Session, memory};
 
@@ -23,12 +26,14 @@ const RECORDS_AT_ONCE: usize = 32;
 const UNREAD_BYTES_MAX: usize = 1 << 20;
 
 pub(super) struct Connection<B: Backend> {
-    pub(super) link: UnixLink,
+    pub(super) link: Box<dyn Link>,
     stage: Stage<B>,
     /// Has something to do besides waiting for its descriptor.
     pub(super) runnable: bool,
     /// Its peer does not read answers, so it gets no more turns for now.
     pub(super) paused: bool,
+    /// Its client sent more than its share: it is not read before this moment.
+    pub(super) throttled: Option<Instant>,
     /// Its peer hung up.
     pub(super) gone: bool,
     /// What its descriptor is watched for.
@@ -44,6 +49,7 @@ enum Stage<B: Backend> {
 struct Open<B: Backend> {
     session: Session<B>,
     number: u64,
+    admission: Admission,
     /// A tape frame in progress and how far it was executed.
     tape: Option<(Vec<u8>, usize)>,
     /// Records to execute before the next look at the clock.
@@ -76,23 +82,24 @@ impl From<LinkError> for End {
 }
 
 impl<B: Backend> Connection<B> {
-    pub(super) fn new(link: UnixLink, hello: Option<Hello>) -> Self {
+    pub(super) fn new(link: Box<dyn Link>, hello: Option<Hello>) -> Self {
         Connection {
             link,
             stage: Stage::Greeting(hello),
             runnable: true,
             paused: false,
+            throttled: None,
             gone: false,
             interest: epoll::EventFlags::IN,
         }
     }
 
-    pub(super) fn into_link(self) -> UnixLink {
+    pub(super) fn into_link(self) -> Box<dyn Link> {
         self.link
     }
 
-    /// Gives back what the session holds.
-    pub(super) fn end(self, executor: &mut Executor<B>) {
+    /// Gives back what the session holds. A link whose last words are on their way is returned.
+    pub(super) fn end(mut self, executor: &mut Executor<B>) -> Option<Box<dyn Link>> {
         if let Stage::Open(open) = self.stage {
             tracing::info!(session = open.number, "a session ended");
             let closed = catch_unwind(AssertUnwindSafe(|| executor.close(open.session)));
@@ -100,6 +107,8 @@ impl<B: Backend> Connection<B> {
                 tracing::error!("a session could not be closed cleanly");
             }
         }
+        let lingers = !self.gone && self.link.close("the session ended");
+        lingers.then_some(self.link)
     }
 
     /// Does what can be done now. A panic ends this session and no other.
@@ -125,9 +134,8 @@ impl<B: Backend> Connection<B> {
             End::Closed => Turn::End,
             End::Handover(hello) => Turn::Handover(hello),
             End::Refused(code, message) => {
-                let (pid, _) = self.link.peer_credentials();
-                tracing::warn!(pid, message, "a session is refused");
-                refuse(&mut self.link, code, &message);
+                tracing::warn!(peer = self.link.peer(), message, "a session is refused");
+                refuse(self.link.as_mut(), code, &message);
                 Turn::End
             }
         }
@@ -143,12 +151,18 @@ impl<B: Backend> Connection<B> {
             self.paused = self.link.queued_bytes() > UNREAD_BYTES_MAX;
             self.runnable = !self.paused;
             if self.paused {
-                return Ok(());
+                return Ok(self.link.drive()?);
             }
+            if self.throttled.is_some_and(|until| now < until) {
+                self.runnable = false;
+                return Ok(self.link.drive()?);
+            }
+            self.throttled = None;
             if let Stage::Open(open) = &mut self.stage
                 && let Some((tape, position)) = &mut open.tape
             {
-                let mut outbox = LinkOutbox { link: &mut self.link, failed: None };
+                let mut outbox = LinkOutbox { link: self.link.as_mut(), failed: None };
+                let before = host.executor.bytes_in();
                 let done = host.executor.execute(
                     &mut open.session,
                     tape,
@@ -157,6 +171,10 @@ impl<B: Backend> Connection<B> {
                     &mut outbox,
                 );
                 outbox.finish()?;
+                let sent = host.executor.bytes_in() - before;
+                if let Some(wait) = open.admission.take(sent, now) {
+                    self.throttled = Some(now + wait);
+                }
                 done.map_err(|error| End::Refused(ErrorCode::Protocol, error.to_string()))?;
                 if *position == tape.len() {
                     open.tape = None;
@@ -180,7 +198,7 @@ impl<B: Backend> Connection<B> {
                 Some(frame) => self.frame(frame, host)?,
                 None => {
                     if let Stage::Open(open) = &mut self.stage {
-                        let mut outbox = LinkOutbox { link: &mut self.link, failed: None };
+                        let mut outbox = LinkOutbox { link: self.link.as_mut(), failed: None };
                         host.executor.idle(&mut open.session, &mut outbox);
                         outbox.finish()?;
                     }
@@ -242,8 +260,22 @@ impl<B: Backend> Connection<B> {
                 let mut counters = host.executor.counters();
                 let value = memory::resident_bytes();
                 counters.push(Counter { name: "node.resident_bytes".to_owned(), value });
-                let status = Status { token: request.token, counters };
+                let status = Status { token: request.token, counters, words: vec![] };
                 self.link.post_send(FrameKind::Status, &[&status.encode_to_vec()], None)?;
+            }
+            FrameKind::Have => {
+                let have = Have::decode(&frame.body[..]).map_err(malformed)?;
+                let hash = WeightHash::try_from(&have.hash[..]).map_err(|_| {
+                    let message = "a weight's hash does not have 32 bytes".to_owned();
+                    End::Refused(ErrorCode::Protocol, message)
+                })?;
+                let bytes = host
+                    .executor
+                    .hold_weight(&mut open.session, &hash)
+                    .map_err(|error| End::Refused(ErrorCode::Protocol, error.to_string()))?;
+                let (token, present) = (have.token, bytes.is_some());
+                let answer = HaveAnswer { token, present, bytes: bytes.unwrap_or(0) };
+                self.link.post_send(FrameKind::HaveAnswer, &[&answer.encode_to_vec()], None)?;
             }
             kind => {
                 let message = format!("a node does not take {kind:?} frames");
@@ -256,14 +288,14 @@ impl<B: Backend> Connection<B> {
     fn greet(&mut self, hello: Hello, host: &mut Host<'_, B>) -> Result<(), End> {
         let facts = host.facts;
         let refuse = |code, message| Err(End::Refused(code, message));
-        if hello.protocol != PROTOCOL_VERSION {
+        let Some(protocol) = common_version(hello.protocol) else {
             let message = format!(
-                "this node ({}) speaks protocol {PROTOCOL_VERSION}, the client ({}) speaks {}; \
-                 install the same version of Genie on both sides",
+                "this node ({}) speaks protocols {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}, the \
+                 client ({}) speaks {}; install the same version of Genie on both sides",
                 facts.software, hello.software, hello.protocol
             );
             return refuse(ErrorCode::Protocol, message);
-        }
+        };
         if hello.identity.len() > STRING_BYTES_MAX {
             return refuse(ErrorCode::Protocol, "the client's identity is too long".to_owned());
         }
@@ -279,7 +311,11 @@ impl<B: Backend> Connection<B> {
         if device != host.device {
             return Err(End::Handover(hello));
         }
-        let settings = host.settings(&hello);
+        let settings = host.settings(&hello, &self.link.peer_identity());
+        let admission = match host.quotas.admit(&settings.identity, Instant::now()) {
+            Ok(admission) => admission,
+            Err(message) => return refuse(ErrorCode::Runtime, message),
+        };
         let session = match host.executor.open(settings) {
             Ok(session) => session,
             Err(failure) => return refuse(failure.code, failure.message),
@@ -296,18 +332,19 @@ impl<B: Backend> Connection<B> {
         self.stage = Stage::Open(Box::new(Open {
             session,
             number,
+            admission,
             tape: None,
             records_at_once: RECORDS_AT_ONCE,
         }));
         let welcome = Welcome {
-            protocol: PROTOCOL_VERSION,
+            protocol,
             software: facts.software.clone(),
             torch: facts.torch.clone(),
             devices: facts.devices.clone(),
             ops: host.ops.to_vec(),
             session: number,
             pid: std::process::id(),
-            node_pid: 0,
+            ..Welcome::default()
         };
         Ok(self.link.post_send(FrameKind::Welcome, &[&welcome.encode_to_vec()], None)?)
     }
@@ -315,7 +352,7 @@ impl<B: Backend> Connection<B> {
 
 /// Sends a session's answers at once.
 struct LinkOutbox<'a> {
-    link: &'a mut UnixLink,
+    link: &'a mut dyn Link,
     failed: Option<LinkError>,
 }
 
@@ -323,6 +360,12 @@ impl Outbox for LinkOutbox<'_> {
     fn send(&mut self, kind: FrameKind, body: &[u8]) {
         if self.failed.is_none() {
             self.failed = self.link.post_send(kind, &[body], None).err();
+        }
+    }
+
+    fn payload(&mut self, region: u32, offset: u64, bytes: u64) {
+        if self.failed.is_none() {
+            self.failed = self.link.post_payload(region, offset, bytes).err();
         }
     }
 }
@@ -340,7 +383,7 @@ impl LinkOutbox<'_> {
 }
 
 /// Tells the peer why it is left, if it still listens.
-pub(super) fn refuse(link: &mut UnixLink, code: ErrorCode, message: &str) {
+pub(super) fn refuse(link: &mut dyn Link, code: ErrorCode, message: &str) {
     let refusal = Refusal { code: code as u32, message: message.to_owned() };
     if let Err(error) = link.post_send(FrameKind::Refusal, &[&refusal.encode_to_vec()], None) {
         tracing::debug!(%error, "the peer does not take its refusal");

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use genie_shm::UnixLink;
+use genie_transport::Link;
 use genie_wire::control::Hello;
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -16,7 +16,7 @@ pub struct Mailbox {
     links: Mutex<Vec<Delivered>>,
 }
 
-struct Delivered(UnixLink, Hello);
+struct Delivered(Box<dyn Link>, Hello);
 
 impl std::fmt::Debug for Delivered {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -40,12 +40,12 @@ impl Mailbox {
         self.stop.load(Ordering::Acquire)
     }
 
-    pub(super) fn deliver(&self, link: UnixLink, hello: Hello) {
+    pub(super) fn deliver(&self, link: Box<dyn Link>, hello: Hello) {
         self.links.lock().expect("no holder of this lock panics").push(Delivered(link, hello));
         self.wake();
     }
 
-    pub(super) fn take(&self) -> Vec<(UnixLink, Hello)> {
+    pub(super) fn take(&self) -> Vec<(Box<dyn Link>, Hello)> {
         // An event counter that is not readable was taken before: nothing to do about that.
         let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
         let links = std::mem::take(&mut *self.links.lock().expect("no holder panics"));

@@ -49,9 +49,27 @@ pub trait Link: Send {
         Ok(())
     }
 
+    /// Whether [`Link::drive`] must be called when the event descriptor is readable although frames
+    /// are not polled now.
+    fn needs_drive(&self) -> bool {
+        false
+    }
+
     /// Keeps the connection alive and payloads moving while frames are not polled.
     fn drive(&mut self) -> Result<(), LinkError> {
         Ok(())
+    }
+
+    /// Who the peer proved to be; empty for a peer of this machine, whom the socket's permissions
+    /// let in.
+    fn peer_identity(&self) -> String {
+        String::new()
+    }
+
+    /// Begins an orderly end, so that what was posted still arrives. `true`: drive the link until
+    /// polling fails, or for a moment; `false`: it may be dropped at once.
+    fn close(&mut self, _reason: &str) -> bool {
+        false
     }
 
     /// Who is at the other end, for messages to people.

@@ -131,6 +131,10 @@ impl Link for UnixLink {
         self.ended = polled.is_err();
         polled
     }
+
+    fn peer(&self) -> String {
+        format!("process {}", self.peer.0)
+    }
 }
 
 /// Not by rustix, whose process ids cannot be 0.

@@ -1,0 +1,134 @@
+//! What host and node are told about transports, alike on both command lines.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use genie_transport::load::{Settings, Transports};
+use genie_transport::probe::ProbeCommand;
+
+use crate::LinkSettings;
+use crate::choose::preferred;
+
+/// The hidden first argument by which a program probes one plugin and ends.
+pub const PROBE: &str = "probe-transport";
+/// Where plugins lie, from the directory of the program.
+const BESIDE: &str = "../share/genie/transports";
+
+/// Transports, certificates and how patient to be.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RemoteArgs {
+    /// The directory of transport plugins (*.so) [default: share/genie/transports beside bin]
+    #[arg(long, value_name = "DIR", env = "GENIE_TRANSPORTS")]
+    pub transports: Option<PathBuf>,
+
+    /// The directory with ca.pem, cert.pem and key.pem, as `genie-host certs` makes them
+    #[arg(long, value_name = "DIR", env = "GENIE_CERTS")]
+    pub certs: Option<PathBuf>,
+
+    /// No certificates and no encryption of tensors: whoever reaches the port is served. For
+    /// networks where nobody else is; give it on both sides
+    #[arg(long, env = "GENIE_TRUSTED_NETWORK")]
+    pub trusted_network: bool,
+
+    /// Transports that tensors may take, the preferred first [default: dpdk,udp,tcp,quic, as far
+    /// as both sides have them]
+    #[arg(long, value_name = "NAMES", env = "GENIE_DATA", value_delimiter = ',')]
+    pub data: Vec<String>,
+
+    /// Ports on which the node listens for tensors [default: any]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = ports)]
+    pub data_ports: Option<String>,
+
+    /// Seconds without a sign of life after which the other side counts as lost
+    #[arg(long, value_name = "S", env = "GENIE_DEADLINE_S", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub deadline_s: u32,
+
+    /// A setting of one transport, such as udp.flows=4
+    #[arg(long = "set", value_name = "TRANSPORT.KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String, String)>,
+}
+
+fn ports(text: &str) -> Result<String, String> {
+    let range = text.split_once('-').and_then(|(first, last)| {
+        Some((first.parse::<u16>().ok()?, last.parse::<u16>().ok()?))
+    });
+    match range {
+        Some((first, last)) if first > 0 && first <= last => Ok(text.to_owned()),
+        _ => Err("give a range of ports, such as 4700-4799".to_owned()),
+    }
+}
+
+fn setting(text: &str) -> Result<(String, String, String), String> {
+    let parsed = text.split_once('=').and_then(|(name, value)| {
+        let (transport, key) = name.split_once('.')?;
+        let whole = !transport.is_empty() && !key.is_empty();
+        whole.then(|| (transport.to_owned(), key.to_owned(), value.to_owned()))
+    });
+    parsed.ok_or_else(|| "expected TRANSPORT.KEY=VALUE, such as udp.flows=4".to_owned())
+}
+
+impl RemoteArgs {
+    /// Loads the plugins. `own` is this program; it is started again to probe each plugin, with
+    /// [`PROBE`] as its first argument.
+    pub fn load(&self, own: &Path) -> Transports {
+        let beside = || own.parent().unwrap_or(Path::new(".")).join(BESIDE);
+        let directory = self.transports.clone().unwrap_or_else(beside);
+        let probe = ProbeCommand { program: own.to_owned(), args: vec![PROBE.into()] };
+        let transports = Transports::load(&directory, &Settings::new(probe));
+        for entry in transports.list() {
+            match &entry.outcome {
+                Ok(usable) => {
+                    tracing::debug!("the transport {} is loaded", usable.facts.name);
+                }
+                Err(refusal) => tracing::warn!("a transport is not used: {refusal}"),
+            }
+        }
+        transports
+    }
+
+    /// Settings of links by these transports.
+    pub fn link_settings(&self, transports: &Transports, software: &str) -> LinkSettings {
+        let mut transport_settings: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for (transport, key, value) in &self.settings {
+            let settings = transport_settings.entry(transport.clone()).or_default();
+            settings.insert(key.clone(), value.clone());
+        }
+        let data = preferred(transports.usable().map(|(_, transport)| transport), &self.data);
+        if let Some(ports) = &self.data_ports {
+            for transport in &data {
+                let settings = transport_settings.entry(transport.facts().name).or_default();
+                settings.entry("ports".to_owned()).or_insert_with(|| ports.clone());
+            }
+        }
+        LinkSettings {
+            software: software.to_owned(),
+            transports: data,
+            trusted: self.trusted_network,
+            certificates: self.certs.clone(),
+            deadline_ms: u64::from(self.deadline_s) * 1000,
+            data_address: String::new(),
+            transport_settings,
+            region_bytes_max: 0,
+            instance: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_and_ports_are_read() {
+        assert_eq!(setting("udp.flows=4").unwrap(), ("udp".into(), "flows".into(), "4".into()));
+        assert_eq!(setting("dpdk.eal=-m=1").unwrap().2, "-m=1");
+        for wrong in ["udp", "udp.flows", "udp=4", ".a=1", "a.=1"] {
+            assert!(setting(wrong).is_err(), "{wrong}");
+        }
+        assert!(ports("4700-4799").is_ok());
+        for wrong in ["", "1", "0-3", "5-4", "1-70000"] {
+            assert!(ports(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,774 @@
+//! The link itself.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use genie_transport::transport::{
+    Capabilities, Cause, Completion, Connection, Options, Transport, TransportError,
+};
+use genie_transport::{Frame, Link, LinkError, SharedMemory};
+use genie_wire::WireError;
+use genie_wire::control::Region;
+use genie_wire::frame::FrameKind;
+use genie_wire::limits::REGIONS_MAX;
+use prost::Message;
+
+use crate::data::{Path, Regions, Watch, note};
+use crate::message::{
+    self, AFTER_BYTES, Arrived, Gone, Hello, LINK_VERSION, LINK_VERSION_OLDEST, Listening,
+    OVER_CONTROL, Open, TEXT_BYTES_MAX, TRANSPORTS_MAX, Welcome,
+};
+use crate::payloads::{Arrivals, Posted};
+
+/// Bytes of frames that wait for their payloads before the control connection is no longer read.
+const HELD_BYTES_MAX: usize = 4 << 20;
+/// Payloads the peer does not have yet, above which the link counts as full.
+const PAYLOADS_WAITING_MAX: usize = 2048;
+/// Parts of a frame that are sent without being joined first.
+const PARTS_INLINE: usize = 7;
+/// Attempts to open a data connection on one link.
+const ATTEMPTS_MAX: u32 = 64;
+/// Milliseconds a data connection may take to come up before the next transport is tried.
+const DATA_CONNECT_MS: u64 = 3_000;
+/// Looks at the connections before a poll gives up its turn.
+const ROUNDS_MAX: usize = 8;
+
+/// Which end this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It speaks first and chooses the data transport.
+    Host,
+    Node,
+}
+
+/// What both ends are told.
+#[derive(Clone)]
+pub struct LinkSettings {
+    /// Name and version of this program.
+    pub software: String,
+    /// Data transports to use, the strongest first.
+    pub transports: Vec<Arc<dyn Transport>>,
+    /// Encryption is switched off, here and at the peer.
+    pub trusted: bool,
+    pub certificates: Option<PathBuf>,
+    /// The peer may be silent for so long.
+    pub deadline_ms: u64,
+    /// Where the node listens for data connections: an IP address and port 0.
+    pub data_address: String,
+    /// Settings of each transport, by its name.
+    pub transport_settings: BTreeMap<String, BTreeMap<String, String>>,
+    /// Bytes that the node keeps as copies of one link's regions.
+    pub region_bytes_max: u64,
+    /// The node's number since it started.
+    pub instance: u64,
+}
+
+/// Which way a link takes, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The transport of the control connection.
+    pub control: String,
+    /// The transport of payloads; empty while there is none.
+    pub data: String,
+    pub peer: String,
+}
+
+/// A [`Link`] to a process elsewhere.
+pub struct RemoteLink {
+    role: Role,
+    settings: Arc<LinkSettings>,
+    control: Box<dyn Connection>,
+    control_name: String,
+    watch: Watch,
+    /// The control connection is not read until held frames are delivered.
+    control_paused: bool,
+    path: Path,
+    /// The transport of `path`, or the one being tried.
+    data_name: String,
+    attempt: u32,
+    /// Transports not tried yet, the strongest first.
+    candidates: VecDeque<String>,
+    /// Why the one tried last did not work.
+    not: Option<(String, String)>,
+    regions: Regions,
+    posted: Posted,
+    arrivals: Arrivals,
+    held: VecDeque<(u64, Frame)>,
+    held_bytes: usize,
+    welcome: Option<Welcome>,
+    ended: Option<TransportError>,
+    completions: Vec<Completion>,
+}
+
+impl RemoteLink {
+    /// Wraps a control connection that was just begun or accepted. `control_name` is its
+    /// transport, `shares` whether that passes memory.
+    pub fn new(
+        role: Role,
+        control: Box<dyn Connection>,
+        transport: &dyn Transport,
+        settings: Arc<LinkSettings>,
+    ) -> Result<Self, LinkError> {
+        let watch = Watch::new().map_err(io("make a descriptor to wait for"))?;
+        watch.add(control.event_fd()).map_err(io("watch a connection"))?;
+        let facts = transport.facts();
+        let shares = facts.capabilities.has(Capabilities::SHARES_MEMORY);
+        Ok(RemoteLink {
+            role,
+            settings,
+            control,
+            control_name: facts.name,
+            watch,
+            control_paused: false,
+            path: if shares { Path::Shared } else { Path::None },
+            data_name: String::new(),
+            attempt: 0,
+            candidates: VecDeque::new(),
+            not: None,
+            regions: Regions::default(),
+            posted: Posted::default(),
+            arrivals: Arrivals::default(),
+            held: VecDeque::new(),
+            held_bytes: 0,
+            welcome: None,
+            ended: None,
+            completions: Vec::new(),
+        })
+    }
+
+    /// What the node said, once it did (on the host's end).
+    pub fn welcome(&self) -> Option<&Welcome> {
+        self.welcome.as_ref()
+    }
+
+    pub fn route(&self) -> Route {
+        let data = match &self.path {
+            Path::Open(_) => self.data_name.clone(),
+            Path::OverControl | Path::Shared => self.control_name.clone(),
+            _ => String::new(),
+        };
+        Route { control: self.control_name.clone(), data, peer: self.control.peer_address() }
+    }
+
+    /// Counters of both connections, `control.` or `data.` before each name.
+    pub fn statistics(&self) -> Vec<(String, u64)> {
+        let named = |prefix: &str, counters: Vec<(String, u64)>| {
+            let name = |(name, value)| (format!("{prefix}.{name}"), value);
+            counters.into_iter().map(name).collect::<Vec<_>>()
+        };
+        let mut all = named("control", self.control.statistics());
+        if let Path::Open(data) = &self.path {
+            all.extend(named("data", data.statistics()));
+        }
+        all
+    }
+
+    /// Looks at the connections until nothing more happens.
+    fn progress(&mut self) -> Result<(), TransportError> {
+        for _ in 0..ROUNDS_MAX {
+            let mut moved = false;
+            if !self.control_paused {
+                moved |= self.progress_control()?;
+            }
+            moved |= self.progress_data()?;
+            self.write_payloads()?;
+            if moved {
+                continue;
+            }
+            let control = !self.control_paused && self.control.arm()?;
+            let data = match &mut self.path {
+                // Its failure is found by the next poll.
+                Path::Open(data) | Path::Connecting(data) => data.arm().unwrap_or(true),
+                _ => false,
+            };
+            if !control && !data {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn progress_control(&mut self) -> Result<bool, TransportError> {
+        let mut completions = std::mem::take(&mut self.completions);
+        let polled = self.control.poll(&mut completions);
+        let moved = !completions.is_empty();
+        for completion in completions.drain(..) {
+            match note(completion, &mut self.posted, &mut self.arrivals) {
+                Some(Completion::Connected) => self.control_connected()?,
+                Some(Completion::Frame { kind, body, memory }) => match kind {
+                    64..=127 => self.message(kind, &body)?,
+                    _ => self.frame(kind, body, memory)?,
+                },
+                _ => {}
+            }
+        }
+        self.completions = completions;
+        polled.map(|()| moved)
+    }
+
+    fn control_connected(&mut self) -> Result<(), TransportError> {
+        if self.role == Role::Node {
+            return Ok(());
+        }
+        let software = self.settings.software.clone();
+        let hello = Hello { version: LINK_VERSION, oldest: LINK_VERSION_OLDEST, software };
+        self.send(message::HELLO, &hello)
+    }
+
+    fn send(&mut self, kind: u8, message: &impl Message) -> Result<(), TransportError> {
+        self.control.send_frame(kind, &[&message.encode_to_vec()], None)
+    }
+
+    fn message(&mut self, kind: u8, body: &[u8]) -> Result<(), TransportError> {
+        match (self.role, kind) {
+            (Role::Node, message::HELLO) => self.hello(decode(body)?),
+            (Role::Node, message::OPEN) => self.open(decode(body)?),
+            (Role::Host, message::WELCOME) => self.welcomed(decode(body)?),
+            (Role::Host, message::LISTENING) => self.listening(decode(body)?),
+            (Role::Host, message::GONE) => {
+                let gone: Gone = decode(body)?;
+                match gone.attempt == self.attempt {
+                    true => self.try_next(shortened(gone.reason)),
+                    false => Ok(()),
+                }
+            }
+            _ => Err(protocol(format!("the peer sent a message of the unexpected kind {kind}"))),
+        }
+    }
+
+    /// On the node: the host introduces itself.
+    fn hello(&mut self, hello: Hello) -> Result<(), TransportError> {
+        let version = hello.version.min(LINK_VERSION);
+        let software = self.settings.software.clone();
+        let mut welcome = Welcome { version, software, ..Welcome::default() };
+        if version < LINK_VERSION_OLDEST || version < hello.oldest {
+            welcome.refused = format!(
+                "{} speaks versions {LINK_VERSION_OLDEST} to {LINK_VERSION} of the link protocol, \
+                 {} speaks {} to {}; install the same version of Genie on both machines",
+                self.settings.software, hello.software, hello.oldest, hello.version
+            );
+        } else {
+            let name = |transport: &Arc<dyn Transport>| transport.facts().name;
+            welcome.transports = self.settings.transports.iter().map(name).collect();
+            welcome.instance = self.settings.instance;
+        }
+        self.send(message::WELCOME, &welcome)
+    }
+
+    /// On the host: the node answered.
+    fn welcomed(&mut self, welcome: Welcome) -> Result<(), TransportError> {
+        if !welcome.refused.is_empty() {
+            return Err(TransportError::new(Cause::Version, shortened(welcome.refused)));
+        }
+        if !(LINK_VERSION_OLDEST..=LINK_VERSION).contains(&welcome.version) {
+            let message = format!(
+                "the node ({}) answered in version {} of the link protocol, this host speaks \
+                 {LINK_VERSION_OLDEST} to {LINK_VERSION}; install the same version of Genie on \
+                 both machines",
+                shortened(welcome.software),
+                welcome.version
+            );
+            return Err(TransportError::new(Cause::Version, message));
+        }
+        if self.welcome.is_some() || welcome.transports.len() > TRANSPORTS_MAX {
+            return Err(protocol("the node's welcome makes no sense".to_owned()));
+        }
+        let ours = self.settings.transports.iter().map(|transport| transport.facts().name);
+        self.candidates = ours.filter(|name| welcome.transports.contains(name)).collect();
+        self.welcome = Some(welcome);
+        match self.path {
+            Path::Shared => Ok(()),
+            _ => self.ask(),
+        }
+    }
+
+    /// On the host: asks for the next candidate, the control connection at last.
+    fn ask(&mut self) -> Result<(), TransportError> {
+        self.drop_data();
+        let next = self.candidates.pop_front();
+        // The control connection's own transport, or nothing is left: the same connection.
+        self.data_name =
+            next.filter(|name| *name != self.control_name).unwrap_or(OVER_CONTROL.to_owned());
+        if let Some((name, reason)) = self.not.take() {
+            let next = match self.data_name.as_str() {
+                OVER_CONTROL => self.control_name.as_str(),
+                name => name,
+            };
+            tracing::warn!("tensors go over {next}, not over {name}: {reason}");
+        }
+        self.attempt += 1;
+        if self.attempt > ATTEMPTS_MAX {
+            return Err(protocol("the data connection failed too often".to_owned()));
+        }
+        let open = Open {
+            attempt: self.attempt,
+            transport: self.data_name.clone(),
+            connection: self.data_options("")?.connection,
+            arrived: Some(Arrived::from(&self.arrivals)),
+        };
+        self.path = Path::Asked;
+        self.send(message::OPEN, &open)
+    }
+
+    /// On the host: what was tried does not work.
+    fn try_next(&mut self, reason: String) -> Result<(), TransportError> {
+        if matches!(self.path, Path::OverControl | Path::Shared) {
+            return Err(protocol(format!("payloads cannot be moved: {reason}")));
+        }
+        self.not = Some((self.data_name.clone(), reason));
+        self.ask()
+    }
+
+    /// On the host: the node listens, or cannot.
+    fn listening(&mut self, listening: Listening) -> Result<(), TransportError> {
+        if listening.attempt != self.attempt || !matches!(self.path, Path::Asked) {
+            return Ok(());
+        }
+        if !listening.refused.is_empty() {
+            return self.try_next(shortened(listening.refused));
+        }
+        self.posted.start_again(&listening.arrived.unwrap_or_default());
+        if self.data_name == OVER_CONTROL {
+            return self.open_over_control();
+        }
+        let address = resolve(&listening.address, &self.control.peer_address());
+        let options = self.data_options(&address)?;
+        let connected = match self.transport() {
+            Some(transport) => transport.connect(&options),
+            None => return Err(protocol(format!("{} vanished", self.data_name))),
+        };
+        match connected.and_then(|data| self.watch_data(data)) {
+            Ok(data) => {
+                self.path = Path::Connecting(data);
+                Ok(())
+            }
+            Err(error) => self.try_next(error.message),
+        }
+    }
+
+    /// On the node: the host wants a data connection.
+    fn open(&mut self, open: Open) -> Result<(), TransportError> {
+        if open.attempt <= self.attempt || open.attempt > ATTEMPTS_MAX {
+            return Err(protocol("attempts to open a data connection must count up".to_owned()));
+        }
+        // First the old connection ends, then it is told what arrived: nothing is placed between.
+        self.drop_data();
+        self.attempt = open.attempt;
+        self.data_name = open.transport;
+        self.posted.start_again(&open.arrived.unwrap_or_default());
+        let mut answer = Listening {
+            attempt: open.attempt,
+            arrived: Some(Arrived::from(&self.arrivals)),
+            ..Listening::default()
+        };
+        if self.data_name == OVER_CONTROL {
+            self.send(message::LISTENING, &answer)?;
+            return self.open_over_control();
+        }
+        match self.listen() {
+            Ok(address) => answer.address = address,
+            Err(error) => answer.refused = error.message,
+        }
+        self.send(message::LISTENING, &answer)
+    }
+
+    fn listen(&mut self) -> Result<String, TransportError> {
+        let options = self.data_options(&self.settings.data_address)?;
+        let transport = self.transport().ok_or_else(|| {
+            let message = format!("this node has no transport {:?}", shortened(&self.data_name));
+            TransportError::new(Cause::Unsupported, message)
+        })?;
+        let listener = transport.listen(&options)?;
+        self.watch.add(listener.event_fd()).map_err(watching)?;
+        let address = listener.address();
+        self.path = Path::Listening(listener);
+        Ok(address)
+    }
+
+    fn open_over_control(&mut self) -> Result<(), TransportError> {
+        self.path = Path::OverControl;
+        self.regions.forget_keys();
+        self.regions.offer_all(self.control.as_mut())
+    }
+
+    fn transport(&self) -> Option<Arc<dyn Transport>> {
+        let found = |transport: &&Arc<dyn Transport>| transport.facts().name == self.data_name;
+        self.settings.transports.iter().find(found).cloned()
+    }
+
+    /// Number and secret of the data connection come from the control connection's.
+    fn data_options(&self, address: &str) -> Result<Options, TransportError> {
+        let attempt = self.attempt;
+        let number = self.control.export_secret(format!("genie data number {attempt}").as_bytes())?;
+        let secret = self.control.export_secret(format!("genie data secret {attempt}").as_bytes())?;
+        let number = number.first_chunk::<8>().expect("a secret has 32 bytes");
+        Ok(Options {
+            address: address.to_owned(),
+            certificates: self.settings.certificates.clone(),
+            trusted: self.settings.trusted,
+            connection: u64::from_le_bytes(*number),
+            secret: Some(secret),
+            deadline_ms: self.settings.deadline_ms,
+            connect_ms: DATA_CONNECT_MS,
+            accept_max: 1,
+            settings: self
+                .settings
+                .transport_settings
+                .get(&self.data_name)
+                .cloned()
+                .unwrap_or_default(),
+            ..Options::default()
+        })
+    }
+
+    fn watch_data(
+        &self,
+        data: Box<dyn Connection>,
+    ) -> Result<Box<dyn Connection>, TransportError> {
+        self.watch.add(data.event_fd()).map_err(watching)?;
+        Ok(data)
+    }
+
+    /// Ends the data connection, if there is one: nothing is placed by it any more.
+    fn drop_data(&mut self) {
+        match std::mem::replace(&mut self.path, Path::None) {
+            Path::Open(data) | Path::Connecting(data) => self.watch.remove(data.event_fd()),
+            Path::Listening(listener) => self.watch.remove(listener.event_fd()),
+            Path::None | Path::Asked | Path::OverControl | Path::Shared => {}
+        }
+        self.regions.forget_keys();
+    }
+
+    /// The data connection failed: the host chooses anew, the node says so.
+    fn data_failed(&mut self, error: TransportError) -> Result<(), TransportError> {
+        match self.role {
+            Role::Host => self.try_next(error.message),
+            Role::Node => {
+                self.drop_data();
+                let gone = Gone { attempt: self.attempt, reason: error.message };
+                self.send(message::GONE, &gone)
+            }
+        }
+    }
+
+    fn progress_data(&mut self) -> Result<bool, TransportError> {
+        let mut completions = std::mem::take(&mut self.completions);
+        let polled = match &mut self.path {
+            Path::Listening(listener) => match listener.accept() {
+                Ok(None) => Ok(()),
+                Ok(Some(data)) => return self.accepted(data).map(|()| true),
+                // Some stranger's; the right one may still come.
+                Err(error) => {
+                    tracing::debug!("a data connection is not accepted: {error}");
+                    Ok(())
+                }
+            },
+            Path::Open(data) | Path::Connecting(data) => data.poll(&mut completions),
+            _ => Ok(()),
+        };
+        let moved = !completions.is_empty();
+        let mut connected = false;
+        for completion in completions.drain(..) {
+            let other = note(completion, &mut self.posted, &mut self.arrivals);
+            connected |= matches!(other, Some(Completion::Connected));
+        }
+        self.completions = completions;
+        if connected {
+            self.connected()?;
+        }
+        match polled {
+            Ok(()) => Ok(moved),
+            Err(error) => self.data_failed(error).map(|()| true),
+        }
+    }
+
+    fn accepted(&mut self, data: Box<dyn Connection>) -> Result<(), TransportError> {
+        if let Path::Listening(listener) = &self.path {
+            self.watch.remove(listener.event_fd());
+        }
+        match self.watch_data(data) {
+            Ok(data) => {
+                self.path = Path::Connecting(data);
+                Ok(())
+            }
+            Err(error) => self.data_failed(error),
+        }
+    }
+
+    fn connected(&mut self) -> Result<(), TransportError> {
+        if let Path::Connecting(mut data) = std::mem::replace(&mut self.path, Path::None) {
+            let offered = self.regions.offer_all(data.as_mut());
+            self.path = Path::Open(data);
+            tracing::debug!(transport = self.data_name, "payloads have a connection");
+            if let Err(error) = offered {
+                return self.data_failed(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_payloads(&mut self) -> Result<(), TransportError> {
+        let written = match &mut self.path {
+            Path::Open(data) => self.regions.write_all(data.as_mut(), &mut self.posted),
+            Path::OverControl => {
+                return self.regions.write_all(self.control.as_mut(), &mut self.posted);
+            }
+            _ => return Ok(()),
+        };
+        written.or_else(|error| self.data_failed(error))
+    }
+
+    /// A frame of the product arrived; it is held until its payloads are there.
+    fn frame(
+        &mut self,
+        kind: u8,
+        body: Vec<u8>,
+        memory: Option<std::os::fd::OwnedFd>,
+    ) -> Result<(), TransportError> {
+        let kind = FrameKind::from_u8(kind)
+            .ok_or_else(|| protocol(format!("the peer sent a frame of the unknown kind {kind}")))?;
+        let Some((after, rest)) = body.split_first_chunk::<AFTER_BYTES>() else {
+            return Err(protocol("the peer sent a frame that is cut off".to_owned()));
+        };
+        let after = u64::from_le_bytes(*after);
+        let body = rest.to_vec();
+        let memory = match kind {
+            FrameKind::Region => self.region(&body, memory)?,
+            _ => None,
+        };
+        self.held_bytes += body.len();
+        self.held.push_back((after, Frame { kind, body, memory }));
+        self.pause_control(self.held_bytes > HELD_BYTES_MAX);
+        Ok(())
+    }
+
+    /// The memory of a region that the peer announced: the peer's own, or a copy's.
+    fn region(
+        &mut self,
+        body: &[u8],
+        memory: Option<std::os::fd::OwnedFd>,
+    ) -> Result<Option<SharedMemory>, TransportError> {
+        let region = Region::decode(body).map_err(|error| protocol(error.to_string()))?;
+        let refused = |error: genie_transport::MemoryError| protocol(error.to_string());
+        match (&self.path, memory) {
+            (Path::Shared, Some(fd)) => {
+                SharedMemory::adopt(fd, region.bytes).map(Some).map_err(refused)
+            }
+            (Path::Shared, None) => Err(protocol("a region came without its memory".to_owned())),
+            (_, _) if self.role == Role::Host => Ok(None),
+            _ => {
+                let max = self.settings.region_bytes_max;
+                let bytes = self.regions.bytes().saturating_add(region.bytes);
+                if self.regions.len() >= REGIONS_MAX || bytes > max {
+                    return Err(protocol(format!(
+                        "shared regions of {bytes} bytes would exceed what this node keeps for one \
+                         session ({REGIONS_MAX} regions, {max} bytes); use smaller regions \
+                         (GENIE_UPLOAD_BYTES, GENIE_DOWNLOAD_BYTES)"
+                    )));
+                }
+                let memory = SharedMemory::create(region.bytes).map_err(refused)?;
+                self.keep(region.id, memory.try_clone().map_err(refused)?)?;
+                Ok(Some(memory))
+            }
+        }
+    }
+
+    /// Registers a region's memory with the data connection, now or when there is one.
+    fn keep(&mut self, region: u32, memory: SharedMemory) -> Result<(), TransportError> {
+        self.regions.insert(region, Arc::new(memory));
+        let offered = match &mut self.path {
+            Path::Open(data) => self.regions.offer_all(data.as_mut()),
+            Path::OverControl => return self.regions.offer_all(self.control.as_mut()),
+            _ => return Ok(()),
+        };
+        offered.or_else(|error| self.data_failed(error))
+    }
+
+    fn pause_control(&mut self, pause: bool) {
+        if pause == self.control_paused {
+            return;
+        }
+        self.control_paused = pause;
+        match pause {
+            true => self.watch.remove(self.control.event_fd()),
+            // It was watched before, so there is room for it.
+            false => drop(self.watch.add(self.control.event_fd())),
+        }
+    }
+
+    fn take_held(&mut self) -> Option<Frame> {
+        let (after, _) = self.held.front()?;
+        if *after > self.arrivals.through() {
+            return None;
+        }
+        let (_, frame) = self.held.pop_front()?;
+        self.held_bytes -= frame.body.len();
+        self.pause_control(self.held_bytes > HELD_BYTES_MAX);
+        Some(frame)
+    }
+}
+
+impl Link for RemoteLink {
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.watch.event_fd()
+    }
+
+    /// The connections watch for room themselves.
+    fn wants_write(&self) -> bool {
+        false
+    }
+
+    fn queued_bytes(&self) -> usize {
+        let queued = self.control.queued_bytes() as usize;
+        match self.posted.waiting() > PAYLOADS_WAITING_MAX {
+            true => queued.max(genie_transport::SEND_QUEUE_BYTES_MAX),
+            false => queued,
+        }
+    }
+
+    fn post_send(
+        &mut self,
+        kind: FrameKind,
+        parts: &[&[u8]],
+        memory: Option<&SharedMemory>,
+    ) -> Result<(), LinkError> {
+        let shares = matches!(self.path, Path::Shared);
+        if let Some(memory) = memory
+            && !shares
+            && let Some(region) = parts.first().and_then(|body| Region::decode(*body).ok())
+        {
+            self.keep(region.id, memory.try_clone()?).map_err(LinkError::from_transport)?;
+        }
+        let after = self.posted.last().to_le_bytes();
+        let descriptor = memory.filter(|_| shares).map(SharedMemory::fd);
+        let sent = match parts.len() <= PARTS_INLINE {
+            true => {
+                let mut all: [&[u8]; PARTS_INLINE + 1] = [&[]; PARTS_INLINE + 1];
+                all[0] = &after;
+                all[1..=parts.len()].copy_from_slice(parts);
+                self.control.send_frame(kind as u8, &all[..=parts.len()], descriptor)
+            }
+            false => self.control.send_frame(kind as u8, &[&after, &parts.concat()], descriptor),
+        };
+        sent.map_err(|error| match error.cause {
+            Cause::OutOfCredit => {
+                LinkError::OutOfCredit { queued: self.control.queued_bytes() as usize }
+            }
+            _ => LinkError::from_transport(error),
+        })
+    }
+
+    fn flush(&mut self) -> Result<(), LinkError> {
+        self.drive()
+    }
+
+    fn poll(&mut self) -> Result<Option<Frame>, LinkError> {
+        if let Some(frame) = self.take_held() {
+            return Ok(Some(frame));
+        }
+        if self.ended.is_none() {
+            self.ended = self.progress().err();
+        }
+        match (self.take_held(), &self.ended) {
+            (Some(frame), _) => Ok(Some(frame)),
+            (None, Some(error)) => Err(LinkError::from_transport(error.clone())),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn post_payload(&mut self, region: u32, offset: u64, bytes: u64) -> Result<(), LinkError> {
+        if matches!(self.path, Path::Shared) {
+            return Ok(());
+        }
+        self.posted.post(region, offset, bytes);
+        self.write_payloads().map_err(LinkError::from_transport)
+    }
+
+    fn needs_drive(&self) -> bool {
+        true
+    }
+
+    fn drive(&mut self) -> Result<(), LinkError> {
+        if self.ended.is_none() {
+            // What it finds is told by the next poll, after the frames that came before.
+            self.ended = self.progress().err();
+        }
+        Ok(())
+    }
+
+    fn peer_identity(&self) -> String {
+        self.control.peer_identity()
+    }
+
+    fn close(&mut self, reason: &str) -> bool {
+        self.control.close(reason);
+        self.ended.is_none()
+    }
+
+    fn peer(&self) -> String {
+        let identity = self.control.peer_identity();
+        match identity.is_empty() {
+            true => self.control.peer_address(),
+            false => format!("{identity} ({})", self.control.peer_address()),
+        }
+    }
+}
+
+impl AsFd for RemoteLink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event_fd()
+    }
+}
+
+/// The address to connect to: an unspecified IP stands for the peer's.
+fn resolve(address: &str, peer: &str) -> String {
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return address.to_owned();
+    };
+    match (host, peer.rsplit_once(':')) {
+        ("0.0.0.0" | "[::]" | "", Some((peer_host, _))) => format!("{peer_host}:{port}"),
+        _ => address.to_owned(),
+    }
+}
+
+fn decode<M: Message + Default>(body: &[u8]) -> Result<M, TransportError> {
+    M::decode(body).map_err(|error| protocol(WireError::from(error).to_string()))
+}
+
+fn protocol(message: String) -> TransportError {
+    TransportError::new(Cause::Protocol, message)
+}
+
+/// A peer's words, bounded.
+fn shortened(text: impl Into<String>) -> String {
+    let mut text = text.into();
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+fn io(doing: &'static str) -> impl Fn(std::io::Error) -> LinkError {
+    move |source| LinkError::Io { doing, source }
+}
+
+fn watching(error: std::io::Error) -> TransportError {
+    TransportError::new(Cause::Io, format!("cannot watch a connection: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::resolve;
+
+    #[test]
+    fn an_unspecified_address_is_the_peers() {
+        assert_eq!(resolve("0.0.0.0:7", "10.0.0.2:4610"), "10.0.0.2:7");
+        assert_eq!(resolve("[::]:7", "[fe80::1]:4610"), "[fe80::1]:7");
+        assert_eq!(resolve("10.1.1.1:7", "10.0.0.2:4610"), "10.1.1.1:7");
+        assert_eq!(resolve("02:00@10.1.1.1", "10.0.0.2:4610"), "02:00@10.1.1.1");
+    }
+}
