@@ -123,6 +123,9 @@ impl Config {
         if !(DATAGRAM_BYTES_MIN..=DATAGRAM_BYTES_MAX).contains(&self.datagram_bytes) {
             return Err(ConfigError::DatagramBytes { given: self.datagram_bytes });
         }
+        if self.nonce == [0; 16] {
+            return Err(ConfigError::Nonce);
+        }
         if self.flows == 0 || self.rate_initial == 0 || self.rate_max == 0 {
             return Err(ConfigError::Zero);
         }

@@ -28,6 +28,9 @@ pub enum ConfigError {
         /// The number asked for.
         given: u32,
     },
+    /// The nonce is not random.
+    #[error("a nonce of zeros: give 16 fresh random bytes")]
+    Nonce,
     /// Flows or a rate are zero.
     #[error("flows, rate_initial and rate_max must not be zero")]
     Zero,

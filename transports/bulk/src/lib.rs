@@ -22,11 +22,21 @@
 //! It never trusts the peer: what arrives is either well formed and within the named limits, or is
 //! dropped and counted, or closes the connection with a typed reason.
 
+mod acks;
 mod config;
+mod congestion;
 mod connection;
+mod control;
 mod error;
 mod event;
+mod hello;
 mod memory;
+mod protect;
+mod ranges;
+mod receive;
+mod send;
+mod sent;
+mod wire;
 
 pub use config::{
     Config, DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MIN, MESSAGE_BYTES_MAX, MESSAGES_AHEAD_MAX,
