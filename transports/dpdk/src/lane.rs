@@ -1,0 +1,369 @@
+//! One connection between its caller and the DPDK thread.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use genie_bulk::{CloseReason, Event, Time};
+use genie_transport::transport::{COMPLETIONS_MAX, Cause, Completion, TransportError};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::endpoint::Number;
+use crate::framing::{Datagram, Mac, Path};
+use crate::memories::Memories;
+
+/// Completions kept for a caller that does not poll; then the protocol keeps its events, and the
+/// peer gets no more credit.
+const COMPLETIONS_KEPT_MAX: usize = 4 * COMPLETIONS_MAX;
+
+/// The protocol's clock: nanoseconds since some moment of this process.
+pub fn time(at: Instant) -> Time {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    // The first call may come with a moment before it.
+    at.saturating_duration_since(*START).as_nanos() as Time + Time::from(u32::MAX)
+}
+
+fn instant(at: Time, now: Instant) -> Instant {
+    now + Duration::from_nanos(at.saturating_sub(time(now)))
+}
+
+/// A number for a connection, unique in the process.
+pub fn next_number() -> Number {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    Number(NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// What the caller and the thread share.
+pub struct Shared {
+    state: Mutex<State>,
+    event: OwnedFd,
+}
+
+/// A connection's state, under its lock.
+pub struct State {
+    pub bulk: genie_bulk::Connection,
+    pub memories: Memories,
+    completions: VecDeque<Completion>,
+    /// Messages that the peer will never have, to be told one by one.
+    undelivered: VecDeque<TransportError>,
+    pub failed: Option<TransportError>,
+    /// Until the peer has answered: when to give up, and the milliseconds granted.
+    connecting: Option<(Instant, u64)>,
+    peer: String,
+    signalled: bool,
+}
+
+impl Shared {
+    pub fn new(
+        bulk: genie_bulk::Connection,
+        connecting: Option<(Instant, u64)>,
+        peer: String,
+    ) -> std::io::Result<Arc<Self>> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let state = State {
+            bulk,
+            memories: Memories::default(),
+            completions: VecDeque::new(),
+            undelivered: VecDeque::new(),
+            failed: None,
+            connecting,
+            peer,
+            signalled: false,
+        };
+        Ok(Arc::new(Shared { state: Mutex::new(state), event }))
+    }
+
+    /// The state; also after a panic elsewhere, whose connection fails by its own checks.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+impl State {
+    /// Timers and events.
+    pub fn round(&mut self, now: Instant, way_known: bool) {
+        let time = time(now);
+        if self.bulk.poll_timeout().is_some_and(|at| at <= time) {
+            self.bulk.handle_timeout(time);
+        }
+        self.take_events();
+        if self.failed.is_none()
+            && let Some((until, granted_ms)) = self.connecting
+            && until <= now
+        {
+            self.give_up(granted_ms, way_known);
+        }
+    }
+
+    fn take_events(&mut self) {
+        while self.completions.len() < COMPLETIONS_KEPT_MAX {
+            let Some(event) = self.bulk.poll_event() else { return };
+            match event {
+                Event::Connected { .. } => {
+                    self.connecting = None;
+                    self.completions.push_back(Completion::Connected);
+                }
+                Event::Placed { message, window, offset, len } => {
+                    if let Err(error) = self.memories.make_visible(window) {
+                        let message = format!("dpdk: message {message}: {error}");
+                        self.failed = Some(TransportError::new(Cause::Io, message));
+                        return;
+                    }
+                    let bytes = len;
+                    self.completions.push_back(Completion::Placed {
+                        message,
+                        window,
+                        offset,
+                        bytes,
+                    });
+                }
+                Event::Written { message } => {
+                    self.memories.release_message(message);
+                    self.completions.push_back(Completion::Written { message });
+                }
+                Event::Failed { message, reason } => {
+                    self.memories.release_message(message);
+                    self.undelivered.push_back(TransportError::new(
+                        Cause::Invalid,
+                        format!("dpdk: message {message} was not delivered: {reason}"),
+                    ));
+                }
+                Event::Writable => self.completions.push_back(Completion::Writable),
+                Event::Closed(reason) => {
+                    self.memories.release_all();
+                    self.failed.get_or_insert(ended(&self.peer, &reason));
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self, granted_ms: u64, way_known: bool) {
+        self.connecting = None;
+        let why = if way_known {
+            "is its port open, and its secret ours?"
+        } else {
+            "nobody answers ARP for its address: is it on this link (settings ip, gateway, peer_mac)?"
+        };
+        let message = format!("dpdk: no answer from {} within {granted_ms} ms; {why}", self.peer);
+        self.failed.get_or_insert(TransportError::new(Cause::TimedOut, message));
+        self.end("no answer");
+    }
+
+    /// Closes; what the peer is told goes with the next transmit. Nothing touches the connection's
+    /// memory after this.
+    pub fn end(&mut self, reason: &str) {
+        self.bulk.close(time(Instant::now()), 0, reason);
+        // The protocol holds on to memory until its last event was taken.
+        while let Some(event) = self.bulk.poll_event() {
+            if let Event::Closed(reason) = event {
+                self.failed.get_or_insert(ended(&self.peer, &reason));
+            }
+        }
+        self.memories.release_all();
+    }
+
+    /// The next datagram, if one is to be sent: its bytes and its flow.
+    pub fn transmit(&mut self, now: Instant, buffer: &mut [u8]) -> Option<(usize, u16)> {
+        let sent = self.bulk.poll_transmit(time(now), buffer, 1)?;
+        Some((sent.bytes, sent.flow))
+    }
+
+    /// When the next round is due.
+    pub fn due(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let timer = self.bulk.poll_timeout().map(|at| instant(at, now));
+        match (timer, self.connecting.map(|(until, _)| until)) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn has_news(&self) -> bool {
+        !self.completions.is_empty() || !self.undelivered.is_empty() || self.failed.is_some()
+    }
+
+    /// Makes the caller's descriptor readable when there is something to poll.
+    pub fn signal(&mut self, shared: &Shared) {
+        if self.has_news() && !self.signalled {
+            self.signalled = true;
+            let _ = rustix::io::write(&shared.event, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Gives the caller what there is, in order; an error comes when nothing else is left. `true`:
+    /// there was no room for more events, and now there is.
+    pub fn poll(
+        &mut self,
+        shared: &Shared,
+        completions: &mut Vec<Completion>,
+    ) -> Result<bool, TransportError> {
+        let was_full = self.completions.len() >= COMPLETIONS_KEPT_MAX;
+        let count = self.completions.len().min(COMPLETIONS_MAX);
+        completions.extend(self.completions.drain(..count));
+        let outcome = if count > 0 {
+            Ok(was_full)
+        } else if let Some(error) = self.undelivered.pop_front() {
+            Err(error)
+        } else {
+            self.failed.clone().map_or(Ok(false), Err)
+        };
+        if !self.has_news() && self.signalled {
+            self.signalled = false;
+            let mut counter = [0u8; 8];
+            let _ = rustix::io::read(&shared.event, &mut counter);
+        }
+        outcome
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.has_news()
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.bulk.is_connected()
+    }
+
+    /// Whether it is decided if this becomes a connection.
+    pub fn is_settled(&self) -> bool {
+        self.bulk.is_connected() || self.bulk.closed().is_some() || self.failed.is_some()
+    }
+
+    /// Whether calls make sense.
+    pub fn usable(&self) -> Result<(), TransportError> {
+        match (&self.failed, self.bulk.closed()) {
+            (Some(failed), _) => Err(failed.clone()),
+            (None, Some(reason)) => Err(ended(&self.peer, reason)),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// Why a connection ended, in the words of the trait.
+pub fn ended(peer: &str, reason: &CloseReason) -> TransportError {
+    let cause = match reason {
+        CloseReason::Here { .. } | CloseReason::Peer { .. } | CloseReason::PeerRestarted => {
+            Cause::Closed
+        }
+        CloseReason::TimedOut { .. } => Cause::TimedOut,
+        CloseReason::Version { .. } => Cause::Version,
+        CloseReason::PeerFailed { .. } | CloseReason::Protocol { .. } | CloseReason::Exhausted => {
+            Cause::Protocol
+        }
+        CloseReason::Forgeries { .. } => Cause::Refused,
+        CloseReason::Placement { .. } => Cause::Io,
+    };
+    TransportError::new(cause, format!("dpdk: {peer}: {reason}"))
+}
+
+/// The thread's side of a connection: where its datagrams go.
+pub struct Lane {
+    shared: Arc<Shared>,
+    id: u64,
+    peer: Ipv4Addr,
+    next_hop: Ipv4Addr,
+    peer_mac: Option<Mac>,
+    /// Our port and the peer's, of each flow.
+    flows: Vec<(u16, u16)>,
+    /// A server learns the peer's ports, up to so many.
+    flows_max: usize,
+}
+
+impl Lane {
+    /// A connection that we began, from a port of ours for each flow.
+    pub fn client(
+        shared: Arc<Shared>,
+        id: u64,
+        ports: &[u16],
+        peer: SocketAddrV4,
+        next_hop: Ipv4Addr,
+        peer_mac: Option<Mac>,
+    ) -> Lane {
+        let flows: Vec<_> = ports.iter().map(|own| (*own, peer.port())).collect();
+        let flows_max = flows.len();
+        Lane { shared, id, peer: *peer.ip(), next_hop, peer_mac, flows, flows_max }
+    }
+
+    /// A connection that a peer began with our port.
+    pub fn server(
+        shared: Arc<Shared>,
+        id: u64,
+        port: u16,
+        peer: SocketAddrV4,
+        next_hop: Ipv4Addr,
+        peer_mac: Option<Mac>,
+        flows_max: u16,
+    ) -> Lane {
+        let flows = vec![(port, peer.port())];
+        let flows_max = usize::from(flows_max);
+        Lane { shared, id, peer: *peer.ip(), next_hop, peer_mac, flows, flows_max }
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn peer(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.peer, self.flows[0].1)
+    }
+
+    pub fn next_hop(&self) -> Ipv4Addr {
+        self.next_hop
+    }
+
+    pub fn peer_mac(&self) -> Option<Mac> {
+        self.peer_mac
+    }
+
+    pub fn local_ports(&self) -> Vec<u16> {
+        self.flows.iter().map(|(own, _)| *own).collect()
+    }
+
+    /// Whether a datagram's check held: the peer knows the secret (or the CRC, where trusted).
+    pub fn has_proof(&self) -> bool {
+        self.shared.lock().bulk.statistics().packets_received > 0
+    }
+
+    /// Addresses of a datagram of `flow`.
+    pub fn path(&self, flow: u16, own_ip: Ipv4Addr, own_mac: Mac, mac: Mac) -> Path {
+        let (own, theirs) = self.flows[usize::from(flow) % self.flows.len()];
+        Path {
+            from_mac: own_mac,
+            to_mac: mac,
+            from: SocketAddrV4::new(own_ip, own),
+            to: SocketAddrV4::new(self.peer, theirs),
+        }
+    }
+
+    /// A datagram for this connection. Who sends from another address is not the peer; another
+    /// port of the peer's is a flow of its own, once a datagram from it was found genuine.
+    pub fn arrive(&mut self, datagram: &Datagram, payload: &mut [u8], now: Instant) {
+        if *datagram.from.ip() != self.peer {
+            return;
+        }
+        let ports = (datagram.to.port(), datagram.from.port());
+        let known = self.flows.iter().position(|flow| *flow == ports);
+        let mut state = self.shared.lock();
+        if let Some(flow) = known {
+            state.bulk.handle(time(now), flow as u16, payload);
+            return;
+        }
+        let before = state.bulk.statistics().packets_received;
+        let new = self.flows.len() as u16;
+        let flow = if self.flows.len() < self.flows_max { new } else { 0 };
+        state.bulk.handle(time(now), flow, payload);
+        if flow == new && state.bulk.statistics().packets_received > before {
+            self.flows.push(ports);
+        }
+    }
+}
