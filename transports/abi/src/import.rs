@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use crate::abi::{self, RawCompletion, RawConnection, RawListener, RawMemory, Slice, Text, Vtable};
 use crate::transport::{
-    COMPLETIONS_MAX, Cause, Completion, Connection, FRAME_BYTES_MAX, Facts, Listener, Memory, MemoryKey, Options,
-    PARTS_MAX, Part, Result, Transport, TransportError,
+    COMPLETIONS_MAX, Cause, Completion, Connection, FRAME_BYTES_MAX, Facts, Listener, Memory,
+    MemoryKey, Options, PARTS_MAX, Part, Result, Transport, TransportError,
 };
 
 /// Bytes of a plugin's name, and of its version.

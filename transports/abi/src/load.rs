@@ -110,9 +110,13 @@ impl Transports {
                 vet::file(path)
             });
             let running: Vec<_> = vetted
-                .map(|vetted| vetted.map(|real| {
-                    scope.spawn(move || probe::in_child(&real, settings).map(|said| (real, said)))
-                }))
+                .map(|vetted| {
+                    vetted.map(|real| {
+                        scope.spawn(move || {
+                            probe::in_child(&real, settings).map(|said| (real, said))
+                        })
+                    })
+                })
                 .collect();
             let wait = |child: std::thread::ScopedJoinHandle<'_, _>| {
                 child.join().expect("the thread that waits for a child does not panic")
@@ -133,7 +137,8 @@ impl Transports {
         let plugin = open(real)?;
         let facts = plugin.facts();
         if facts != said.facts {
-            let (stage, what) = ("loading it".into(), "gave other facts than the second time".into());
+            let (stage, what) =
+                ("loading it".into(), "gave other facts than the second time".into());
             return Err(Refusal::Failed { path: path.to_owned(), stage, what });
         }
         self.found.insert(facts.name.clone(), Arc::new(plugin));
@@ -141,9 +146,10 @@ impl Transports {
     }
 
     fn taken(&self, name: &str, path: &Path) -> Option<Refusal> {
-        let mut usable = self.entries.iter().filter(|entry| {
-            entry.outcome.as_ref().is_ok_and(|usable| usable.facts.name == name)
-        });
+        let mut usable = self
+            .entries
+            .iter()
+            .filter(|entry| entry.outcome.as_ref().is_ok_and(|usable| usable.facts.name == name));
         let first = usable.next()?.path.as_ref();
         let first = first.map_or("this program".into(), |path| path.display().to_string());
         Some(Refusal::Duplicate { path: path.to_owned(), name: name.to_owned(), first })

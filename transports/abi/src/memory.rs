@@ -83,10 +83,10 @@ impl SharedMemory {
 
     /// The same memory, mapped once more.
     pub fn try_clone(&self) -> Result<Self, MemoryError> {
-        let fd = self.fd.try_clone().map_err(|source| MemoryError::Os {
-            what: "keep shared memory",
-            source,
-        })?;
+        let fd = self
+            .fd
+            .try_clone()
+            .map_err(|source| MemoryError::Os { what: "keep shared memory", source })?;
         SharedMemory::map(fd, self.bytes())
     }
 
