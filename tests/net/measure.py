@@ -44,7 +44,7 @@ class Usage:
 
     def endpoints(self):
         """Of the programs that send and receive, together."""
-        return sum(share for name, share in self.processes.items() if name != "relay")
+        return self.processes["sender"] + self.processes["receiver"]
 
     def network_and_ours(self):
         """Of everything but other people's programs: endpoints, kernel, router, relay."""

@@ -86,6 +86,7 @@ def measure(contender, link, seconds):
     """One contender on a link: its result and what it cost."""
     running = contender.start(link, seconds)
     pids = running.pids() | ({"relay": link.relay.process.pid} if link.relay else {})
+    pids |= {f"router{number or ''}": pid for number, pid in enumerate(link.router_threads)}
     with Sampler(pids) as sampler:
         result = running.finish()
     usage = sampler.usage(seconds)
@@ -202,9 +203,9 @@ def page(report):
         "Each figure is goodput as % of the link's rate, measured where the bytes arrive. With MTU 1500 nothing can",
         "exceed 95.6 % (TCP's and Ethernet's headers). In brackets: CPU seconds per gigabyte, of both endpoint processes",
         "and of the whole machine (endpoints, kernel, the router between them, the relay; not other people's programs).",
-        "Without interrupt-time accounting the kernel charges network work to whichever process it interrupts, so the",
-        "first figure wanders between runs, and the second includes what a real network would do elsewhere: `tbf` sets",
-        "a timer for each packet, so that slow links cost more per gigabyte than fast ones. How the link is made:",
+        "The second includes what a real network would do elsewhere (`tbf` sets a timer for each packet, so that slow",
+        "links cost more per gigabyte than fast ones), and receive work that the kernel charges to whichever process it",
+        "interrupts: now and then that falls on an endpoint, so the first figure wanders. How the link is made:",
         "`tests/net/bed.py`.",
         "",
         "| link, RTT, loss | " + " | ".join(names) + " |",
