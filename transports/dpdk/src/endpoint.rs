@@ -414,6 +414,8 @@ impl Endpoint {
         let mut state = shared.lock();
         let (known, ask) = match lane.peer_mac() {
             Some(mac) => (Some(mac), None),
+            // Over a device that loops back, such as net_ring.
+            None if lane.next_hop() == self.settings.ip => (Some(self.port.mac()), None),
             None => self.neighbours.look_up(lane.next_hop(), now),
         };
         if let Some(ask) = ask {
