@@ -15,7 +15,7 @@ use rustix::process::{Resource, getrlimit};
 use serde_json::json;
 
 use crate::client::Client;
-use crate::node::{NodeSettings, NodeSupervisor};
+use crate::nodes::{NodeSettings, NodeSupervisor};
 use crate::runtime_dir::RuntimeDir;
 
 /// A small model and its inputs need about this much.

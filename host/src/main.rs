@@ -5,11 +5,12 @@
 
 mod address;
 mod analysis;
+mod certs;
 mod client;
 mod doctor;
 mod graph;
 mod locate;
-mod node;
+mod nodes;
 mod plugin;
 mod runtime_dir;
 mod serve;
@@ -24,11 +25,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use genie_remote::Endpoint;
+use genie_remote::cli::{PROBE, RemoteArgs};
 use tracing_subscriber::EnvFilter;
 
 use crate::address::Address;
-use crate::node::NodeSettings;
+use crate::nodes::{NodeSettings, RemoteSettings};
 use crate::serve::ServeSettings;
 
 /// Weights the node keeps by default, in bytes, before the least recently used are dropped.
@@ -70,6 +74,9 @@ enum Command {
     PluginCompile,
     /// Draw recorded graphs as recognizers see them.
     Graph(Box<graph::GraphArgs>),
+    /// Make, renew and show the certificates that hosts and nodes know each other by.
+    #[command(subcommand)]
+    Certs(certs::CertsCommand),
     /// Print the counters of a running host.
     Status {
         /// Where the host listens.
@@ -95,8 +102,41 @@ struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = SESSIONS_DEFAULT,
           value_parser = sessions)]
     max_sessions: usize,
+    /// A node elsewhere, such as quic://10.0.0.2:4610; may be given several times. Sessions go to
+    /// the one with the fewest.
+    #[arg(long = "node", value_name = "TRANSPORT://ADDRESS", env = "GENIE_NODES",
+          value_delimiter = ',')]
+    nodes: Vec<Endpoint>,
+    /// Refuse a session when no node elsewhere is reached, instead of running it on this machine.
+    #[arg(long, env = "GENIE_NO_LOCAL_NODE")]
+    no_local_node: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
     #[command(flatten)]
     node: NodeArgs,
+}
+
+impl ServeArgs {
+    /// Nodes elsewhere and the transports to them; none are loaded without such nodes.
+    fn remote_settings(&self) -> anyhow::Result<Option<RemoteSettings>> {
+        if self.nodes.is_empty() {
+            return Ok(None);
+        }
+        if self.remote.certs.is_none() && !self.remote.trusted_network {
+            let elsewhere = self.nodes.iter().find(|node| node.transport != "shm");
+            if let Some(node) = elsewhere {
+                anyhow::bail!(
+                    "no certificates were given to reach {node}: name their directory by --certs \
+                     (GENIE_CERTS), make them by `genie-host certs init`, or say \
+                     --trusted-network where nobody else is on the network"
+                );
+            }
+        }
+        let own = std::env::current_exe().context("find this program")?;
+        let transports = self.remote.load(&own);
+        let link = self.remote.link_settings(&transports, serve::SOFTWARE);
+        Ok(Some(RemoteSettings { endpoints: self.nodes.clone(), transports, link }))
+    }
 }
 
 #[derive(Args)]
@@ -138,6 +178,12 @@ fn sessions(text: &str) -> Result<usize, String> {
 }
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if let (Some(first), Some(plugin)) = (args.next(), args.next())
+        && first == PROBE
+    {
+        return genie_transport::probe::probe_child_main(plugin.as_ref());
+    }
     let cli = Cli::parse();
     let serve = match cli.command {
         None => cli.serve,
@@ -155,6 +201,10 @@ fn main() -> ExitCode {
             start_log("error");
             return report(graph::run(&args));
         }
+        Some(Command::Certs(command)) => {
+            start_log("warn");
+            return report(certs::run(command));
+        }
         Some(Command::Status { host }) => {
             start_log("error");
             return report(status::run(&host));
@@ -163,8 +213,11 @@ fn main() -> ExitCode {
     // A host started by a program stays quiet in that program's terminal.
     start_log(if serve.parent_pid.is_some() { "warn" } else { "info" });
     report(spin().and_then(|spin| {
+        let remote = serve.remote_settings()?;
         let analysis = serve.plugins.settings()?;
         serve::run(ServeSettings {
+            remote,
+            child_allowed: !serve.no_local_node,
             listen: serve.listen,
             analysis,
             parent_pid: serve.parent_pid,

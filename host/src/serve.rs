@@ -20,7 +20,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::address::Address;
 use crate::analysis::{Analysis, AnalysisSettings};
-use crate::node::{NodeSettings, NodeSupervisor, open_pidfd};
+use crate::nodes::{NodeSettings, NodeSupervisor, Nodes, RemoteNodes, RemoteSettings, open_pidfd};
 use crate::runtime_dir::RuntimeDir;
 use crate::session::SessionThread;
 use crate::signals::StopSignals;
@@ -40,6 +40,9 @@ pub struct ServeSettings {
     pub weight_cache_bytes: u64,
     pub sessions_max: usize,
     pub node: NodeSettings,
+    /// Nodes elsewhere, and whether sessions may run on this machine when none is reached.
+    pub remote: Option<RemoteSettings>,
+    pub child_allowed: bool,
     pub runtime_base: Option<OsString>,
     pub spin: Duration,
 }
@@ -53,26 +56,27 @@ pub fn run(settings: ServeSettings) -> anyhow::Result<()> {
     let dir = RuntimeDir::create(settings.runtime_base)?;
     let address = settings.listen.unwrap_or_else(|| Address::unix(dir.path().join("host.sock")));
     let listener = Listener::bind(address.path()).context("cannot listen for programs")?;
-    let supervisor = Arc::new(NodeSupervisor::new(
-        settings.node,
-        dir.path().to_owned(),
-        settings.weight_cache_bytes,
-    ));
+    let child =
+        NodeSupervisor::new(settings.node, dir.path().to_owned(), settings.weight_cache_bytes);
+    let remote = settings.remote.map(RemoteNodes::new);
+    let nodes = Arc::new(Nodes::new(remote, child, settings.child_allowed));
     let totals = Arc::new(Totals::default());
-    totals.watch(&supervisor, &analysis);
+    totals.watch(&nodes, &analysis);
     let host = Host {
-        supervisor: supervisor.clone(),
+        nodes: nodes.clone(),
         analysis,
         totals,
         sessions_max: settings.sessions_max,
         spin: settings.spin,
         uid: rustix::process::geteuid().as_raw(),
     };
-    start_node_early(supervisor.clone());
+    if nodes.remote().is_none() {
+        start_node_early(nodes.clone());
+    }
     announce(&address)?;
     let result = host.accept_until_stopped(&listener, &signals, parent.as_ref());
     drop(listener);
-    supervisor.stop();
+    nodes.child().stop();
     // Session threads end with the process; their clients see the connection close.
     drop(dir);
     result
@@ -92,9 +96,9 @@ fn announce(address: &Address) -> anyhow::Result<()> {
 }
 
 /// The first session finds the node started; a failure is told to the session that needs it.
-fn start_node_early(supervisor: Arc<NodeSupervisor>) {
+fn start_node_early(nodes: Arc<Nodes>) {
     std::thread::spawn(move || {
-        if let Err(message) = supervisor.connect() {
+        if let Err(message) = nodes.child().connect() {
             tracing::warn!("no node yet: {message}");
         }
     });
@@ -110,7 +114,7 @@ fn raise_descriptor_limit() {
 }
 
 struct Host {
-    supervisor: Arc<NodeSupervisor>,
+    nodes: Arc<Nodes>,
     analysis: Arc<Analysis>,
     totals: Arc<Totals>,
     sessions_max: usize,
@@ -195,7 +199,7 @@ impl Host {
         let thread = SessionThread {
             client: link,
             session: Session::new(config, SharedWeights::new(0)),
-            supervisor: self.supervisor.clone(),
+            nodes: self.nodes.clone(),
             analysis: self.analysis.clone(),
             slot,
             spin: self.spin,

@@ -4,10 +4,10 @@
 //! and it stops reading from one side while too much waits for the other, so that memory stays
 //! bounded; what it has to send it always tries to send, so that nothing deadlocks.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use genie_engine::session::Way;
 use genie_engine::{Action, Session};
 use genie_shm::UnixLink;
 use genie_transport::{Frame, Link, LinkError};
@@ -16,7 +16,7 @@ use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::analysis::Analysis;
-use crate::node::{Node, NodeSupervisor};
+use crate::nodes::{Nodes, Reached, SessionNode};
 use crate::totals::{SessionReport, SessionSlot};
 
 /// Bytes that may wait for one side before the other is no longer read.
@@ -30,7 +30,7 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct SessionThread {
     pub client: UnixLink,
     pub session: Session,
-    pub supervisor: Arc<NodeSupervisor>,
+    pub nodes: Arc<Nodes>,
     pub analysis: Arc<Analysis>,
     pub slot: Arc<SessionSlot>,
     /// How long to look for frames before sleeping, while the program waits for a reply.
@@ -41,7 +41,7 @@ struct Running {
     client: UnixLink,
     node: Option<NodeLink>,
     session: Session,
-    supervisor: Arc<NodeSupervisor>,
+    nodes: Arc<Nodes>,
     analysis: Arc<Analysis>,
     actions: Vec<Action>,
     ended: bool,
@@ -49,8 +49,10 @@ struct Running {
 }
 
 struct NodeLink {
-    link: UnixLink,
-    process: Arc<Node>,
+    link: Box<dyn Link>,
+    node: SessionNode,
+    /// The last [`Link::changes`] that the session knows of.
+    changes: u32,
     ready: bool,
     /// It hung up: read what is left, whatever waits for the client.
     hung_up: bool,
@@ -59,12 +61,12 @@ struct NodeLink {
 impl SessionThread {
     /// Serves the client until it leaves or is refused.
     pub fn run(self) {
-        let SessionThread { client, session, supervisor, analysis, slot, spin } = self;
+        let SessionThread { client, session, nodes, analysis, slot, spin } = self;
         let mut running = Running {
             client,
             node: None,
             session,
-            supervisor,
+            nodes,
             analysis,
             actions: Vec::with_capacity(8),
             ended: false,
@@ -77,6 +79,7 @@ impl SessionThread {
             }
             running.session.settle(&mut running.actions);
             running.act(None, None);
+            running.note_way();
             slot.publish(running.report());
             running.sleep(spin);
         }
@@ -139,6 +142,9 @@ impl Running {
             match node.link.poll() {
                 Ok(Some(frame)) => {
                     moved = true;
+                    if frame.kind == FrameKind::Status {
+                        self.session.use_link_counters(node.link.statistics());
+                    }
                     self.session.node_frame(frame.kind, &frame.body, &mut self.actions);
                     self.act(None, Some(&frame));
                 }
@@ -167,6 +173,9 @@ impl Running {
                         self.send_client(frame.kind, &frame.body);
                     }
                 }
+                Action::PayloadToNode { region, offset, bytes } => {
+                    self.post_payload(region, offset, bytes);
+                }
                 Action::ToClient(kind, body) => self.send_client(kind, &body),
                 Action::ToNode(kind, body) => self.send_node(kind, &body, None),
                 Action::ConnectNode(hello) => self.connect_node(hello),
@@ -189,13 +198,17 @@ impl Running {
     }
 
     fn connect_node(&mut self, mut hello: genie_wire::control::Hello) {
-        match self.supervisor.connect() {
-            Ok((link, process)) => {
-                if let Some(threads) = self.supervisor.threads() {
+        match self.nodes.connect() {
+            Ok(Reached { link, node, way, weights }) => {
+                if let Some(threads) = self.nodes.threads() {
                     hello.threads = threads;
                 }
-                self.session.use_weights(process.weights().clone());
-                self.node = Some(NodeLink { link, process, ready: false, hung_up: false });
+                self.session.use_weights(weights);
+                self.session.use_way(way);
+                let changes = link.changes();
+                // A remote link may have taken frames in already.
+                let ready = link.needs_drive();
+                self.node = Some(NodeLink { link, node, changes, ready, hung_up: false });
                 self.send_node(FrameKind::Hello, &hello.encode_to_vec(), None);
             }
             Err(message) => {
@@ -212,6 +225,27 @@ impl Running {
             // A closed link is reported by its receiving half, after the node's last words.
             Ok(()) | Err(LinkError::Closed) => {}
             Err(error) => self.node_failed(&error),
+        }
+    }
+
+    fn post_payload(&mut self, region: u32, offset: u64, bytes: u64) {
+        let Some(node) = &mut self.node else { return };
+        match node.link.post_payload(region, offset, bytes) {
+            Ok(()) | Err(LinkError::Closed) => {}
+            Err(error) => self.node_failed(&error),
+        }
+    }
+
+    /// Tells the session when the link goes another way than before.
+    fn note_way(&mut self) {
+        let Some(node) = &mut self.node else { return };
+        let changes = node.link.changes();
+        if changes != node.changes
+            && let Some(way) = node.link.way()
+        {
+            node.changes = changes;
+            let (mode, route) = (way.mode, way.route);
+            self.session.use_way(Way { mode, route, node_knows_weights: true });
         }
     }
 
@@ -240,10 +274,7 @@ impl Running {
 
     fn node_failed(&mut self, error: &LinkError) {
         let Some(node) = self.node.take() else { return };
-        let why = match error {
-            LinkError::Closed => node.process.end(),
-            error => format!("process {}: {error}", node.process.pid()),
-        };
+        let why = node.node.end(error);
         tracing::warn!("a session lost its node: {why}");
         self.session.node_closed(&why, &mut self.actions);
         self.act(None, None);
@@ -276,8 +307,9 @@ impl Running {
             let mut fds = [client_fd.clone(), client_fd];
             let count = match &self.node {
                 Some(node) => {
-                    let events = wants(read_node, node.link.wants_write());
-                    fds[1] = PollFd::from_borrowed_fd(node.link.as_fd(), events);
+                    let read = read_node || node.link.needs_drive();
+                    let events = wants(read, node.link.wants_write());
+                    fds[1] = PollFd::from_borrowed_fd(node.link.event_fd(), events);
                     2
                 }
                 None => 1,
@@ -314,6 +346,7 @@ impl Running {
     }
 
     fn node_events(&mut self, events: PollFlags) {
+        let may_read = self.may_read_node();
         let Some(node) = &mut self.node else { return };
         if events.contains(PollFlags::OUT) {
             match node.link.flush() {
@@ -323,6 +356,10 @@ impl Running {
         }
         node.hung_up |= events.intersects(PollFlags::HUP | PollFlags::ERR);
         node.ready |= node.hung_up || events.contains(PollFlags::IN);
+        if node.ready && !may_read && node.link.needs_drive() {
+            // What it finds is told when frames are read again.
+            let _ = node.link.drive();
+        }
     }
 
     /// Sends what is queued for the client, within bounds.

@@ -10,12 +10,16 @@ use crate::client::Client;
 
 pub fn run(host: &Address) -> anyhow::Result<()> {
     let mut status = ask(host, false)?;
-    let node_runs = status.counters.iter().any(|c| c.name == "host.node_pid" && c.value > 0);
-    if node_runs {
-        // Only a session reaches the node; it lasts as long as the question.
+    let own = status.counters.iter().any(|c| c.name == "host.node_pid" && c.value > 0);
+    let elsewhere = status.words.iter().any(|word| word.name.starts_with("host.node."));
+    if own || elsewhere {
+        // Only a session reaches a node; it lasts as long as the question.
         status = ask(host, true)?;
     }
     let mut out = std::io::stdout().lock();
+    for word in status.words.iter().filter(|word| !word.value.is_empty()) {
+        writeln!(out, "{:<24} {}", word.name, word.value).context("print the status")?;
+    }
     for counter in status.counters.iter().filter(|c| !c.name.starts_with("host.session.")) {
         writeln!(out, "{:<40} {:>16}", counter.name, counter.value).context("print the status")?;
     }

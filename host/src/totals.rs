@@ -7,7 +7,7 @@ use genie_engine::Counters;
 use genie_engine::session::HostCounters;
 
 use crate::analysis::Analysis;
-use crate::node::NodeSupervisor;
+use crate::nodes::Nodes;
 
 /// What one session tells the rest of the process, now and then.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,14 +41,14 @@ struct Sessions {
 #[derive(Default)]
 pub struct Totals {
     sessions: Mutex<Sessions>,
-    supervisor: OnceLock<Weak<NodeSupervisor>>,
+    nodes: OnceLock<Weak<Nodes>>,
     analysis: OnceLock<Weak<Analysis>>,
 }
 
 impl Totals {
-    /// Also reports about the node that this keeps, and about plugins.
-    pub fn watch(&self, supervisor: &Arc<NodeSupervisor>, analysis: &Arc<Analysis>) {
-        let _ = self.supervisor.set(Arc::downgrade(supervisor));
+    /// Also reports about the nodes that these are, and about plugins.
+    pub fn watch(&self, nodes: &Arc<Nodes>, analysis: &Arc<Analysis>) {
+        let _ = self.nodes.set(Arc::downgrade(nodes));
         let _ = self.analysis.set(Arc::downgrade(analysis));
     }
 
@@ -109,8 +109,8 @@ impl HostCounters for Totals {
             }
         }
         push("resident_bytes", resident_bytes());
-        if let Some(supervisor) = self.supervisor.get().and_then(Weak::upgrade) {
-            let facts = supervisor.facts();
+        if let Some(nodes) = self.nodes.get().and_then(Weak::upgrade) {
+            let facts = nodes.child().facts();
             push("node_pid", facts.pid.into());
             push("node_starts", facts.starts);
             push("weights", facts.weights);
@@ -120,6 +120,11 @@ impl HostCounters for Totals {
             entries.extend(analysis.entries());
         }
         entries
+    }
+
+    fn words(&self) -> Vec<(String, String)> {
+        let nodes = self.nodes.get().and_then(Weak::upgrade);
+        nodes.and_then(|nodes| Some(nodes.remote()?.words())).unwrap_or_default()
     }
 }
 

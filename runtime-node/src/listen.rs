@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use genie_node::serve::Door;
+use genie_remote::Endpoint;
 use genie_remote::cli::RemoteArgs;
 use genie_transport::load::Transports;
 use genie_transport::transport::{Capabilities, Options, Transport};
@@ -16,7 +17,7 @@ use genie_transport::transport::{Capabilities, Options, Transport};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     Unix(PathBuf),
-    Transport { name: String, address: String },
+    Transport(Endpoint),
 }
 
 impl FromStr for Listen {
@@ -27,11 +28,8 @@ impl FromStr for Listen {
             if !path.is_empty() {
                 return Ok(Listen::Unix(path.into()));
             }
-        } else if let Some((name, address)) = text.split_once("://")
-            && !name.is_empty()
-            && !address.is_empty()
-        {
-            return Ok(Listen::Transport { name: name.to_owned(), address: address.to_owned() });
+        } else if let Ok(endpoint) = text.parse() {
+            return Ok(Listen::Transport(endpoint));
         }
         Err("expected unix:PATH, or TRANSPORT://ADDRESS such as quic://0.0.0.0:4610".to_owned())
     }
@@ -41,7 +39,7 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Listen::Unix(path) => write!(f, "unix:{}", path.display()),
-            Listen::Transport { name, address } => write!(f, "{name}://{address}"),
+            Listen::Transport(endpoint) => endpoint.fmt(f),
         }
     }
 }
@@ -58,7 +56,7 @@ pub fn open(
     remote: &RemoteArgs,
     limits: LinkLimits,
 ) -> anyhow::Result<(Vec<Door>, Vec<String>)> {
-    let needs_transports = listens.iter().any(|listen| matches!(listen, Listen::Transport { .. }));
+    let needs_transports = listens.iter().any(|listen| matches!(listen, Listen::Transport(_)));
     let transports = match needs_transports {
         true => remote.load(&std::env::current_exe().context("find this program")?),
         false => Transports::default(),
@@ -72,7 +70,7 @@ pub fn open(
                 addresses.push(format!("unix:{}", listener.path().display()));
                 doors.push(Door::Unix(listener));
             }
-            Listen::Transport { name, address } => {
+            Listen::Transport(Endpoint { transport: name, address }) => {
                 let (door, address) =
                     open_transport(name, address, remote, &transports, &limits, instance)
                         .with_context(|| format!("cannot listen at {listen}"))?;

@@ -92,6 +92,7 @@ pub struct Session {
     counters: Counters,
     devices: Vec<Device>,
     way: Way,
+    link_counters: Vec<(String, u64)>,
     /// The version that the client is spoken to in.
     client_protocol: u32,
     /// `Have` questions about a weight that this session is storing, by hash.
@@ -148,6 +149,7 @@ impl Session {
             counters: Counters::default(),
             devices: Vec::new(),
             way: Way::default(),
+            link_counters: Vec::new(),
             client_protocol: PROTOCOL_VERSION,
             haves_waiting: HashMap::new(),
             haves: 0,
@@ -165,9 +167,15 @@ impl Session {
         self.tape.weights.shared = weights;
     }
 
-    /// How the node is reached; before the welcome, so that the client is told.
+    /// How the node is reached; before the welcome, so that the client is told. It may change
+    /// later, and then the status says so.
     pub fn use_way(&mut self, way: Way) {
         self.way = way;
+    }
+
+    /// Counters of the link to the node, for the next status.
+    pub fn use_link_counters(&mut self, counters: Vec<(String, u64)>) {
+        self.link_counters = counters;
     }
 
     pub fn counters(&self) -> &Counters {
@@ -429,6 +437,9 @@ impl Session {
         }
         for (name, value) in self.counters.entries() {
             add(format!("host.session.{name}"), value);
+        }
+        for (name, value) in std::mem::take(&mut self.link_counters) {
+            add(format!("host.session.link.{name}"), value);
         }
         let (live_storages, live_bytes) = self.live();
         add("host.session.live_storages".to_owned(), live_storages);

@@ -31,5 +31,5 @@ pub mod transport;
 #[cfg(feature = "load")]
 pub mod vet;
 
-pub use link::{Frame, Link, LinkError, SEND_QUEUE_BYTES_MAX};
+pub use link::{Frame, Link, LinkError, LinkWay, SEND_QUEUE_BYTES_MAX};
 pub use memory::{MemoryError, SharedMemory};

@@ -60,6 +60,21 @@ pub trait Link: Send {
         Ok(())
     }
 
+    /// How the link goes; `None` for one on this machine.
+    fn way(&self) -> Option<LinkWay> {
+        None
+    }
+
+    /// Counts how often [`Link::way`] changed.
+    fn changes(&self) -> u32 {
+        0
+    }
+
+    /// Counters of the transports below, by name.
+    fn statistics(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
     /// Who the peer proved to be; empty for a peer of this machine, whom the socket's permissions
     /// let in.
     fn peer_identity(&self) -> String {
@@ -74,6 +89,15 @@ pub trait Link: Send {
 
     /// Who is at the other end, for messages to people.
     fn peer(&self) -> String;
+}
+
+/// How a link goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkWay {
+    /// The execution mode: `local_remote`, `remote` or `remote_zero_copy`.
+    pub mode: String,
+    /// The same for people, and why not a stronger one.
+    pub route: String,
 }
 
 /// A frame that arrived.

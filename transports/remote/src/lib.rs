@@ -18,8 +18,10 @@ pub mod choose;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod data;
+pub mod endpoint;
 pub mod link;
 pub mod message;
 pub mod payloads;
 
-pub use link::{LinkSettings, RemoteLink, Role, Route};
+pub use endpoint::Endpoint;
+pub use link::{LinkSettings, RemoteLink, Role};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use genie_transport::transport::{
     Capabilities, Cause, Completion, Connection, Options, Transport, TransportError,
 };
-use genie_transport::{Frame, Link, LinkError, SharedMemory};
+use genie_transport::{Frame, Link, LinkError, LinkWay, SharedMemory};
 use genie_wire::WireError;
 use genie_wire::control::Region;
 use genie_wire::frame::FrameKind;
@@ -65,16 +65,6 @@ pub struct LinkSettings {
     pub instance: u64,
 }
 
-/// Which way a link takes, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// The transport of the control connection.
-    pub control: String,
-    /// The transport of payloads; empty while there is none.
-    pub data: String,
-    pub peer: String,
-}
-
 /// A [`Link`] to a process elsewhere.
 pub struct RemoteLink {
     role: Role,
@@ -92,6 +82,8 @@ pub struct RemoteLink {
     candidates: VecDeque<String>,
     /// Why the one tried last did not work.
     not: Option<(String, String)>,
+    /// The last transport that was given up for a simpler one, and why.
+    downgraded: Option<(String, String)>,
     regions: Regions,
     posted: Posted,
     arrivals: Arrivals,
@@ -127,6 +119,7 @@ impl RemoteLink {
             attempt: 0,
             candidates: VecDeque::new(),
             not: None,
+            downgraded: None,
             regions: Regions::default(),
             posted: Posted::default(),
             arrivals: Arrivals::default(),
@@ -143,26 +136,27 @@ impl RemoteLink {
         self.welcome.as_ref()
     }
 
-    pub fn route(&self) -> Route {
-        let data = match &self.path {
-            Path::Open(_) => self.data_name.clone(),
-            Path::OverControl | Path::Shared => self.control_name.clone(),
-            _ => String::new(),
-        };
-        Route { control: self.control_name.clone(), data, peer: self.control.peer_address() }
+    /// Whether the peer answered and payloads have a way.
+    pub fn is_ready(&self) -> bool {
+        let open = matches!(self.path, Path::Open(_) | Path::OverControl | Path::Shared);
+        open && self.welcome.is_some()
     }
 
-    /// Counters of both connections, `control.` or `data.` before each name.
-    pub fn statistics(&self) -> Vec<(String, u64)> {
-        let named = |prefix: &str, counters: Vec<(String, u64)>| {
-            let name = |(name, value)| (format!("{prefix}.{name}"), value);
-            counters.into_iter().map(name).collect::<Vec<_>>()
-        };
-        let mut all = named("control", self.control.statistics());
-        if let Path::Open(data) = &self.path {
-            all.extend(named("data", data.statistics()));
+    /// The transport of payloads, while they have a way.
+    fn data_transport(&self) -> &str {
+        match &self.path {
+            Path::Open(_) => &self.data_name,
+            Path::OverControl | Path::Shared => &self.control_name,
+            _ => "",
         }
-        all
+    }
+
+    fn mode(&self) -> &'static str {
+        match (&self.path, self.transport()) {
+            (Path::Shared, _) => "local_remote",
+            (Path::Open(_), Some(transport)) => crate::choose::mode(transport.as_ref()),
+            _ => "remote",
+        }
     }
 
     /// Looks at the connections until nothing more happens.
@@ -297,6 +291,7 @@ impl RemoteLink {
                 name => name,
             };
             tracing::warn!("tensors go over {next}, not over {name}: {reason}");
+            self.downgraded = Some((name, reason));
         }
         self.attempt += 1;
         if self.attempt > ATTEMPTS_MAX {
@@ -688,6 +683,34 @@ impl Link for RemoteLink {
 
     fn needs_drive(&self) -> bool {
         true
+    }
+
+    fn way(&self) -> Option<LinkWay> {
+        let peer = self.control.peer_address();
+        let mut route = format!("{}://{peer}", self.control_name);
+        if !matches!(self.path, Path::Shared) {
+            route.push_str(&format!(", tensors over {}", self.data_transport()));
+        }
+        if let Some((name, reason)) = &self.downgraded {
+            route.push_str(&format!(" (not over {name}: {reason})"));
+        }
+        Some(LinkWay { mode: self.mode().to_owned(), route })
+    }
+
+    fn statistics(&self) -> Vec<(String, u64)> {
+        let named = |prefix: &str, counters: Vec<(String, u64)>| {
+            let name = |(name, value)| (format!("{prefix}.{name}"), value);
+            counters.into_iter().map(name).collect::<Vec<_>>()
+        };
+        let mut all = named("control", self.control.statistics());
+        if let Path::Open(data) = &self.path {
+            all.extend(named("data", data.statistics()));
+        }
+        all
+    }
+
+    fn changes(&self) -> u32 {
+        self.attempt
     }
 
     fn drive(&mut self) -> Result<(), LinkError> {

@@ -57,7 +57,7 @@ pub struct NodeSupervisor {
     weight_cache_bytes: u64,
     current: Mutex<Current>,
     /// The running node, for those who must not wait while one is being started.
-    shown: Mutex<Option<Arc<Node>>>,
+    shown: Mutex<Option<Arc<ChildNode>>>,
     /// The process that is being started, so that a host that stops does not leave it behind.
     starting: Mutex<Starting>,
 }
@@ -71,14 +71,14 @@ struct Starting {
 
 #[derive(Default)]
 struct Current {
-    node: Option<Arc<Node>>,
+    node: Option<Arc<ChildNode>>,
     starts: u64,
     /// When and why the last start failed.
     failed: Option<(Instant, String)>,
 }
 
 /// A node process that said it was ready.
-pub struct Node {
+pub struct ChildNode {
     pid: u32,
     start: u64,
     pidfd: OwnedFd,
@@ -120,7 +120,7 @@ impl NodeSupervisor {
     }
 
     /// A connection to the node, which is started if none runs. The error is for the user.
-    pub fn connect(&self) -> Result<(UnixLink, Arc<Node>), String> {
+    pub fn connect(&self) -> Result<(UnixLink, Arc<ChildNode>), String> {
         let mut current = lock(&self.current);
         if let Some(node) = &current.node {
             if let Ok(link) = node.connect() {
@@ -152,7 +152,7 @@ impl NodeSupervisor {
         Ok((link, node))
     }
 
-    fn start(&self, start: u64) -> Result<Node, String> {
+    fn start(&self, start: u64) -> Result<ChildNode, String> {
         let binary = self.locate()?;
         let address = Address::unix(self.dir.join(format!("node-{start}.sock")));
         let mut command = self.command(&binary, &address);
@@ -193,7 +193,7 @@ impl NodeSupervisor {
             Err(error) => return fail(child, &format!("cannot be watched: {error}")),
         };
         let weights = SharedWeights::new(self.weight_cache_bytes);
-        Ok(Node { pid, start, pidfd, child: Mutex::new(child), stderr, address, weights })
+        Ok(ChildNode { pid, start, pidfd, child: Mutex::new(child), stderr, address, weights })
     }
 
     /// Spawns the process where [`NodeSupervisor::stop`] finds it.
@@ -265,7 +265,7 @@ impl NodeSupervisor {
     }
 }
 
-impl Node {
+impl ChildNode {
     pub fn pid(&self) -> u32 {
         self.pid
     }

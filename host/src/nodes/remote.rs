@@ -1,0 +1,199 @@
+//! Nodes elsewhere: reached over a transport that carries control, each session by itself.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use genie_engine::SharedWeights;
+use genie_engine::session::Way;
+use genie_remote::{Endpoint, LinkSettings, RemoteLink, Role};
+use genie_transport::Link;
+use genie_transport::load::Transports;
+use genie_transport::transport::{Capabilities, Options, Transport};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Reached, SessionNode};
+
+/// How long a node may take from the first packet until payloads have a connection, each data
+/// transport that does not work included.
+const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the control connection may take of it.
+const CONNECT_MS: u64 = 5_000;
+/// How long a node that was not reached is asked last.
+const AVOIDED_FOR: Duration = Duration::from_secs(10);
+
+/// Where the nodes are, and how to reach them.
+pub struct RemoteSettings {
+    pub endpoints: Vec<Endpoint>,
+    pub transports: Transports,
+    pub link: LinkSettings,
+}
+
+/// All nodes elsewhere.
+pub struct RemoteNodes {
+    nodes: Vec<Arc<RemoteNode>>,
+    link: Arc<LinkSettings>,
+}
+
+/// One node elsewhere.
+pub struct RemoteNode {
+    endpoint: Endpoint,
+    /// Or why there is no transport for it.
+    transport: Result<Arc<dyn Transport>, String>,
+    sessions: AtomicUsize,
+    failed: Mutex<Option<Instant>>,
+}
+
+/// A session's hold on a node.
+pub struct Lease(Arc<RemoteNode>);
+
+impl Lease {
+    fn new(node: &Arc<RemoteNode>) -> Self {
+        node.sessions.fetch_add(1, Ordering::Relaxed);
+        Lease(node.clone())
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.0.endpoint
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl RemoteNodes {
+    pub fn new(settings: RemoteSettings) -> Self {
+        let RemoteSettings { endpoints, transports, link } = settings;
+        let node = |endpoint: Endpoint| {
+            let transport = control_transport(&endpoint, &transports);
+            let (sessions, failed) = (AtomicUsize::new(0), Mutex::new(None));
+            Arc::new(RemoteNode { endpoint, transport, sessions, failed })
+        };
+        RemoteNodes { nodes: endpoints.into_iter().map(node).collect(), link: Arc::new(link) }
+    }
+
+    /// A connection to the node with the fewest sessions; nodes that were not reached lately come
+    /// last. The error names each node and why.
+    pub fn connect(&self) -> Result<Reached, String> {
+        let mut nodes: Vec<(bool, usize, &Arc<RemoteNode>)> = self
+            .nodes
+            .iter()
+            .map(|node| (node.is_avoided(), node.sessions.load(Ordering::Relaxed), node))
+            .collect();
+        nodes.sort_by_key(|(avoided, sessions, _)| (*avoided, *sessions));
+        let mut reasons = Vec::new();
+        for (_, _, node) in nodes {
+            let lease = Lease::new(node);
+            match node.connect(&self.link) {
+                Ok(link) => {
+                    *lock(&node.failed) = None;
+                    let way = way(&link);
+                    tracing::info!("a session runs over {}", way.route);
+                    // The node itself says what it has; this index only remembers what is held.
+                    let weights = SharedWeights::new(u64::MAX);
+                    let node = SessionNode::Remote(lease);
+                    return Ok(Reached { link: Box::new(link), node, way, weights });
+                }
+                Err(reason) => {
+                    *lock(&node.failed) = Some(Instant::now());
+                    reasons.push(format!("{} is not reached: {reason}", node.endpoint));
+                }
+            }
+        }
+        Err(reasons.join("; "))
+    }
+
+    /// Facts for the status: each node and its sessions.
+    pub fn words(&self) -> Vec<(String, String)> {
+        let word = |(index, node): (usize, &Arc<RemoteNode>)| {
+            let sessions = node.sessions.load(Ordering::Relaxed);
+            let state = if node.is_avoided() { ", not reached lately" } else { "" };
+            let value = format!("{}: {sessions} sessions{state}", node.endpoint);
+            (format!("node.{index}"), value)
+        };
+        self.nodes.iter().enumerate().map(word).collect()
+    }
+}
+
+/// How a link goes, for the session.
+fn way(link: &RemoteLink) -> Way {
+    let way = link.way().expect("a remote link knows its way");
+    Way { mode: way.mode, route: way.route, node_knows_weights: true }
+}
+
+impl RemoteNode {
+    fn is_avoided(&self) -> bool {
+        lock(&self.failed).is_some_and(|failed| failed.elapsed() < AVOIDED_FOR)
+    }
+
+    fn connect(&self, settings: &Arc<LinkSettings>) -> Result<RemoteLink, String> {
+        let transport = self.transport.as_ref().map_err(Clone::clone)?;
+        let options = Options {
+            address: self.endpoint.address.clone(),
+            certificates: settings.certificates.clone(),
+            trusted: settings.trusted,
+            deadline_ms: settings.deadline_ms,
+            connect_ms: CONNECT_MS,
+            settings: settings
+                .transport_settings
+                .get(&self.endpoint.transport)
+                .cloned()
+                .unwrap_or_default(),
+            ..Options::default()
+        };
+        let control = transport.connect(&options).map_err(|error| error.message)?;
+        let mut link = RemoteLink::new(Role::Host, control, transport.as_ref(), settings.clone())
+            .map_err(|error| error.to_string())?;
+        establish(&mut link)?;
+        Ok(link)
+    }
+}
+
+/// Waits until the node answered and payloads have a connection.
+fn establish(link: &mut RemoteLink) -> Result<(), String> {
+    let deadline = Instant::now() + ESTABLISH_TIMEOUT;
+    loop {
+        match link.poll() {
+            Ok(None) => {}
+            Ok(Some(frame)) => return Err(format!("it sent {:?} before the hello", frame.kind)),
+            Err(error) => return Err(error.to_string()),
+        }
+        if link.is_ready() {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(format!("no answer within {} s", ESTABLISH_TIMEOUT.as_secs()));
+        }
+        let left = Timespec::try_from(left).expect("the timeout is small");
+        match poll(&mut [PollFd::new(link, PollFlags::IN)], Some(&left)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(format!("cannot wait for it: {errno}")),
+        }
+    }
+}
+
+fn control_transport(
+    endpoint: &Endpoint,
+    transports: &Transports,
+) -> Result<Arc<dyn Transport>, String> {
+    let name = &endpoint.transport;
+    let Some(transport) = transports.find(name) else {
+        return Err(format!(
+            "there is no transport {name:?} here; `genie-host transport list` shows those there \
+             are, --transports names the directory of the plugins"
+        ));
+    };
+    match transport.facts().capabilities.has(Capabilities::CONTROL) {
+        true => Ok(transport.clone()),
+        false => Err(format!("the transport {name} carries tensors only; use quic://")),
+    }
+}
+
+/// What is locked are plain values: a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
