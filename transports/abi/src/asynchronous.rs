@@ -35,7 +35,9 @@ pub struct AsyncListener {
 
 fn watched(fd: BorrowedFd<'_>) -> Result<AsyncFd<OwnedFd>> {
     let watch = |fd| {
-        AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE)
+        // SAFETY: the descriptor is a copy that the `AsyncFd` owns: it stays open, and the same,
+        // until that is dropped.
+        unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) }
             .map_err(|error| error.into_parts().1)
     };
     let failure = |error: std::io::Error| {
