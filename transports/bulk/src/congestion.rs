@@ -29,15 +29,20 @@ const FULL_GROWTH: f64 = 1.25;
 const FULL_ROUNDS: u32 = 3;
 /// Of the bytes of a round trip, more lost than this is a queue that overflows.
 const HEAVY_LOSS: f64 = 0.08;
-/// Less than this is a queue that does not.
-const LIGHT_LOSS: f64 = 0.03;
+/// A loss is taken for an overflow too if the queue was this full of what it was at most lately,
+const FULL_QUEUE: f64 = 0.85;
+/// and that is more than this part of the smallest round trip.
+const QUEUE_MIN: f64 = 0.2;
 const HEAVY_LOSS_PACKETS_MIN: u64 = 8;
 const SHRINK: f64 = 0.85;
-const GROW: f64 = 1.1;
+const GROW: f64 = 1.03;
 /// How often the smallest round trip is measured anew.
 const DIP_ROUNDS: u64 = 100;
 const DIP_EVERY_MIN: Time = SECOND / 2;
 const DIP_EVERY_MAX: Time = 10 * SECOND;
+/// Sooner, but not sooner than this, if the round trip is so many times what is in flight from here can explain.
+const DIP_AGAIN: Time = 100 * MILLISECOND;
+const COMPANY: f64 = 1.25;
 /// In a dip this part of the product may be in flight.
 const DIP_GAIN: f64 = 0.5;
 /// What acknowledgements that come in bunches hide, beside the product: this long at the rate, within bounds.
@@ -98,8 +103,11 @@ pub(crate) struct Congestion {
     round_acknowledged: u64,
     round_lost: u64,
     round_in_flight: u64,
-    budget: i64,
-    budget_at: Time,
+    round_rtt: Time,
+    round_overflowed: u64,
+    rtts: MaxOfRounds,
+    /// Up to here the time has been used for sending.
+    paid_until: Time,
 }
 
 impl Congestion {
@@ -125,8 +133,10 @@ impl Congestion {
             round_acknowledged: 0,
             round_lost: 0,
             round_in_flight: 0,
-            budget: 0,
-            budget_at: now,
+            round_rtt: Time::MAX,
+            round_overflowed: 0,
+            rtts: MaxOfRounds::default(),
+            paid_until: now,
         }
     }
 
@@ -198,36 +208,71 @@ impl Congestion {
         }
         if let Some(rtt) = told.rtt {
             self.dip_rtt = self.dip_rtt.min(rtt);
+            self.round_rtt = self.round_rtt.min(rtt);
+            self.rtts.add(self.round, rtt);
             if self.rtt_min.is_none_or(|least| rtt <= least) {
                 self.rtt_min = Some(rtt);
                 self.rtt_min_at = told.now;
             }
         }
+        if told.lost > 0 && self.queue_is_full(told.rtt) {
+            self.round_overflowed += told.lost;
+        }
         if round_over {
             self.weigh_losses();
+            self.suspect_company(told.now);
             self.look_for_full(told.rate.is_some_and(|sample| sample.starved));
         }
         self.turn(told);
     }
 
+    /// Whether a packet with this round trip met the queue as full as it gets.
+    fn queue_is_full(&self, rtt: Option<Time>) -> bool {
+        let (Some(rtt), Some(rtt_min)) = (rtt, self.rtt_min) else { return false };
+        let deepest = self.rtts.max().saturating_sub(rtt_min);
+        let queue = rtt.saturating_sub(rtt_min);
+        deepest > scale(rtt_min, QUEUE_MIN) && queue > scale(deepest, FULL_QUEUE)
+    }
+
     fn weigh_losses(&mut self) {
         let (lost, acknowledged) = (self.round_lost, self.round_acknowledged);
         let part = lost as f64 / (lost + acknowledged).max(1) as f64;
-        if lost >= HEAVY_LOSS_PACKETS_MIN * self.packet && part > HEAVY_LOSS {
+        let is_heavy = lost >= HEAVY_LOSS_PACKETS_MIN * self.packet && part > HEAVY_LOSS;
+        if is_heavy || self.is_full && self.round_overflowed * 2 > lost {
             let product = self.product().unwrap_or(0);
             self.cap = Some(max(scale(self.round_in_flight, SHRINK), product));
             if self.mode == Mode::Startup {
                 self.is_full = true;
                 self.mode = Mode::Drain;
             }
-        } else if part < LIGHT_LOSS
-            && let Some(cap) = self.cap
-        {
+        } else if let Some(cap) = self.cap {
             let wanted = self.product().map_or(u64::MAX, |product| scale(product, STARTUP_GAIN));
             let cap = scale(cap, GROW);
             self.cap = (cap < wanted).then_some(cap);
         }
         (self.round_lost, self.round_acknowledged, self.round_in_flight) = (0, 0, 0);
+        self.round_overflowed = 0;
+    }
+
+    /// A queue longer than all that is in flight from here could make is another sender's (or the
+    /// rate fell): worth a dip before its time.
+    fn suspect_company(&mut self, now: Time) {
+        let round_rtt = std::mem::replace(&mut self.round_rtt, Time::MAX);
+        let (Some(rtt_min), true) = (self.rtt_min, self.is_full) else { return };
+        let own = time_of(self.allowance(), self.rates.max().max(1)).max(2 * rtt_min);
+        if self.mode != Mode::Dip
+            && round_rtt < Time::MAX
+            && round_rtt > scale(own, COMPANY)
+            && now.saturating_sub(self.rtt_min_at) > DIP_AGAIN
+        {
+            self.dip();
+        }
+    }
+
+    fn dip(&mut self) {
+        self.mode = Mode::Dip;
+        self.dip_ends = None;
+        self.dip_rtt = Time::MAX;
     }
 
     fn look_for_full(&mut self, starved: bool) {
@@ -271,9 +316,7 @@ impl Congestion {
                 }
                 let every = (DIP_ROUNDS * rtt_min).clamp(DIP_EVERY_MIN, DIP_EVERY_MAX);
                 if told.now.saturating_sub(self.rtt_min_at) > every {
-                    self.mode = Mode::Dip;
-                    self.dip_ends = None;
-                    self.dip_rtt = Time::MAX;
+                    self.dip();
                 }
             }
             Mode::Dip => {
@@ -295,39 +338,35 @@ impl Congestion {
         }
     }
 
-    /// Bytes that may go now by pacing; more than nothing is enough for a burst of that length or one packet.
-    pub(crate) fn budget(&mut self, now: Time) -> i64 {
+    /// Bytes that pacing lets go now: nothing until a burst has come together.
+    pub(crate) fn budget(&mut self, now: Time) -> u64 {
         let rate = self.pacing_rate();
-        let passed = now.saturating_sub(self.budget_at);
-        let most = max(bytes_in(rate, LATENESS), self.burst(rate)) as i64;
-        self.budget =
-            (self.budget + bytes_in(rate, passed).min(i64::MAX as u64 / 2) as i64).min(most);
-        self.budget_at = now;
-        self.budget
+        let burst = time_of(self.burst(rate), rate);
+        // What a late timer may catch up is bounded.
+        self.paid_until = self.paid_until.max(now.saturating_sub(max(burst, LATENESS)));
+        let passed = now.saturating_sub(self.paid_until);
+        if passed < burst { 0 } else { bytes_in(rate, passed).max(1) }
     }
 
     /// Bytes were sent.
     pub(crate) fn spend(&mut self, bytes: u64) {
-        self.budget -= bytes as i64;
+        self.paid_until += time_of(bytes, self.pacing_rate());
+    }
+
+    /// When pacing lets the next burst go.
+    pub(crate) fn send_at(&self) -> Time {
+        let rate = self.pacing_rate();
+        self.paid_until + time_of(self.burst(rate), rate)
     }
 
     /// How many bytes make a burst worth waking for.
     fn burst(&self, rate: u64) -> u64 {
         bytes_in(rate, BURST).clamp(self.packet, max(BURST_BYTES_MAX, self.packet))
     }
+}
 
-    /// Whether pacing lets a burst go.
-    pub(crate) fn may_send(&mut self, now: Time) -> bool {
-        let burst = self.burst(self.pacing_rate()) as i64;
-        self.budget(now) >= burst
-    }
-
-    /// When pacing lets the next burst go.
-    pub(crate) fn send_at(&self) -> Time {
-        let rate = self.pacing_rate();
-        let missing = (self.burst(rate) as i64 - self.budget).max(0) as u128;
-        self.budget_at + (missing * 1_000_000_000).div_ceil(u128::from(rate)) as Time
-    }
+fn time_of(bytes: u64, rate: u64) -> Time {
+    (u128::from(bytes) * 1_000_000_000 / u128::from(rate)) as Time
 }
 
 fn bytes_in(rate: u64, time: Time) -> u64 {
@@ -384,11 +423,12 @@ mod tests {
         let mut congestion = Congestion::new(1000, 10_000_000, u64::MAX, 0);
         let (mut now, mut bytes) = (0, 0_u64);
         while now < SECOND {
-            while congestion.may_send(now) {
+            while congestion.budget(now) > 0 {
                 congestion.spend(1000);
                 bytes += 1000;
             }
-            now = congestion.send_at();
+            // Asked more often than bytes come together, nothing is lost.
+            now = (now + 700).min(congestion.send_at());
         }
         assert!(bytes.abs_diff(10_000_000) < 20_000, "{bytes}");
         let budget = congestion.budget(now + 100 * SECOND);

@@ -156,7 +156,6 @@ impl Connection {
         }
         let serial = self.incoming.withdraw(window)?;
         self.outbox.push(Sequenced::Withdraw { serial });
-        self.grant();
         Ok(())
     }
 
@@ -338,7 +337,7 @@ impl Connection {
         if !is_control {
             let taken = match self.incoming.take(header.kind == Kind::First, body) {
                 Ok(taken) => taken,
-                Err(Refused::Limit) => {
+                Err(Refused::Unheard) => {
                     self.statistics.limit_dropped += 1;
                     return Ok(());
                 }
@@ -645,12 +644,16 @@ impl Connection {
         let is_probe = self.probe_packets > 0;
         let bytes_max = if is_probe {
             std::mem::take(&mut self.probe_packets) * packet
-        } else if in_flight < allowance && self.congestion.may_send(now) {
-            let budget = self.congestion.budget(now).max(0) as u64;
-            budget.min(allowance - in_flight) as usize
         } else {
-            return None;
+            let window = allowance.saturating_sub(in_flight);
+            if window == 0 {
+                return None;
+            }
+            self.congestion.budget(now).min(window) as usize
         };
+        if bytes_max == 0 {
+            return None;
+        }
         self.turn_flow();
         let flow = self.flow;
         let (mut bytes, mut segments) = (0, 0);

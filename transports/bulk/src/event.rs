@@ -84,7 +84,8 @@ pub struct Statistics {
     pub corrupt_dropped: u64,
     /// Datagrams dropped because they are not this connection's, too short, or of an unknown kind.
     pub foreign_dropped: u64,
-    /// Datagrams dropped because a limit was reached; the peer sends them again.
+    /// Datagrams dropped because a limit was reached or their window withdrawn; the peer sends them
+    /// again or gives up their message.
     pub limit_dropped: u64,
     /// Messages acknowledged wholly.
     pub messages_written: u64,

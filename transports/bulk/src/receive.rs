@@ -26,7 +26,10 @@ enum Slot {
     Partial(Box<Partial>),
     /// Told, and not polled.
     Placed,
-    /// Polled, withdrawn or abandoned.
+    /// Its window was withdrawn: nothing of it is acknowledged, so that the sender cannot take it
+    /// for written, until it abandons it.
+    Withdrawn,
+    /// Polled or abandoned.
     Over,
 }
 
@@ -55,8 +58,8 @@ pub(crate) struct Taken {
 /// Why a fragment was not taken.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// A limit was reached: as if it was never received.
-    Limit,
+    /// A limit was reached or its window withdrawn: as if it was never received.
+    Unheard,
     Close(CloseReason),
 }
 
@@ -128,10 +131,9 @@ impl Incoming {
         self.offers.remove(&serial);
         for at in 0..self.slots.len() {
             if matches!(&self.slots[at], Slot::Partial(partial) if partial.serial == serial) {
-                self.end(at);
+                self.close_slot(at, Slot::Withdrawn);
             }
         }
-        self.advance();
         Ok(serial)
     }
 
@@ -189,12 +191,11 @@ impl Incoming {
         match (&self.slots[at], first) {
             (Slot::Unseen, Some(first)) => {
                 if self.stretches >= STRETCHES_MAX {
-                    return Err(Refused::Limit);
+                    return Err(Refused::Unheard);
                 }
-                if !self.open(at, &first)? {
-                    return Ok(nothing(0));
-                }
+                self.open(at, &first)?;
             }
+            (Slot::Withdrawn, _) => return Err(Refused::Unheard),
             (Slot::Unseen, None) => return Err(broken("a fragment of an unknown message")),
             (Slot::Placed | Slot::Over, _) => return Ok(nothing(payload.len())),
             (Slot::Partial(partial), Some(first)) => {
@@ -219,7 +220,7 @@ impl Incoming {
             return Ok(Taken { new: 0, again: bytes, frames_at, placed: None });
         }
         if self.stretches >= STRETCHES_MAX && partial.got.len() > 1 {
-            return Err(Refused::Limit);
+            return Err(Refused::Unheard);
         }
         partial.memory.place(partial.offset + from, taken).map_err(|error| {
             Refused::Close(CloseReason::Placement { window: partial.window, error })
@@ -237,8 +238,8 @@ impl Incoming {
         Ok(Taken { new, again: bytes - new, frames_at, placed })
     }
 
-    /// Opens the slot of a message seen for the first time. `false`: its window was withdrawn.
-    fn open(&mut self, at: usize, first: &First) -> Result<bool, Refused> {
+    /// Opens the slot of a message seen for the first time.
+    fn open(&mut self, at: usize, first: &First) -> Result<(), Refused> {
         if first.serial >= self.serial_next {
             return Err(broken("a message to a window never offered"));
         }
@@ -246,9 +247,8 @@ impl Incoming {
             return Err(broken("a message too long"));
         }
         let Some(Window { window, memory }) = self.offers.get(&first.serial) else {
-            self.end(at);
-            self.advance();
-            return Ok(false);
+            self.slots[at] = Slot::Withdrawn;
+            return Err(Refused::Unheard);
         };
         if first.offset.checked_add(first.len).is_none_or(|end| end > memory.bytes()) {
             return Err(broken("a message outside its window"));
@@ -262,7 +262,7 @@ impl Incoming {
             got: RangeSet::default(),
             memory: memory.clone(),
         }));
-        Ok(true)
+        Ok(())
     }
 
     /// The application took the event of a placed message.
@@ -293,11 +293,14 @@ impl Incoming {
     }
 
     fn end(&mut self, at: usize) {
-        if let Slot::Partial(partial) = &self.slots[at] {
+        self.close_slot(at, Slot::Over);
+        self.over += 1;
+    }
+
+    fn close_slot(&mut self, at: usize, to: Slot) {
+        if let Slot::Partial(partial) = std::mem::replace(&mut self.slots[at], to) {
             self.stretches -= partial.got.len();
         }
-        self.slots[at] = Slot::Over;
-        self.over += 1;
     }
 
     fn advance(&mut self) {
