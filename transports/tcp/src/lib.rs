@@ -144,10 +144,13 @@ impl genie_records::Carrier for Carrier {
     }
 
     fn finish(&mut self) {
-        if let Carrier::Tls(tls) = self {
-            tls.say_goodbye();
+        let said = match self {
+            Carrier::Plain(_) => true,
+            Carrier::Tls(tls) => tls.say_goodbye(),
+        };
+        if said {
+            self.socket().end_sending();
         }
-        self.socket().end_sending();
     }
 
     fn export_secret(&self, exchange: &Exchange, label: &[u8]) -> Result<[u8; 32]> {

@@ -74,6 +74,7 @@ pub(crate) struct Tls {
     staging: Vec<u8>,
     identity: Option<Identity>,
     greeted: bool,
+    said_goodbye: bool,
 }
 
 impl Tls {
@@ -81,7 +82,8 @@ impl Tls {
         // What is encrypted at a time is bounded here.
         session.set_buffer_limit(None);
         let buffer = vec![0; BUFFER_BYTES].into();
-        Tls { socket, session, buffer, staging: Vec::new(), identity: None, greeted: false }
+        let (staging, identity) = (Vec::new(), None);
+        Tls { socket, session, buffer, staging, identity, greeted: false, said_goodbye: false }
     }
 
     pub fn socket(&self) -> &Socket {
@@ -92,10 +94,14 @@ impl Tls {
         self.session.wants_write()
     }
 
-    pub fn say_goodbye(&mut self) {
-        self.session.send_close_notify();
-        // The end of the connection says the same.
-        let _ = self.flush();
+    /// Ends the session; `false` while some of it waits for room.
+    pub fn say_goodbye(&mut self) -> bool {
+        if !self.said_goodbye {
+            self.said_goodbye = true;
+            self.session.send_close_notify();
+        }
+        // Where nothing can be sent any more, the end of the connection says the same.
+        self.flush().unwrap_or(true)
     }
 
     pub fn peer_identity(&self) -> String {
