@@ -63,6 +63,9 @@ ETHERNET_BYTES = 14
 
 _numbers = itertools.count()
 
+# Where Debian keeps them, which is not on everybody's PATH.
+os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+
 
 class Unavailable(Exception):
     """Why there can be no test bed here."""

@@ -237,7 +237,7 @@ def page(report):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="five cells at 1 Gb/s, no fairness")
+    parser.add_argument("--quick", action="store_true", help="five cells at 1 Gb/s")
     parser.add_argument("--cells", nargs="+", metavar="CELL", help="such as 1g,2ms,0.1%% or a part: 5g")
     parser.add_argument("--contenders", help="names, with commas (default: all that there are)")
     parser.add_argument("--seconds", type=float, default=3, help="a run's window (default 3)")
@@ -245,7 +245,7 @@ def arguments():
     parser.add_argument("--tries", type=int, default=3, help="runs again when other programs took part (default 3)")
     parser.add_argument("--patience", type=float, default=10, help="seconds to wait for a quiet machine before a run")
     parser.add_argument("--minutes", type=float, default=30, help="after that it neither waits nor tries again")
-    parser.add_argument("--no-fairness", action="store_true")
+    parser.add_argument("--no-fairness", action="store_true", help="(never with --quick or --cells)")
     parser.add_argument("--write", type=Path, metavar="DIRECTORY", help="writes network.md, .json, pictures/network.svg")
     return parser.parse_args()
 
@@ -286,7 +286,7 @@ def main():
     for number, cell in enumerate(chosen, 1):
         say(f"[{number}/{len(chosen)}] {cell.name}")
         report["cells"][cell.name] = measure_cell(cell, racers, options)
-    report["fairness"] = {} if options.quick or options.no_fairness else fairness(racers)
+    report["fairness"] = {} if options.quick or options.cells or options.no_fairness else fairness(racers)
     text = page(report)
     print(text)
     if options.write:
