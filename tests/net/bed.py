@@ -175,6 +175,7 @@ class Namespace:
         # kernel, which therefore answers nothing in its place. The interface is `up0`.
         self.raw_address = raw_address
         self.mac, self.gateway_mac = mac, gateway_mac
+        self.gateway = re.sub(r"\d+$", "1", address) if address else None
         self.interface = "up0"
 
     def command(self, command):
@@ -347,7 +348,6 @@ class Link:
 
     def _connect(self, end, port):
         r, name = self.r.name, end.name
-        gateway = re.sub(r"\d+$", "1", end.address)
         batch = [
             f"link add {port} netns {r} address {end.gateway_mac} mtu {self.mtu} type veth "
             f"peer name up0 netns {name} address {end.mac} mtu {self.mtu}"
@@ -357,13 +357,13 @@ class Link:
             "link set lo up",
             "link set up0 up",
             f"address add {end.address}/24 dev up0",
-            f"neighbour replace {gateway} lladdr {end.gateway_mac} dev up0 nud permanent",
-            f"route add default via {gateway}",
+            f"neighbour replace {end.gateway} lladdr {end.gateway_mac} dev up0 nud permanent",
+            f"route add default via {end.gateway}",
         ]
         run(["ip", "-n", name, "-batch", "-"], input="\n".join(here))
         there = [
             f"link set {port} up",
-            f"address add {gateway}/24 dev {port}",
+            f"address add {end.gateway}/24 dev {port}",
             *(
                 f"neighbour replace {address} lladdr {end.mac} dev {port} nud permanent"
                 for address in (end.address, end.raw_address)

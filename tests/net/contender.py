@@ -50,6 +50,8 @@ class Running:
 class KernelTcp:
     """One TCP stream with the congestion control that is asked for."""
 
+    lead_seconds = WARM_UP_SECONDS + 1
+
     def __init__(self, congestion):
         self.congestion, self.name, self.baseline = congestion, f"tcp-{congestion}", True
 
@@ -75,22 +77,32 @@ class KernelTcp:
 class Genie:
     """One of Genie's transports, by `genie-host transport bench`."""
 
+    # It measures round trips before it lets large messages flow.
+    lead_seconds = 8
+
     def __init__(self, transport):
         self.transport, self.name, self.baseline = transport, f"genie-{transport}", False
         self.host = os.environ.get("GENIE_HOST_BINARY") or shutil.which("genie-host")
         beside = Path(self.host).parent.parent / "share/genie/transports" if self.host else None
         self.plugins = os.environ.get("GENIE_TRANSPORTS") or beside
 
-    def serve(self, address):
+    def serve(self, end):
         """The command in B; prints `ready ADDRESS`."""
-        return [*self._bench(), "--listen", address]
+        address = end.raw_address if self.transport == "dpdk" else end.address
+        return [*self._bench(end), "--listen", f"{address}:0"]
 
-    def connect(self, address, seconds):
+    def connect(self, end, address, seconds):
         """The command in A; prints one JSON object."""
-        return [*self._bench(), "--connect", address, "--seconds", seconds, "--message-bytes", MESSAGE_BYTES, "--json"]
+        large = ["--seconds", seconds, "--message-bytes", MESSAGE_BYTES]
+        return [*self._bench(end), "--connect", address, *large, "--json"]
 
-    def _bench(self):
-        return [self.host, "transport", "bench", self.transport, "--transports", self.plugins]
+    def _bench(self, end):
+        command = [self.host, "transport", "bench", self.transport, "--transports", self.plugins]
+        if self.transport == "dpdk":
+            # It takes packets off the interface itself, for an address that the kernel does not know.
+            command += ["--set", f"device=net_af_packet0,iface={end.interface}"]
+            command += ["--set", f"ip={end.raw_address}/24", "--set", f"gateway={end.gateway}"]
+        return command
 
     def missing(self):
         """None, or why it cannot be measured."""
@@ -103,14 +115,12 @@ class Genie:
         return None if built else f"no plugin `{self.transport}` in {self.plugins}"
 
     def start(self, link, seconds):
-        # DPDK takes packets off the interface itself, for an address that the kernel does not know.
-        at = link.b.raw_address if self.transport == "dpdk" else f"{link.b.address}:0"
-        receiver = link.b.start(self.serve(at), nice=NICE)
+        receiver = link.b.start(self.serve(link.b), nice=NICE)
         address = receiver.lines.until("ready", READY_SECONDS_MAX)
-        sender = link.a.start(self.connect(address, seconds), nice=NICE)
+        sender = link.a.start(self.connect(link.a, address, seconds), nice=NICE)
 
         def finish():
-            limit = seconds + WARM_UP_SECONDS + READY_SECONDS_MAX
+            limit = seconds + self.lead_seconds + READY_SECONDS_MAX
             return result(sender, limit)
 
         return Running(sender, receiver, None, finish)

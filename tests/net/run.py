@@ -162,10 +162,11 @@ def bed_capacity(seconds):
 def shared_link(first, second, seconds=FAIRNESS_SECONDS):
     """Two contenders on one link of 1 Gb/s and 2 ms: the second's share of the bytes that B receives."""
     with bed.Link(1e9, 2) as link:
-        runs = [contender.start(link, seconds + 3) for contender in (first, second)]
+        lead = max(first.lead_seconds, second.lead_seconds)
+        runs = [contender.start(link, seconds + lead + 1) for contender in (first, second)]
         link.counter_at_b("meta l4proto { tcp, udp }")
         link.counter_at_b(f"tcp dport {runs[0].port}")
-        time.sleep(WARM_UP_SECONDS + 1)
+        time.sleep(lead)
         before = link.read_at_b()
         time.sleep(seconds)
         after = link.read_at_b()
@@ -225,14 +226,23 @@ def page(report):
         for name, shares in report["fairness"].items():
             lines.append(f"| {name} | {shares['second']:.0%} | {shares['first']:.0%} |")
         lines.append("")
-    trips = [(name, cell, run["round_trip_us"]) for cell, found in report["cells"].items() for name, run in found.items() if run.get("round_trip_us")]
-    if trips:
-        lines += ["## Round trip of a small message", "", "| transport | link | median us | p99 us |", "|---|---|---|---|"]
-        lines += [f"| {name} | {cell} | {trip['median']:.0f} | {trip['p99']:.0f} |" for name, cell, trip in trips]
-        lines.append("")
+    lines += round_trips(report)
     if report["missing"]:
         lines += ["## Not measured", "", *(f"- {name}: {why}" for name, why in report["missing"].items()), ""]
     return "\n".join(lines)
+
+
+def round_trips(report):
+    """What the bench command says about small messages, beside the same over plain TCP."""
+    rows = []
+    for cell, found in report["cells"].items():
+        for name, run in found.items():
+            if ours := run.get("round_trip_us"):
+                plain, ratio = run.get("tcp_round_trip_us"), run.get("round_trip_ratio")
+                beside = f"{plain['median']:.0f} | {ratio:.2f}" if plain else "- | -"
+                rows.append(f"| {name} | {cell} | {ours['median']:.0f} | {ours['p99']:.0f} | {beside} |")
+    head = ["| transport | link | median us | p99 us | plain TCP us | ratio |", "|---|---|---|---|---|---|"]
+    return ["## Round trip of a small message", "", *head, *rows, ""] if rows else []
 
 
 def arguments():
