@@ -147,6 +147,18 @@ impl Endpoints {
         self.get(number).map(|endpoint| endpoint.users += 1).is_some()
     }
 
+    /// Whether a user may leave without taking packets along that the device has not sent: others
+    /// stay, or all buffers are back.
+    pub fn may_leave(&mut self, number: Number) -> bool {
+        let Some(endpoint) = self.get(number) else { return true };
+        if endpoint.users > 1 {
+            return true;
+        }
+        endpoint.port.flush();
+        endpoint.port.reclaim();
+        endpoint.port.queued() == 0 && endpoint.port.is_drained()
+    }
+
     /// One user less; the last closes the device.
     pub fn leave(&mut self, number: Number) {
         if let Some(at) = self.list.iter().position(|endpoint| endpoint.number == number) {

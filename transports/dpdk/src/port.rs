@@ -9,7 +9,7 @@ use crate::error::{DpdkError, Result, reason};
 use crate::framing::{self, Arp, Checksum, Frame, HEADER_BYTES, Mac, Path, Sum};
 use crate::packet::{Lease, Packet, Pool};
 use crate::settings::{
-    Checksums, DeviceSettings, MTU_MAX, frame_bytes, is_pci_address, socket_made_by,
+    Checksums, DeviceSettings, MTU_MAX, frame_bytes, interface_of, is_pci_address, socket_made_by,
 };
 
 /// Packets taken from or given to a device at once.
@@ -70,6 +70,7 @@ impl Port {
         if let Some(socket) = socket_made_by(device) {
             clear_stale_socket(socket)?;
         }
+        check_interface_mtu(settings)?;
         let (name, _) = device.split_once(',').unwrap_or((device, ""));
         let bus = if is_pci_address(device) { c"pci" } else { c"vdev" };
         let name = CString::new(name).map_err(|_| no_device(device, "it contains a zero byte"))?;
@@ -465,6 +466,23 @@ fn no_device(device: &str, reason: &str) -> DpdkError {
         "Check its name and arguments (docs/dpdk.md)"
     };
     DpdkError::NoDevice { device: device.to_owned(), reason: reason.to_owned(), advice }
+}
+
+/// af_packet takes the interface as it is.
+fn check_interface_mtu(settings: &DeviceSettings) -> Result<()> {
+    let (Some(wanted), Some(interface)) = (settings.mtu, interface_of(&settings.device)) else {
+        return Ok(());
+    };
+    let path = format!("/sys/class/net/{interface}/mtu");
+    let has = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    match has {
+        Some(has) if u32::from(wanted) > has => Err(DpdkError::Port {
+            device: settings.device.clone(),
+            step: format!("use an MTU of {wanted}"),
+            reason: format!("the interface has {has}: `ip link set {interface} mtu {wanted}`"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a socket that nobody listens on any more; drivers refuse to start over one.

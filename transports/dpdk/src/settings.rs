@@ -253,6 +253,12 @@ fn complete(device: &str, mtu: Option<u16>) -> String {
     device
 }
 
+/// The kernel's interface under a device, if it lies on one whose MTU it takes over.
+pub fn interface_of(device: &str) -> Option<&str> {
+    let arguments = device.starts_with("net_af_packet").then(|| device.split(','))?;
+    arguments.filter_map(|argument| argument.strip_prefix("iface=")).next()
+}
+
 /// The socket that a driver makes for itself, which a predecessor may have left behind.
 pub fn socket_made_by(device: &str) -> Option<&str> {
     let argument =

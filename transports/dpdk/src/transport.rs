@@ -20,6 +20,8 @@ use crate::lane::{Lane, Shared, State, ended, next_number, time};
 use crate::memories::Prepared;
 use crate::settings::Settings;
 
+/// How long the last user of a device waits for it to have sent everything.
+const LAST_WORDS_MS: u32 = 10;
 /// Connections that wait to be accepted.
 const ACCEPTED_MAX: usize = 16;
 
@@ -118,6 +120,15 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let endpoint = self.endpoint;
+        // The last words (a close, mostly) may still lie in the device, and closing it would take
+        // them along. Waited for here, not on the thread, which others use too.
+        for _ in 0..LAST_WORDS_MS {
+            let settled = self.eal.run(move |endpoints| endpoints.may_leave(endpoint));
+            if settled.unwrap_or(true) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let _ = self.eal.run(move |endpoints| endpoints.leave(endpoint));
     }
 }

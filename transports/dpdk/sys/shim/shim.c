@@ -65,7 +65,7 @@ int genie_port_start(uint16_t port, const struct genie_port_setup *setup, uint64
 	struct rte_eth_txconf txconf;
 	uint16_t rx = setup->rx_descriptors, tx = setup->tx_descriptors;
 	int socket = rte_eth_dev_socket_id(port);
-	int failed;
+	int failed, own_mtu;
 
 	*step = "read the device's limits";
 	failed = rte_eth_dev_info_get(port, &info);
@@ -73,7 +73,10 @@ int genie_port_start(uint16_t port, const struct genie_port_setup *setup, uint64
 		return failed;
 
 	memset(&conf, 0, sizeof(conf));
-	if (setup->mtu != 0)
+	/* af_packet states the frames of Ethernet as its limit, whatever its ring and the interface
+	 * carry; the MTU is the interface's, and the caller has looked at that. */
+	own_mtu = setup->mtu != 0 && strcmp(info.driver_name, "net_af_packet") != 0;
+	if (own_mtu)
 		conf.rxmode.mtu = setup->mtu;
 	conf.intr_conf.rxq = setup->interrupts;
 	/* A chain of two (headers; payload where it lies) is what the sender builds. */
@@ -103,7 +106,7 @@ int genie_port_start(uint16_t port, const struct genie_port_setup *setup, uint64
 	failed = rte_eth_tx_queue_setup(port, 0, tx, socket, &txconf);
 	if (failed != 0)
 		return failed;
-	if (setup->mtu != 0) {
+	if (own_mtu) {
 		*step = "set the device's MTU";
 		failed = rte_eth_dev_set_mtu(port, setup->mtu);
 		/* Software devices without a wire (net_ring, vhost) know no MTU: any frame passes. */
