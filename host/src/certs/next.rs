@@ -62,7 +62,7 @@ pub fn after_rotate_ca(dir: &Path, issued: &[IssuedTo]) -> String {
     // Nodes first: a host with a certificate of the new authority finds only nodes that know it.
     for role in [Role::Node, Role::Host] {
         for one in issued.iter().filter(|one| one.identity.role() == role) {
-            let machine = one.addresses.first().map_or_else(|| one.identity.name(), |name| name);
+            let machine = one.addresses.first().map_or(one.identity.name(), String::as_str);
             copy(&mut text, machine, &one.dir, true);
         }
     }
@@ -80,7 +80,7 @@ pub fn after_finish(issued: &[(Identity, Vec<String>)], dir: &Path) -> String {
     }
     let mut text = "\nnext, so that the others stop trusting the old authority too:\n".to_owned();
     for (identity, addresses) in issued {
-        let machine = addresses.first().map_or_else(|| identity.name(), |name| name);
+        let machine = addresses.first().map_or(identity.name(), String::as_str);
         let from = dir.join(ISSUED_DIR).join(format!("{}-{}", identity.role(), identity.name()));
         copy(&mut text, machine, &from, false);
     }

@@ -8,8 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use common::{DAY_S, NOW_S, Site, meet, said};
-use genie_tls::{Accept, Identity, Role, TlsError};
+use genie_tls::{Accept, Identity, Role, TlsError, identity};
 use proptest::prelude::*;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 const ALPN: &[&[u8]] = &[b"genie/1"];
 
@@ -200,8 +202,6 @@ fn an_authority_changes_while_hosts_and_nodes_run() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
     /// A damaged file is refused or, where the damage is outside what counts, the same identity.
     #[test]
     fn a_damaged_directory_is_refused_or_the_same(
@@ -228,4 +228,33 @@ proptest! {
     }
 }
 
+proptest! {
+    /// What a peer shows is read before it is trusted: several bytes changed, cut, or doubled.
+    #[test]
+    fn a_damaged_certificate_is_read_without_a_panic(
+        changes in proptest::collection::vec((0usize..4096, any::<u8>()), 0..8),
+        cut in 0usize..8192,
+        doubled: bool,
+    ) {
+        let mut der = DER.to_vec();
+        for (at, byte) in changes {
+            let at = at % der.len();
+            der[at] = byte;
+        }
+        if doubled {
+            der.extend_from_slice(&DER);
+        }
+        der.truncate(cut);
+        if let Ok(found) = identity(&der.into()) {
+            // Only a name of the permitted form comes out.
+            prop_assert!(Identity::new(found.role(), found.name()).is_ok());
+            prop_assert!(!doubled || cut <= DER.len());
+        }
+    }
+}
+
+static DER: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+    let pem = fs::read(SITE.path().join("cert.pem")).unwrap();
+    CertificateDer::from_pem_slice(&pem).unwrap().to_vec()
+});
 static SITE: std::sync::LazyLock<Site> = std::sync::LazyLock::new(Site::new);
