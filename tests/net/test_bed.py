@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bed
 import plot
 import run
-from contender import KernelTcp
+from contender import NICE, KernelTcp
 
 pytestmark = pytest.mark.skipif(bool(bed.why_not()), reason=bed.why_not() or "")
 
@@ -87,9 +87,13 @@ def spoiled():
 
 
 def round_trips(link, count=200):
-    echo = link.b.start(python(ECHO, link.b.address))
+    echo = link.b.start(python(ECHO, link.b.address), nice=NICE)
     port = echo.lines.until("ready", ANSWER_SECONDS)
-    return json.loads(link.a.run(python(PING, link.b.address, port, count)))
+    asks = link.a.start(python(PING, link.b.address, port, count), nice=NICE, stderr=subprocess.PIPE)
+    answer = asks.lines.next(ANSWER_SECONDS + 1)
+    if answer is None:
+        raise RuntimeError(asks.stderr.read())
+    return json.loads(answer)
 
 
 @pytest.mark.parametrize(("rtt_ms", "forward_ms"), [(2, 0), (10, 4)])
@@ -98,10 +102,9 @@ def test_delay(rtt_ms, forward_ms):
         delayed = round_trips(link)
         link.delay(0)
         plain = round_trips(link)
-    # Never early; the upper bound leaves room for a busy machine.
-    added = delayed[len(delayed) // 2] - plain[len(plain) // 2]
+    # Never early. The fastest of many says what the relay adds; the others, how busy the machine is.
     assert delayed[0] >= rtt_ms * 1000
-    assert added <= rtt_ms * 1000 + 500
+    assert delayed[0] - plain[0] <= rtt_ms * 1000 + 500
 
 
 @pytest.mark.parametrize("loss", [0.01, 0.1])
@@ -119,7 +122,7 @@ def test_loss(loss):
 
 def test_rate_with_packets_of_the_wire():
     """Cubic fills a link and no more, and what crosses is packets of MTU size, not segments of 64 KB."""
-    with bed.Link(200e6, rtt_ms=2) as link:
+    with bed.Link(100e6, rtt_ms=2) as link:
         shares = []
         # A busy machine may spoil a try.
         while not shares or (shares[-1] < 0.9 and len(shares) < 4):
