@@ -346,21 +346,25 @@ impl Thread<'_> {
         };
         if !waiting {
             let started = Instant::now();
-            let fds = endpoints.interrupt_fds();
+            let devices = if interruptible { endpoints.interrupt_fds() } else { Vec::new() };
             let mut polled = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-            for &fd in fds.iter().filter(|_| interruptible) {
+            for device in &devices {
                 // SAFETY: drivers keep the descriptor open while the port is open, and the port
                 // is not closed before this function returns: only jobs close ports.
-                polled.push(PollFd::from_borrowed_fd(
-                    unsafe { BorrowedFd::borrow_raw(fd) },
-                    PollFlags::IN,
-                ));
+                let fd = unsafe { BorrowedFd::borrow_raw(device.fd) };
+                polled.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
             }
             let timeout = Timespec {
                 tv_sec: bound.as_secs() as i64,
                 tv_nsec: i64::from(bound.subsec_nanos()),
             };
-            let _ = poll(&mut polled, Some(&timeout));
+            if poll(&mut polled, Some(&timeout)).is_ok() {
+                for (device, polled) in devices.iter().zip(&polled[1..]) {
+                    if device.counts && polled.revents().contains(PollFlags::IN) {
+                        let _ = rustix::io::read(polled, &mut [0u8; 8]);
+                    }
+                }
+            }
             let slept = started.elapsed().as_micros() as u64;
             self.shared.slept_us.fetch_add(slept, Ordering::Relaxed);
             self.shared.sleeps.fetch_add(1, Ordering::Relaxed);

@@ -14,7 +14,7 @@ use crate::framing::{Datagram, Frame, Mac};
 use crate::lane::{Lane, Shared};
 use crate::neighbours::Neighbours;
 use crate::packet::Packet;
-use crate::port::{BURST, Port};
+use crate::port::{BURST, Interrupt, Port};
 use crate::settings::{DeviceSettings, datagram_bytes};
 
 /// Bursts taken from a device before its connections send again.
@@ -195,7 +195,7 @@ impl Endpoints {
         }
     }
 
-    pub fn interrupt_fds(&self) -> Vec<i32> {
+    pub fn interrupt_fds(&self) -> Vec<Interrupt> {
         self.list.iter().filter_map(|endpoint| endpoint.port.interrupt_fd()).collect()
     }
 }

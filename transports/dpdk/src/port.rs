@@ -50,6 +50,14 @@ struct Pools {
     attach: Pool,
 }
 
+/// A descriptor of a driver's. Valid while the port is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interrupt {
+    pub fd: i32,
+    /// It counts interrupts and stays readable until it is read (an eventfd).
+    pub counts: bool,
+}
+
 /// What became of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
@@ -380,13 +388,16 @@ impl Port {
     }
 
     /// The descriptor that becomes readable when packets arrive, if interrupts are on.
-    pub fn interrupt_fd(&self) -> Option<i32> {
-        if !self.interrupts {
+    pub fn interrupt_fd(&self) -> Option<Interrupt> {
+        // vhost has its descriptor from its peer, so none before there is one.
+        if !self.interrupts || (self.driver == "net_vhost" && self.link_is_up() != Some(true)) {
             return None;
         }
         // SAFETY: takes a number of an open port.
         let fd = unsafe { sys::genie_rx_interrupt_fd(self.id) };
-        (fd >= 0).then_some(fd)
+        // mlx5 reads its completion channel itself when the interrupt is disarmed.
+        let counts = !self.driver.starts_with("mlx5");
+        (fd >= 0).then_some(Interrupt { fd, counts })
     }
 
     /// Arms or disarms the receive interrupt; `false` if the driver has none.

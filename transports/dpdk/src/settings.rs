@@ -22,7 +22,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("memory_mb", "memory for packet buffers (default 256)"),
     ("cores", "CPUs the DPDK thread may run on, such as 0-1 or 3 (default: any of the process)"),
     ("spin_us", "how long the thread polls after the last packet before it sleeps (default 20)"),
-    ("sleep_us_max", "the longest sleep without interrupts (default 500)"),
+    ("sleep_us_max", "the longest sleep without interrupts (default 1000)"),
     ("interrupts", "yes to sleep until the device interrupts, where its driver can"),
 ];
 
@@ -109,7 +109,7 @@ impl Settings {
                     reader.number("spin_us", 0, SLEEP_US_MAX)?.unwrap_or(20),
                 ),
                 sleep_max: Duration::from_micros(
-                    reader.number("sleep_us_max", 1, SLEEP_US_MAX)?.unwrap_or(500),
+                    reader.number("sleep_us_max", 1, SLEEP_US_MAX)?.unwrap_or(1000),
                 ),
                 pci,
             },

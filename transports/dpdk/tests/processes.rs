@@ -351,6 +351,18 @@ fn the_thread_sleeps_when_nothing_happens() {
 }
 
 #[test]
+fn a_device_that_interrupts_lets_the_thread_sleep_for_long() {
+    let more = "--set interrupts=yes --exchange 21";
+    let (asked, _) = talk(&Vhost::new(1500), more, "", "--idle 2");
+    assert_eq!(asked["exchanged"], 21.0);
+    let sleeps = asked["idle_sleeps_per_second"].as_f64().unwrap();
+    assert!(sleeps < 200.0, "{sleeps} sleeps a second: it does not wait for interrupts");
+    // An interrupt that is lost costs up to 50 ms; each of 21 round trips would have some.
+    let wall = asked["wall_s"].as_f64().unwrap();
+    assert!(wall < 5.0, "{wall} s for 21 exchanges: interrupts do not wake the thread");
+}
+
+#[test]
 fn a_socket_that_a_killed_process_left_is_no_obstacle() {
     let wire = Vhost::new(1500);
     let (_, settings) = wire.end(0);
