@@ -22,7 +22,7 @@ MAY_USE = {
     "genie-quic": {"genie-records", "genie-tls", "genie-transport"},
     "genie-tcp": {"genie-records", "genie-tls", "genie-transport"},
     "genie-shm": {"genie-transport", "genie-wire"},
-    "genie-shm-plugin": {"genie-records", "genie-transport"},
+    "genie-shm-plugin": {"genie-records", "genie-shm", "genie-transport"},
     "genie-udp": {"genie-bulk", "genie-transport"},
     "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
     "genie-node": {"genie-aten", "genie-shm", "genie-transport", "genie-wire"},

@@ -96,6 +96,8 @@ pub struct Exchange {
     transport: &'static str,
     initiator: bool,
     data_lane: usize,
+    /// Payload goes through shared memory, by `sharing`.
+    shares: bool,
     sharing: Option<Box<dyn Sharing>>,
     frame_bytes_max: u64,
     message_bytes_max: u64,
@@ -164,6 +166,7 @@ impl Exchange {
             transport,
             initiator,
             data_lane: if two_lanes { DATA } else { CONTROL },
+            shares: sharing.is_some(),
             sharing,
             frame_bytes_max: options.frame_bytes_max.min(FRAME_QUEUE_BYTES_MAX as u64),
             message_bytes_max: options.message_bytes_max,
@@ -362,8 +365,11 @@ impl Exchange {
                 arriving.target = None;
             }
         }
-        if let Some(sharing) = &mut self.sharing {
-            sharing.withdraw(withdrawn.gate)?;
+        if let Some(sharing) = &mut self.sharing
+            && let Err(error) = sharing.withdraw(withdrawn.gate)
+        {
+            self.fail(error.clone());
+            return Err(error);
         }
         self.post(Record::Withdraw { window, generation: withdrawn.generation }, None);
         Ok(())
@@ -588,7 +594,7 @@ impl Exchange {
                 continue;
             }
             let generation = open.generation;
-            let done = self.sharing.is_some();
+            let done = self.shares;
             return Some((number, Write { message: number, window, generation, offset, bytes, done }));
         }
         None

@@ -10,5 +10,5 @@ mod link;
 mod listener;
 mod outbox;
 
-pub use link::{UnixLink, connect};
+pub use link::{UnixLink, connect, connect_socket, peer_credentials};
 pub use listener::{BindError, Listener};

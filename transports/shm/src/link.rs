@@ -34,17 +34,23 @@ pub struct UnixLink {
 
 /// Connects to the server listening at `path`.
 pub fn connect(path: impl AsRef<Path>) -> Result<UnixLink, LinkError> {
+    UnixLink::over(connect_socket(path, CONNECT_TIMEOUT)?)
+}
+
+/// As [`connect`], for other protocols than a link's: the nonblocking socket alone. Waits at most
+/// `timeout` for a server whose backlog is full.
+pub fn connect_socket(path: impl AsRef<Path>, timeout: Duration) -> Result<OwnedFd, LinkError> {
     let address = SocketAddrUnix::new(path.as_ref())
         .map_err(|errno| failure("use the socket's path (longer than 107 bytes?)", errno))?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| failure("make a socket", errno))?;
-    set_socket_timeout(&socket, Timeout::Send, Some(CONNECT_TIMEOUT))
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout))
         .map_err(|errno| failure("bound the time to connect", errno))?;
     rustix::net::connect(&socket, &address)
         .map_err(|errno| failure("connect to the socket", errno))?;
     rustix::io::ioctl_fionbio(&socket, true)
         .map_err(|errno| failure("make the socket nonblocking", errno))?;
-    UnixLink::over(socket)
+    Ok(socket)
 }
 
 impl UnixLink {
@@ -137,8 +143,8 @@ impl Link for UnixLink {
     }
 }
 
-/// Not by rustix, whose process ids cannot be 0.
-fn peer_credentials(socket: BorrowedFd<'_>) -> Result<(u32, u32), LinkError> {
+/// Process id and user id of a Unix socket's peer. Not by rustix, whose process ids cannot be 0.
+pub fn peer_credentials(socket: BorrowedFd<'_>) -> Result<(u32, u32), LinkError> {
     let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes to `credentials`, a plain struct of that size.

@@ -68,9 +68,14 @@ impl Listener {
     /// The next connection that waits, if any. An error concerns that connection (or the
     /// process's descriptor limit); the listener stays usable.
     pub fn accept(&self) -> Result<Option<UnixLink>, LinkError> {
+        self.accept_socket()?.map(UnixLink::over).transpose()
+    }
+
+    /// As [`Listener::accept`], for other protocols than a link's: the nonblocking socket alone.
+    pub fn accept_socket(&self) -> Result<Option<OwnedFd>, LinkError> {
         loop {
             match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(socket) => return UnixLink::over(socket).map(Some),
+                Ok(socket) => return Ok(Some(socket)),
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(errno) => return Err(failure("accept a connection", errno)),

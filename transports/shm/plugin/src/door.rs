@@ -1,0 +1,43 @@
+//! The listening socket.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use genie_records::{Door, Driven};
+use genie_shm::Listener;
+use genie_transport::transport::{Cause, Options, Result, TransportError};
+
+use crate::carrier::Carrier;
+use crate::{driven, failure};
+
+pub(crate) struct ShmDoor {
+    listener: Listener,
+    options: Options,
+}
+
+impl ShmDoor {
+    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+        let listener = Listener::bind(path)
+            .map_err(|error| TransportError::new(Cause::Io, error.to_string()))?;
+        Ok(ShmDoor { listener, options: options.clone() })
+    }
+}
+
+impl Door for ShmDoor {
+    type Carrier = Carrier;
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.listener.event_fd()
+    }
+
+    fn address(&self) -> String {
+        self.listener.path().display().to_string()
+    }
+
+    fn next(&mut self) -> Result<Option<Driven<Carrier>>> {
+        let path = self.listener.path();
+        let accepted = self.listener.accept_socket().map_err(|error| failure(path, error))?;
+        let Some(socket) = accepted else { return Ok(None) };
+        driven(Carrier::new(socket, path)?, &self.options, false).map(Some)
+    }
+}
