@@ -694,7 +694,8 @@ impl Link for RemoteLink {
         if let Some((name, reason)) = &self.downgraded {
             route.push_str(&format!(" (not over {name}: {reason})"));
         }
-        Some(LinkWay { mode: self.mode().to_owned(), route })
+        let transport = self.data_transport().to_owned();
+        Some(LinkWay { mode: self.mode().to_owned(), route, transport })
     }
 
     fn statistics(&self) -> Vec<(String, u64)> {
