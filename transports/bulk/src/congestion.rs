@@ -21,6 +21,8 @@ use crate::config::{MICROSECOND, MILLISECOND, SECOND, Time};
 const STARTUP_GAIN: f64 = 2.89;
 /// Rates of a cycle of round trips: probe, drain what the probe queued, cruise.
 const CYCLE: [f64; 8] = [1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+/// The first phase of the cycle that neither probes nor drains.
+const CALM: usize = 2;
 const ALLOWANCE_GAIN: f64 = 2.0;
 /// Round trips the largest delivery rate is remembered.
 const RATE_ROUNDS: u64 = 10;
@@ -127,7 +129,7 @@ impl Congestion {
             rtt_min_at: now,
             dip_ends: None,
             dip_rtt: Time::MAX,
-            phase: 2,
+            phase: CALM,
             phase_at: now,
             cap: None,
             round_acknowledged: 0,
@@ -300,7 +302,7 @@ impl Congestion {
             Mode::Drain => {
                 if told.in_flight <= product {
                     self.mode = Mode::Cruise;
-                    (self.phase, self.phase_at) = (2, told.now);
+                    (self.phase, self.phase_at) = (CALM, told.now);
                 }
             }
             Mode::Cruise => {
@@ -330,7 +332,7 @@ impl Congestion {
                         self.rtt_min = Some(self.dip_rtt);
                         self.rtt_min_at = told.now;
                         self.mode = Mode::Cruise;
-                        (self.phase, self.phase_at) = (2, told.now);
+                        (self.phase, self.phase_at) = (CALM, told.now);
                     }
                     _ => {}
                 }

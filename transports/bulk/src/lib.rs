@@ -29,6 +29,8 @@ mod connection;
 mod control;
 mod error;
 mod event;
+#[cfg(test)]
+mod fuzz;
 mod hello;
 mod memory;
 mod protect;

@@ -1,6 +1,6 @@
 //! The protocol over every bad link a seed can describe, and its speed over good ones, in virtual time.
 //!
-//! `GENIE_SIM_SEEDS=2000 cargo test --release -p genie-bulk --test simulator` runs 2,000 seeds;
+//! `cargo test --release -p genie-bulk --test simulator` runs 2,000 seeds (`GENIE_SIM_SEEDS`: others);
 //! `GENIE_SIM_SEED=17 ...` replays one.
 
 mod link;
@@ -9,7 +9,9 @@ mod world;
 
 use world::World;
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 2000;
+/// A seed that takes longer is told.
+const SLOW: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
@@ -30,8 +32,13 @@ fn every_seed_delivers_once_and_intact_or_says_why_not() {
         println!("seed {seed}: trace {:x}", run(seed));
         return;
     }
+    let started = std::time::Instant::now();
     for seed in 0..number("GENIE_SIM_SEEDS").unwrap_or(SEEDS) {
+        let before = started.elapsed();
         run(seed);
+        if started.elapsed() - before > SLOW {
+            println!("seed {seed} took {:?}", started.elapsed() - before);
+        }
     }
 }
 

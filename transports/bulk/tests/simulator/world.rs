@@ -11,7 +11,7 @@ use genie_bulk::{
 
 use crate::link::{Habits, Link, Load};
 
-const WINDOW_BYTES: usize = 1 << 19;
+const WINDOW_BYTES: usize = 1 << 18;
 const POISON: u8 = 0xee;
 const LONGEST: Time = 400 * SECOND;
 
@@ -126,8 +126,8 @@ impl Scenario {
         Self {
             configs,
             habits,
-            messages: [random.u64(..60), random.u64(..60)],
-            message_bytes_max: [100, 5000, 60_000, 300_000][random.usize(..4)],
+            messages: [random.u64(..40), random.u64(..40)],
+            message_bytes_max: [100, 3000, 20_000, 100_000][random.usize(..4)],
             restart: None,
             withdraw: if random.u8(..4) == 0 { 0.05 } else { 0.0 },
             may_close: |_| false,
@@ -170,6 +170,8 @@ struct End {
     sources: BTreeMap<u64, Vec<Vec<u8>>>,
     windows: BTreeMap<u32, Vec<u8>>,
     tally: Tally,
+    /// A write was refused, and `Writable` has not come.
+    is_refused: bool,
     closed: Option<CloseReason>,
 }
 
@@ -290,7 +292,9 @@ impl World {
 
     fn write(&mut self, at: usize) {
         let end = &mut self.ends[at];
-        while let Some(Planned { message, len, window, offset }) = end.plan.front() {
+        while !end.is_refused
+            && let Some(Planned { message, len, window, offset }) = end.plan.front()
+        {
             let bytes = content(at, *message, *len);
             let mut parts = Vec::new();
             let mut rest = &bytes[..];
@@ -305,7 +309,10 @@ impl World {
                 parts.iter_mut().map(|part| unsafe { Span::new(part.as_mut_ptr(), part.len()) });
             match end.connection.write(*message, spans.collect(), *window, *offset) {
                 Ok(()) => {}
-                Err(WriteError::OutOfCredit { .. } | WriteError::Closed(_)) => return,
+                Err(WriteError::OutOfCredit { .. } | WriteError::Closed(_)) => {
+                    end.is_refused = true;
+                    return;
+                }
                 Err(error) => panic!("{error}"),
             }
             end.sources.insert(*message, parts);
@@ -333,7 +340,8 @@ impl World {
             let end = &mut self.ends[at];
             assert!(end.closed.is_none(), "{event:?} after the close");
             match event {
-                Event::Connected { .. } | Event::Writable => {}
+                Event::Connected { .. } => {}
+                Event::Writable => end.is_refused = false,
                 Event::Placed { message, window, offset, len } => {
                     assert!(end.tally.placed.insert(message), "message {message} placed twice");
                     if let Some(memory) = end.windows.get(&window) {
@@ -450,6 +458,7 @@ impl End {
             sources: BTreeMap::new(),
             windows: BTreeMap::new(),
             tally: Tally::default(),
+            is_refused: false,
             closed: None,
         }
     }
