@@ -163,6 +163,7 @@ fn frames(random: &mut fastrand::Rng) -> Vec<u8> {
         match random.u8(..10) {
             0 => encode_ping(&mut writer),
             1..=4 => {
+                let count = random.usize(1..70);
                 let mut below = random.u64(..40) + 1;
                 let ranges = std::iter::from_fn(|| {
                     let end = below.checked_sub(random.u64(..3) + 1)?;
@@ -170,7 +171,7 @@ fn frames(random: &mut fastrand::Rng) -> Vec<u8> {
                     below = start;
                     Some((start, end))
                 });
-                let ranges: Vec<_> = ranges.take(random.usize(1..70)).collect();
+                let ranges: Vec<_> = ranges.take(count).collect();
                 encode_ack(&mut writer, integer(random) as u32, ranges.into_iter());
             }
             5..=8 => {
