@@ -77,6 +77,8 @@ pub struct Way {
     pub mode: String,
     /// The same for people, and why not a stronger one.
     pub route: String,
+    /// The transport that tensors take.
+    pub transport: String,
     /// The node says which weights it has; otherwise the index that sessions share does.
     pub node_knows_weights: bool,
 }
@@ -324,6 +326,11 @@ impl Session {
         Ok(())
     }
 
+    /// The weight that the node was asked for by this token.
+    pub fn weight_asked(&self, token: u64) -> Option<&WeightHash> {
+        self.haves_asked.get(&token)
+    }
+
     /// The node told whether it has a weight, and keeps it for this session if so.
     fn node_has(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
         let answer = HaveAnswer::decode(body).map_err(WireError::from)?;
@@ -457,6 +464,7 @@ impl Session {
         }
         word("session.mode", &self.way.mode);
         word("session.route", &self.way.route);
+        word("session.transport", &self.way.transport);
         self.send_client(FrameKind::Status, status.encode_to_vec(), actions);
     }
 
@@ -776,6 +784,8 @@ fn kind_name(kind: FrameKind) -> &'static str {
         FrameKind::Have => "Have",
         FrameKind::StatusRequest => "StatusRequest",
         FrameKind::TraceRequest => "TraceRequest",
+        FrameKind::WeightServe => "WeightServe",
+        FrameKind::WeightFetch => "WeightFetch",
         FrameKind::Welcome => "Welcome",
         FrameKind::Reply => "Reply",
         FrameKind::Released => "Released",
@@ -784,5 +794,6 @@ fn kind_name(kind: FrameKind) -> &'static str {
         FrameKind::Status => "Status",
         FrameKind::Refusal => "Refusal",
         FrameKind::TraceAnswer => "TraceAnswer",
+        FrameKind::WeightServing => "WeightServing",
     }
 }

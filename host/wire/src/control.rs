@@ -119,6 +119,65 @@ pub struct WeightStored {
     pub refused: String,
 }
 
+/// To the node that has a weight: wait for another node, and write the weight to it. Answered by
+/// [`WeightServing`], in order.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WeightServe {
+    /// Whose weight; it counts within what the asking host proved to be, as in a [`Hello`].
+    #[prost(string, tag = "1")]
+    pub identity: String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+    /// The data connection's number and its secret (32 bytes), random, from the host.
+    #[prost(fixed64, tag = "3")]
+    pub connection: u64,
+    #[prost(bytes = "vec", tag = "4")]
+    pub secret: Vec<u8>,
+    /// The data transport to listen with.
+    #[prost(string, tag = "5")]
+    pub transport: String,
+    /// The device that has it; the same in all frames of one connection.
+    #[prost(uint32, tag = "6")]
+    pub device: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WeightServing {
+    /// Where the node listens; an unspecified IP address is the one of its control connection.
+    #[prost(string, tag = "1")]
+    pub address: String,
+    /// The weight's size.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Not empty: it does not, and why.
+    #[prost(string, tag = "3")]
+    pub refused: String,
+}
+
+/// To the node of a session: take a weight from another node. Answered by the [`HaveAnswer`] of
+/// this token, within the deadline.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WeightFetch {
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// Where the other node listens, how, and for which connection.
+    #[prost(string, tag = "4")]
+    pub address: String,
+    #[prost(fixed64, tag = "5")]
+    pub connection: u64,
+    #[prost(bytes = "vec", tag = "6")]
+    pub secret: Vec<u8>,
+    #[prost(string, tag = "7")]
+    pub transport: String,
+    /// Milliseconds for all of it.
+    #[prost(uint32, tag = "8")]
+    pub deadline_ms: u32,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StatusRequest {
     #[prost(uint64, tag = "1")]

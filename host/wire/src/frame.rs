@@ -21,6 +21,11 @@ pub enum FrameKind {
     StatusRequest = 5,
     /// To the host: [`crate::control::TraceRequest`], what did the session run?
     TraceRequest = 6,
+    /// To a node, the first frame of a connection, and again: [`crate::control::WeightServe`], give
+    /// a weight to another node.
+    WeightServe = 7,
+    /// To a node, in a session: [`crate::control::WeightFetch`], take a weight from another node.
+    WeightFetch = 8,
     /// From the server: [`crate::control::Welcome`], the answer to a hello.
     Welcome = 129,
     /// From the server: [`crate::Reply`].
@@ -37,6 +42,8 @@ pub enum FrameKind {
     Refusal = 135,
     /// From the host: [`crate::control::TraceAnswer`], in parts.
     TraceAnswer = 136,
+    /// From a node: [`crate::control::WeightServing`], the answer to a `WeightServe`.
+    WeightServing = 137,
 }
 
 impl FrameKind {
@@ -49,6 +56,8 @@ impl FrameKind {
             Have,
             StatusRequest,
             TraceRequest,
+            WeightServe,
+            WeightFetch,
             Welcome,
             Reply,
             Released,
@@ -57,6 +66,7 @@ impl FrameKind {
             Status,
             Refusal,
             TraceAnswer,
+            WeightServing,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == value)

@@ -65,6 +65,35 @@ pub struct LinkSettings {
     pub instance: u64,
 }
 
+impl LinkSettings {
+    /// How to listen or connect for the data connection of this number and secret.
+    pub fn data_options(
+        &self,
+        transport: &str,
+        address: &str,
+        connection: u64,
+        secret: [u8; 32],
+    ) -> Options {
+        Options {
+            address: address.to_owned(),
+            certificates: self.certificates.clone(),
+            trusted: self.trusted,
+            connection,
+            secret: Some(secret),
+            deadline_ms: self.deadline_ms,
+            connect_ms: DATA_CONNECT_MS,
+            accept_max: 1,
+            settings: self.transport_settings.get(transport).cloned().unwrap_or_default(),
+            ..Options::default()
+        }
+    }
+
+    /// The data transport of this name.
+    pub fn transport(&self, name: &str) -> Option<&Arc<dyn Transport>> {
+        self.transports.iter().find(|transport| transport.facts().name == name)
+    }
+}
+
 /// A [`Link`] to a process elsewhere.
 pub struct RemoteLink {
     role: Role,
@@ -140,6 +169,11 @@ impl RemoteLink {
     pub fn is_ready(&self) -> bool {
         let open = matches!(self.path, Path::Open(_) | Path::OverControl | Path::Shared);
         open && self.welcome.is_some()
+    }
+
+    /// An address that the peer told, as others reach it: an unspecified IP stands for the peer's.
+    pub fn resolve(&self, address: &str) -> String {
+        resolve(address, &self.control.peer_address())
     }
 
     /// The transport of payloads, while they have a way.
@@ -328,7 +362,7 @@ impl RemoteLink {
         if self.data_name == OVER_CONTROL {
             return self.open_over_control();
         }
-        let address = resolve(&listening.address, &self.control.peer_address());
+        let address = self.resolve(&listening.address);
         let options = self.data_options(&address)?;
         let connected = match self.transport() {
             Some(transport) => transport.connect(&options),
@@ -389,8 +423,7 @@ impl RemoteLink {
     }
 
     fn transport(&self) -> Option<Arc<dyn Transport>> {
-        let found = |transport: &&Arc<dyn Transport>| transport.facts().name == self.data_name;
-        self.settings.transports.iter().find(found).cloned()
+        self.settings.transport(&self.data_name).cloned()
     }
 
     /// Number and secret of the data connection come from the control connection's.
@@ -399,23 +432,8 @@ impl RemoteLink {
         let number = self.control.export_secret(format!("genie data number {attempt}").as_bytes())?;
         let secret = self.control.export_secret(format!("genie data secret {attempt}").as_bytes())?;
         let number = number.first_chunk::<8>().expect("a secret has 32 bytes");
-        Ok(Options {
-            address: address.to_owned(),
-            certificates: self.settings.certificates.clone(),
-            trusted: self.settings.trusted,
-            connection: u64::from_le_bytes(*number),
-            secret: Some(secret),
-            deadline_ms: self.settings.deadline_ms,
-            connect_ms: DATA_CONNECT_MS,
-            accept_max: 1,
-            settings: self
-                .settings
-                .transport_settings
-                .get(&self.data_name)
-                .cloned()
-                .unwrap_or_default(),
-            ..Options::default()
-        })
+        let number = u64::from_le_bytes(*number);
+        Ok(self.settings.data_options(&self.data_name, address, number, secret))
     }
 
     fn watch_data(

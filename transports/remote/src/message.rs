@@ -10,6 +10,8 @@ use crate::payloads::Arrivals;
 pub const LINK_VERSION: u32 = 2;
 /// The oldest. Version 1 knew no `instance`.
 pub const LINK_VERSION_OLDEST: u32 = 1;
+/// From this version on nodes give weights to each other (the frames `WeightServe`, `WeightFetch`).
+pub const LINK_VERSION_MOVES: u32 = 2;
 
 pub const HELLO: u8 = 64;
 pub const WELCOME: u8 = 65;
