@@ -12,7 +12,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help build env demo test test-rust test-python lint conformance bench test-matrix clean
+.PHONY: help build env demo test test-rust test-python lint conformance bench test-matrix dpdk-deps test-dpdk bench-dpdk clean
 
 export GENIE_VENV ?= $(CURDIR)/.venv
 export GENIE_CACHE ?= $(HOME)/.cache/genie
@@ -78,6 +78,15 @@ bench-plugins: build ## what a call into a plugin costs, against the same code c
 
 test-slow: build ## the tests that `make test` leaves out (1 GiB tensors, 10^6 ops, long runs)
 	@$(BUILT) $(PY) -m pytest tests/e2e -m slow -q --tb=short --durations=8
+
+dpdk-deps: ## installs what transports/dpdk needs (apt-get, root); says what
+	@.ci/dpdk deps
+
+test-dpdk: ## builds and tests transports/dpdk: lints, conformance, zero copy, two processes
+	@.ci/dpdk test
+
+bench-dpdk: ## throughput of transports/dpdk over software devices beside kernel TCP (root)
+	@.ci/dpdk bench
 
 test-matrix: ## the front end on torch 2.2.2, 2.5.1, 2.11 and the newest, each built and smoke-tested
 	@.ci/matrix

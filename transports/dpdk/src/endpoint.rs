@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{DpdkError, Result};
@@ -81,13 +82,17 @@ pub struct Counters {
     pub no_buffer: u64,
 }
 
+/// Makes the state for a peer that named our connection, from its address and the bytes of a
+/// datagram; also says how many flows it may have.
+type Make = dyn FnMut(SocketAddrV4, usize) -> Option<(Arc<Shared>, u16)> + Send;
+/// Told when a peer proved itself, or failed to.
+type Taken = dyn FnMut(Number, &Arc<Shared>, SocketAddrV4) + Send;
+
 /// What makes connections of peers that call.
 pub struct Waiting {
-    pub connection: u64,
-    /// Makes the state of a peer that named our connection.
-    pub make: Box<dyn FnMut(SocketAddrV4, usize) -> Option<(std::sync::Arc<Shared>, u16)> + Send>,
-    /// Told when one proved itself (or failed to).
-    pub taken: Box<dyn FnMut(Number, &std::sync::Arc<Shared>, SocketAddrV4) + Send>,
+    connection: u64,
+    make: Box<Make>,
+    taken: Box<Taken>,
     candidate: Option<Number>,
     peer_mac: Option<Mac>,
 }
@@ -96,8 +101,8 @@ impl Waiting {
     pub fn new(
         connection: u64,
         peer_mac: Option<Mac>,
-        make: impl FnMut(SocketAddrV4, usize) -> Option<(std::sync::Arc<Shared>, u16)> + Send + 'static,
-        taken: impl FnMut(Number, &std::sync::Arc<Shared>, SocketAddrV4) + Send + 'static,
+        make: impl FnMut(SocketAddrV4, usize) -> Option<(Arc<Shared>, u16)> + Send + 'static,
+        taken: impl FnMut(Number, &Arc<Shared>, SocketAddrV4) + Send + 'static,
     ) -> Self {
         let (make, taken) = (Box::new(make), Box::new(taken));
         Waiting { connection, make, taken, candidate: None, peer_mac }
@@ -469,7 +474,7 @@ impl Endpoint {
     }
 
     /// Tells a listener about its candidate, once it is connected or has failed.
-    fn settle(&mut self, number: Number, shared: &std::sync::Arc<Shared>, peer: SocketAddrV4) {
+    fn settle(&mut self, number: Number, shared: &Arc<Shared>, peer: SocketAddrV4) {
         let found = self.listeners.iter().find(|(_, waiting)| waiting.candidate == Some(number));
         let Some(port) = found.map(|(port, _)| *port) else { return };
         let connected = shared.lock().is_connected();
