@@ -98,6 +98,8 @@ pub struct LinkWay {
     pub mode: String,
     /// The same for people, and why not a stronger one.
     pub route: String,
+    /// The transport that tensors take; empty while there is none.
+    pub transport: String,
 }
 
 /// A frame that arrived.
