@@ -60,6 +60,7 @@ IMPURE = re.compile(
 ONLY = {
     "tch": {"genie-node"},
     "wasmtime": {"genie-plugin-host"},
+    "libloading": {"genie-transport"},
     "cc": {"genie-aten"},
     "pyo3": {"genie-frontend"},
 }
