@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from genie import _native, env, marks
 from genie.errors import NodeLost
 
 MODES = ("auto", "local", "local_remote", "remote", "remote_zero_copy")
-NOT_YET = ("remote", "remote_zero_copy")
+REMOTE = ("remote", "remote_zero_copy")
+# What `remote` may use for tensors: all but what reaches memory of devices by itself.
+REMOTE_DATA = "udp,tcp,quic"
 BINARY = "genie-host"
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
@@ -41,9 +44,17 @@ class Settings:
     mode: str
     host: str
     timeout_s: float
+    nodes: str = ""
+    certs: str = ""
 
     @staticmethod
-    def of(mode: str | None, host: str | None, timeout_s: float | None) -> "Settings":
+    def of(
+        mode: str | None,
+        host: str | None,
+        timeout_s: float | None,
+        nodes: str | Sequence[str] | None = None,
+        certs: str | os.PathLike[str] | None = None,
+    ) -> "Settings":
         """Arguments first, then the environment, then the defaults."""
         mode = mode or env.text(env.MODE, "auto")
         if mode not in MODES:
@@ -52,25 +63,38 @@ class Settings:
             mode,
             host if host is not None else env.text(env.HOST),
             timeout_s or env.number(env.START_TIMEOUT_S, START_TIMEOUT_S),
+            env.text(env.NODES) if nodes is None else nodes if isinstance(nodes, str) else ",".join(nodes),
+            env.text(env.CERTS) if certs is None else os.fspath(certs),
         )
 
 
 _chosen: Settings | None = None  # by genie.init(), for the sessions to come
 
 
-def init(mode: str | None = None, host: str | None = None, *, start_timeout_s: float | None = None) -> None:
+def init(
+    mode: str | None = None,
+    host: str | None = None,
+    *,
+    nodes: str | Sequence[str] | None = None,
+    certs: str | os.PathLike[str] | None = None,
+    start_timeout_s: float | None = None,
+) -> None:
     """Starts the session now, instead of at the first use of the device.
 
-    mode: `auto`, `local` or `local_remote` (default: GENIE_MODE, then `auto`).
+    mode: `auto`, `local`, `local_remote`, `remote` or `remote_zero_copy` (default: GENIE_MODE, then
+        `auto`: the strongest that works). A mode that cannot start gives way to the next simpler
+        one, with one warning; `genie.mode()` says which runs.
     host: `unix:PATH` of a running genie-host to join (default: GENIE_HOST; none starts one).
+    nodes: nodes on other machines, such as `quic://10.0.0.2:4610` (default: GENIE_NODES).
+    certs: the directory of the certificates for them (default: GENIE_CERTS).
     After a lost node, this begins a new session; tensors of the old one stay invalid. With a
     session running it does nothing, unless it asks for something else: that is an error.
     """
     global _chosen
     with _lock:
-        settings = Settings.of(mode, host, start_timeout_s)
+        settings = Settings.of(mode, host, start_timeout_s, nodes, certs)
         if _native.is_live():
-            if _chosen not in (None, settings) or (_chosen is None and (mode or host)):
+            if _chosen not in (None, settings) or (_chosen is None and (mode or host or nodes)):
                 raise RuntimeError("a session is running with other settings; call genie.shutdown() first")
             return
         shutdown()
@@ -118,8 +142,10 @@ def host_pid() -> int:
 def _start(settings: Settings) -> None:
     global _mode
     mode = settings.mode
-    if mode in NOT_YET:
-        log.warning("mode %s is not available in this version; using local_remote", mode)
+    if mode in REMOTE and not settings.nodes and not settings.host:
+        log.warning(
+            "mode %s needs nodes, and none is named: set %s=quic://HOST:PORT; using local_remote", mode, env.NODES
+        )
         mode = "local_remote"
     if mode == "local":
         if settings.host:
@@ -129,18 +155,30 @@ def _start(settings: Settings) -> None:
     elif settings.host:
         # An address was given: nothing else would be what was asked for.
         _connect(_path_of(settings.host), settings.timeout_s)
-        _mode = "local_remote"
+        _mode = _mode_of_welcome()
     else:
         _mode = _start_children(settings, mode)
     marks.install()
-    log.info("remote_accelerator runs in mode %s", _mode)
+    _tell(mode)
+
+
+def _mode_of_welcome() -> str:
+    """What the host made of it; hosts of protocol 1 know one mode."""
+    return (_native.welcome() or {}).get("mode") or "local_remote"
+
+
+def _tell(asked: str) -> None:
+    """One line: which mode runs, and why not a stronger one."""
+    route = (_native.welcome() or {}).get("route") or "in this process"
+    weaker = asked in REMOTE and MODES.index(_mode) < MODES.index(asked)
+    log.log(logging.WARNING if weaker else logging.INFO, "remote_accelerator runs in mode %s: %s", _mode, route)
 
 
 def _start_children(settings: Settings, mode: str) -> str:
     """Starts a host of our own; in mode auto, what cannot start is replaced by mode local."""
     try:
-        _connect_own_host(settings.timeout_s)
-        return "local_remote"
+        _connect_own_host(settings, mode)
+        return _mode_of_welcome()
     except (StartFailed, NodeLost, OSError) as error:
         if mode != "auto":
             raise
@@ -149,13 +187,14 @@ def _start_children(settings: Settings, mode: str) -> str:
     return "local"
 
 
-def _connect_own_host(timeout_s: float) -> None:
+def _connect_own_host(settings: Settings, mode: str) -> None:
     global _host
+    timeout_s = settings.timeout_s
     if _host is not None:
         _host.end()
         _host = None
     deadline = time.monotonic() + timeout_s
-    host = HostProcess.start(deadline, timeout_s)
+    host = HostProcess.start(deadline, timeout_s, _host_environment(settings, mode))
     try:
         _connect(host.socket, max(deadline - time.monotonic(), 1.0))
     except BaseException:
@@ -165,6 +204,19 @@ def _connect_own_host(timeout_s: float) -> None:
         # Nobody else connects to a host of our own: nothing is left behind, however we end.
         shutil.rmtree(host.socket.parent, ignore_errors=True)
     _host = host
+
+
+def _host_environment(settings: Settings, mode: str) -> dict[str, str]:
+    """What tells a host of our own where its nodes are."""
+    environment = dict(os.environ)
+    environment.setdefault(env.TORCH_LIB, str(Path(torch.__file__).parent / "lib"))
+    for name, value in ((env.NODES, settings.nodes), (env.CERTS, settings.certs)):
+        environment.pop(name, None)
+        if value and mode != "local_remote":
+            environment[name] = value
+    if mode == "remote":
+        environment.setdefault(env.DATA, REMOTE_DATA)
+    return environment
 
 
 def _connect(path: Path, timeout_s: float) -> None:
@@ -230,12 +282,10 @@ class HostProcess:
         self.socket = socket
 
     @staticmethod
-    def start(deadline: float, timeout_s: float) -> "HostProcess":
+    def start(deadline: float, timeout_s: float, environment: dict[str, str]) -> "HostProcess":
         """Starts a host and waits until it listens."""
         binary = find_binary()
         socket = Path(tempfile.mkdtemp(prefix="genie-", dir=_runtime_directory())) / "host.sock"
-        environment = dict(os.environ)
-        environment.setdefault(env.TORCH_LIB, str(Path(torch.__file__).parent / "lib"))
         process = subprocess.Popen(
             [str(binary), "serve", "--listen", f"unix:{socket}", "--parent-pid", str(os.getpid())],
             stdin=subprocess.DEVNULL,

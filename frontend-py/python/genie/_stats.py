@@ -13,7 +13,8 @@ def stats() -> dict[str, Any]:
     reason}}), `capture_ns`, `capture_us_per_op`.
     Of the session: `bytes_up` and `bytes_down` (everything sent; tensor bytes read),
     `payload_bytes_up`, `payload_bytes_down`, `tape_bytes`, `weight_bytes_saved`, `round_trips`,
-    `stalls`, `live_bytes`, `live_storages`, `peak_bytes`, `mode`, `device`, `host_pid`,
+    `stalls`, `live_bytes`, `live_storages`, `peak_bytes`, `mode`, `route` (how the host reaches the
+    node, in words), `transport` (what tensors take: `shm`, `udp`, ...), `device`, `host_pid`,
     `node_pid`; and, by dotted name, what the host and the node count.
     """
     capture = _native.capture_stats()
@@ -52,4 +53,8 @@ def stats() -> dict[str, Any]:
             result.update(_native.status())
         except RuntimeError as error:
             result["status_error"] = str(error)
+    # A link may have gone over to another transport since the welcome.
+    result["mode"] = result.get("host.session.mode") or result["mode"]
+    result["route"] = result.get("host.session.route") or welcome.get("route", "")
+    result["transport"] = result.get("host.session.transport", "")
     return result

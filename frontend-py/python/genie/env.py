@@ -8,6 +8,19 @@ MODE = "GENIE_MODE"
 HOST = "GENIE_HOST"
 """`unix:PATH` of a running genie-host to join. Unset: one is started for this program."""
 
+NODES = "GENIE_NODES"
+"""Nodes on other machines, such as `quic://10.0.0.2:4610`, separated by commas. The host that is
+started for this program runs sessions there."""
+
+CERTS = "GENIE_CERTS"
+"""Directory of the certificates by which host and nodes know each other (`genie-host certs`)."""
+
+TRUSTED_NETWORK = "GENIE_TRUSTED_NETWORK"
+"""`1`: no certificates and no encryption of tensors, on a network where nobody else is."""
+
+DATA = "GENIE_DATA"
+"""Transports that tensors may take, the preferred first (default: `dpdk,udp,tcp,quic`)."""
+
 HOST_BINARY = "GENIE_HOST_BINARY"
 """The genie-host to start; otherwise it is looked for beside Python, in the package and on PATH."""
 

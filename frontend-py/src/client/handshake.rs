@@ -7,7 +7,7 @@ use genie_transport::{Frame, Link, LinkError, SharedMemory};
 use genie_wire::control::{Hello, Refusal, Region, Welcome};
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::REGION_BYTES_MAX;
-use genie_wire::{ErrorCode, PROTOCOL_VERSION};
+use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION};
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -136,12 +136,12 @@ fn welcome_of(frame: &Frame, peer: &str) -> Result<Welcome, ClientError> {
     match frame.kind {
         FrameKind::Welcome => {
             let welcome = Welcome::decode(&*frame.body).map_err(malformed)?;
-            if welcome.protocol == PROTOCOL_VERSION {
+            if (PROTOCOL_OLDEST..=PROTOCOL_VERSION).contains(&welcome.protocol) {
                 return Ok(welcome);
             }
             Err(ClientError::protocol(format!(
-                "the host at {peer} ({}) speaks protocol {}, this front end {PROTOCOL_VERSION}; \
-                 install the same version of Genie on both sides",
+                "the host at {peer} ({}) speaks protocol {}, this front end {PROTOCOL_OLDEST} to \
+                 {PROTOCOL_VERSION}; install the same version of Genie on both sides",
                 welcome.software, welcome.protocol
             )))
         }

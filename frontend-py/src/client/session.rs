@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use genie_wire::control::{StatusRequest, TraceQuestion, TraceRequest, Welcome};
+use genie_wire::control::{Status, StatusRequest, TraceQuestion, TraceRequest, Welcome};
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::GENERATOR_STATE_BYTES_MAX;
 use genie_wire::record::MarkKind;
@@ -318,8 +318,8 @@ impl Session {
         }
     }
 
-    /// Counters of the host and the node.
-    pub fn status(&self, timeout: Duration) -> Result<Vec<(String, u64)>, ClientError> {
+    /// Counters and facts of the host and the node.
+    pub fn status(&self, timeout: Duration) -> Result<Status, ClientError> {
         let token = {
             let mut core = self.lock();
             core.live()?;
@@ -329,9 +329,7 @@ impl Session {
         };
         let deadline = Some(Instant::now() + timeout);
         match self.answer(token, Leftover::Nothing, deadline)? {
-            Answer::Status(status) => {
-                Ok(status.counters.into_iter().map(|each| (each.name, each.value)).collect())
-            }
+            Answer::Status(status) => Ok(status),
             _ => Err(ClientError::protocol("the host answered a status request with a reply")),
         }
     }

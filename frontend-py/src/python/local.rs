@@ -74,8 +74,8 @@ impl LocalLink {
             }],
             ops: self.node.ops(),
             session: 1,
-            pid: 0,
-            node_pid: 0,
+            mode: "local".into(),
+            ..Welcome::default()
         };
         self.answer(FrameKind::Welcome, &welcome);
     }
@@ -149,7 +149,7 @@ impl LocalLink {
         let hash = hash.filter(|hash| self.weights.bytes.contains_key(hash));
         self.weights.held.extend(hash);
         let present = hash.is_some();
-        self.answer(FrameKind::HaveAnswer, &HaveAnswer { token: have.token, present });
+        self.answer(FrameKind::HaveAnswer, &HaveAnswer { token: have.token, present, bytes: 0 });
         Ok(())
     }
 }
@@ -157,6 +157,10 @@ impl LocalLink {
 impl Link for LocalLink {
     fn event_fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
+    }
+
+    fn peer(&self) -> String {
+        "this process".to_owned()
     }
 
     fn wants_write(&self) -> bool {
@@ -201,7 +205,7 @@ impl Link for LocalLink {
                 let StatusRequest { token } =
                     StatusRequest::decode(body).map_err(WireError::from)?;
                 let counters = self.node.counters();
-                self.answer(FrameKind::Status, &Status { token, counters });
+                self.answer(FrameKind::Status, &Status { token, counters, words: vec![] });
             }
             FrameKind::TraceRequest => {
                 let request = TraceRequest::decode(body).map_err(WireError::from)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use genie_aten::capture;
 use genie_wire::ErrorCode;
-use genie_wire::control::TraceQuestion;
+use genie_wire::control::{Counter, TraceQuestion, Word};
 use genie_wire::record::MarkKind;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -168,6 +168,8 @@ fn welcome(py: Python<'_>) -> PyResult<Option<Bound<'_, PyDict>>> {
     dict.set_item("session", welcome.session)?;
     dict.set_item("host_pid", welcome.pid)?;
     dict.set_item("node_pid", welcome.node_pid)?;
+    dict.set_item("mode", &welcome.mode)?;
+    dict.set_item("route", &welcome.route)?;
     dict.set_item("ops", session.op_count())?;
     let devices: Vec<_> = welcome
         .devices
@@ -234,8 +236,11 @@ fn fallbacks_by_op(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 fn status(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
     if let Some(session) = state::current() {
-        let counters = py.detach(|| session.status(STATUS_TIMEOUT)).map_err(state::raise)?;
-        for (name, value) in counters {
+        let status = py.detach(|| session.status(STATUS_TIMEOUT)).map_err(state::raise)?;
+        for Counter { name, value } in status.counters {
+            dict.set_item(name, value)?;
+        }
+        for Word { name, value } in status.words {
             dict.set_item(name, value)?;
         }
     }

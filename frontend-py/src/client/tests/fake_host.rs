@@ -129,13 +129,13 @@ impl Host {
                 FrameKind::Have => {
                     let have = Have::decode(body).expect("a question");
                     let present = self.weights.contains_key(&*have.hash);
-                    let answer = HaveAnswer { token: have.token, present };
+                    let answer = HaveAnswer { token: have.token, present, bytes: 0 };
                     self.send(FrameKind::HaveAnswer, &answer.encode_to_vec())?;
                 }
                 FrameKind::StatusRequest => {
                     let token = StatusRequest::decode(body).expect("a question").token;
                     let counters = vec![Counter { name: "host.test".into(), value: 7 }];
-                    let status = Status { token, counters };
+                    let status = Status { token, counters, words: vec![] };
                     self.send(FrameKind::Status, &status.encode_to_vec())?;
                 }
                 FrameKind::Tape => self.execute(body)?,
