@@ -80,6 +80,12 @@ impl Acks {
         }
     }
 
+    /// The peer asks: the acknowledgement goes now. (Put off, it might arrive after the next probe,
+    /// whose acknowledgement is put off again.)
+    pub(crate) fn asked(&mut self, now: Time) {
+        self.due_at = Some(now);
+    }
+
     /// Whether an acknowledgement should go now.
     pub(crate) fn is_due(&self, now: Time) -> bool {
         self.unacknowledged >= self.every || self.due_at.is_some_and(|due| due <= now)

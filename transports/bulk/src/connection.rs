@@ -373,7 +373,10 @@ impl Connection {
         let mut ranges = std::mem::take(&mut self.ranges);
         while !reader.is_empty() && self.closed.is_none() {
             match Frame::decode(&mut reader, &mut ranges)? {
-                Frame::Ping => wants_ack = true,
+                Frame::Ping => {
+                    wants_ack = true;
+                    self.acks.asked(now);
+                }
                 Frame::Ack { delay_us } => {
                     let delay = Time::from(delay_us) * MICROSECOND;
                     self.take_ack(now, &ranges, delay)?;

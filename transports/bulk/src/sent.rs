@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use crate::acks::DELAY_MAX;
 use crate::config::{MILLISECOND, Time};
 
 /// Packets tracked at most, lost and acknowledged ones among them: half the receiver's replay window.
@@ -105,6 +106,8 @@ pub(crate) struct Sent {
     reorder_eighths: u64,
     loss_at: Option<Time>,
     probe_count: u32,
+    /// How long the peer puts acknowledgements off, at most of late.
+    peer_delay: Time,
     pub(crate) rtt: Rtt,
     pub(crate) lost_total: u64,
     pub(crate) spurious_total: u64,
@@ -157,6 +160,7 @@ impl Sent {
             reorder_eighths: REORDER_EIGHTHS,
             loss_at: None,
             probe_count: 0,
+            peer_delay: 0,
             rtt: Rtt { smoothed: None, variation: 0, latest: 0 },
             lost_total: 0,
             spurious_total: 0,
@@ -230,6 +234,7 @@ impl Sent {
         if largest >= self.next() {
             return None;
         }
+        self.peer_delay = (self.peer_delay - self.peer_delay / 8).max(delay.min(DELAY_MAX));
         let mut outcome = Outcome::default();
         let mut newest: Option<u64> = None;
         for &(first, last) in ranges {
@@ -356,7 +361,7 @@ impl Sent {
             return None;
         }
         let slack = (4 * self.rtt.variation).max(PROBE_SLACK_MIN);
-        let after = self.rtt.smoothed() + self.rtt.smoothed() / 4 + slack;
+        let after = self.rtt.smoothed() + self.rtt.smoothed() / 4 + self.peer_delay + slack;
         let after = after.saturating_mul(1 << self.probe_count.min(16)).min(PROBE_AFTER_MAX);
         Some(self.last_sent_at + after.max(self.rtt.smoothed().saturating_mul(3) / 2))
     }

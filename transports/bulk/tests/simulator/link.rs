@@ -26,7 +26,7 @@ pub struct Habits {
     pub replay: f64,
     /// How much longer each flow's path is than the one before.
     pub flow_delay: Time,
-    pub cuts: Vec<Range<Time>>,
+    pub cut: Option<Range<Time>>,
 }
 
 /// What travels.
@@ -127,7 +127,7 @@ impl Link {
     /// When the last bit is on the wire; `None`: the queue overflowed or the link is cut.
     fn queue(&mut self, now: Time, to: usize, bytes: u64) -> Option<Time> {
         let habits = &self.habits[to];
-        if habits.cuts.iter().any(|cut| cut.contains(&now)) {
+        if habits.cut.as_ref().is_some_and(|cut| cut.contains(&now)) {
             return None;
         }
         if habits.rate == 0 {

@@ -277,9 +277,9 @@ fn a_tcp_flow_beside_gets_its_part() {
 #[test]
 fn after_a_cut_of_5_s_the_stream_goes_on_at_once() {
     let mut habits = link(0.0, 5 * MILLISECOND);
-    habits.cuts = vec![SECOND..6 * SECOND];
+    habits.cut = Some(SECOND..6 * SECOND);
     let mut race = Race::new(habits, 1, false);
-    race.link.habits[0].cuts = race.link.habits[1].cuts.clone();
+    race.link.habits[0].cut = race.link.habits[1].cut.clone();
     assert!(race.part(SECOND + 10 * MILLISECOND, 6 * SECOND) < 0.001, "nothing passes the cut");
     let part = race.part(6 * SECOND + 300 * MILLISECOND, 7 * SECOND) / TCP_PART;
     assert!(part > 0.9, "{part}");

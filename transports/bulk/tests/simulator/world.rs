@@ -50,7 +50,7 @@ impl Scenario {
                     )
                 };
                 for habits in &mut scenario.habits {
-                    habits.cuts.clear();
+                    habits.cut = None;
                 }
             }
             // No version in common.
@@ -67,7 +67,7 @@ impl Scenario {
             4 => {
                 let at = random.u64(..40) * MILLISECOND;
                 for habits in &mut scenario.habits {
-                    habits.cuts = vec![at..at + 20 * SECOND];
+                    habits.cut = Some(at..at + 20 * SECOND);
                 }
                 scenario.may_close = |reason| matches!(reason, CloseReason::TimedOut { .. });
             }
@@ -118,7 +118,7 @@ impl Scenario {
             habits.flow_delay = random.u64(..500) * 1000;
             if random.u8(..5) == 0 {
                 let at = random.u64(..100) * MILLISECOND;
-                habits.cuts = vec![at..at + random.u64(1..5000) * MILLISECOND];
+                habits.cut = Some(at..at + random.u64(1..5000) * MILLISECOND);
             }
             habits
         };
@@ -388,9 +388,8 @@ impl World {
         if self.ends.iter().all(|end| end.closed.is_some()) {
             return true;
         }
-        if self.scenario.restart.is_some() {
+        if let Some((restarts, when)) = self.scenario.restart {
             // The end that stayed must find out; the new instance then has nobody to talk to.
-            let (restarts, when) = self.scenario.restart.expect("it is some");
             // An end that had not met the old instance meets the new one as if it were the first.
             let met = !self.knew_the_old && self.now > when + 5 * SECOND;
             return self.restarted && (self.ends[1 - restarts].closed.is_some() || met);
