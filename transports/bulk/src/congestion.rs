@@ -10,8 +10,9 @@
 //!   on short paths) by a dip of one round trip. Beside a sender that fills the queue (TCP cubic) the
 //!   measured round trip then holds that sender's queue, the allowance in flight follows, and the shares stay fair;
 //!   a sender that held on to the empty path's delay for ten seconds would starve. Alone, the dip shows the true delay.
-//! - Heavy loss ([`HEAVY_LOSS`]) over a round trip is taken for an overflowing queue: the allowance
-//!   shrinks towards the product itself (as `inflight_hi` in BBRv2), and grows back when losses end.
+//!   A queue that this end's packets cannot explain brings the dip forward.
+//! - Heavy loss ([`HEAVY_LOSS`]) over a round trip, or loss while the round trip is the longest
+//!   lately ([`FULL_QUEUE`]), is taken for an overflowing queue: the allowance shrinks towards the product itself (as `inflight_hi` in BBRv2), and grows back when losses end.
 
 use std::cmp::max;
 

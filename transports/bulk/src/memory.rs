@@ -67,7 +67,8 @@ pub trait WindowMemory: Send + Sync {
     fn bytes(&self) -> u64;
 
     /// Puts verified bytes at `offset`. The connection calls it with `offset + bytes.len()` within
-    /// [`WindowMemory::bytes`], in any order, each byte of a message once.
+    /// [`WindowMemory::bytes`], in any order; a byte may come again before its message is whole,
+    /// never after.
     ///
     /// # Errors
     /// If the memory cannot take bytes any more; the connection closes with that reason.
