@@ -5,7 +5,7 @@
 //! [rounds=7] [trusted=0] [mtu=..] [flows=..]`
 
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -163,7 +163,7 @@ async fn tcp_serve(mut stream: TcpStream) -> anyhow::Result<()> {
 
 struct Data {
     connection: Box<dyn Connection>,
-    waker: AsyncFd<BorrowedFd<'static>>,
+    waker: AsyncFd<OwnedFd>,
     told: Vec<Completion>,
     small: Part,
     large: Part,
@@ -175,9 +175,10 @@ const LARGE_WINDOW: u32 = 2;
 
 impl Data {
     fn new(mut connection: Box<dyn Connection>) -> anyhow::Result<Self> {
-        // SAFETY: the descriptor stays open while the connection lives, which is as long as this.
-        let fd = unsafe { BorrowedFd::borrow_raw(connection.event_fd().as_raw_fd()) };
-        let waker = AsyncFd::with_interest(fd, Interest::READABLE)?;
+        let fd = connection.event_fd().try_clone_to_owned()?;
+        // SAFETY: the descriptor is a copy that the `AsyncFd` owns.
+        let waker = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
+            .map_err(|error| error.into_parts().1)?;
         let mut own = |bytes| -> anyhow::Result<Part> {
             let key = connection.register(Memory::allocate(bytes)?.0)?;
             Ok(Part { key, offset: 0, bytes })

@@ -3,7 +3,7 @@
 //! `stream --listen ADDRESS:PORT [NAME=VALUE ..]` prints `ready ADDRESS:PORT`, then
 //! `stream --connect ADDRESS:PORT --seconds 3 [NAME=VALUE ..]` prints one JSON object.
 //!
-//! `trusted=1` turns encryption off; other names are settings of the transport. The secret is known
+//! `trusted=1` turns encryption off, `trace=1` prints the sender's view of the path each 20 ms; other names are settings of the transport. The secret is known
 //! to everybody: not for anything but measuring.
 
 use std::time::{Duration, Instant};
@@ -18,12 +18,13 @@ use rustix::time::{ClockId, clock_gettime};
 
 const MESSAGE_BYTES: u64 = 1 << 20;
 const MESSAGES_AHEAD: u64 = 32;
+const TRACE_EVERY: Duration = Duration::from_millis(20);
 const WARM_UP: Duration = Duration::from_secs(1);
 
 fn main() -> anyhow::Result<()> {
     let mut options = Options { connection: 1, secret: Some([9; 32]), ..Options::default() };
     let mut seconds = 3.0;
-    let mut listens = false;
+    let (mut listens, mut trace) = (false, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
@@ -32,13 +33,18 @@ fn main() -> anyhow::Result<()> {
             "--connect" => options.address = value()?,
             "--seconds" => seconds = value()?.parse()?,
             "trusted=1" => options.trusted = true,
+            "trace=1" => trace = true,
             other => {
                 let (name, value) = other.split_once('=').context("settings are NAME=VALUE")?;
                 options.settings.insert(name.to_owned(), value.to_owned());
             }
         }
     }
-    if listens { receive(&options) } else { send(&options, Duration::from_secs_f64(seconds)) }
+    if listens {
+        receive(&options)
+    } else {
+        send(&options, Duration::from_secs_f64(seconds), trace)
+    }
 }
 
 /// Sleeps until a poll is due, then polls.
@@ -75,17 +81,34 @@ fn accept(listener: &mut dyn Listener) -> anyhow::Result<Box<dyn Connection>> {
     }
 }
 
+fn print_view(connection: &dyn Connection, at: Duration) {
+    const SHOWN: [&str; 9] = [
+        "srtt_us",
+        "rtt_min_us",
+        "delivery_rate",
+        "pacing_rate",
+        "window_bytes",
+        "in_flight",
+        "packets_sent",
+        "packets_lost",
+        "probes",
+    ];
+    let shown = connection.statistics().into_iter().filter(|(name, _)| SHOWN.contains(&&**name));
+    let shown: Vec<_> = shown.map(|(name, value)| format!("{name} {value}")).collect();
+    eprintln!("{:.3} {}", at.as_secs_f64(), shown.join(" "));
+}
+
 fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-fn send(options: &Options, window: Duration) -> anyhow::Result<()> {
+fn send(options: &Options, window: Duration, trace: bool) -> anyhow::Result<()> {
     let mut connection = Udp.connect(options)?;
     let (memory, _shared) = Memory::allocate(MESSAGE_BYTES)?;
     let key = connection.register(memory)?;
     let part = Part { key, offset: 0, bytes: MESSAGE_BYTES };
-    let (mut told, mut begun, mut written) = (Vec::new(), 0, 0);
+    let (mut told, mut begun, mut written, mut traced) = (Vec::new(), 0, 0, 0);
     let started = Instant::now();
     // When and after how many messages the window began, and the newest of it.
     let (mut first, mut last) = (None, None);
@@ -99,6 +122,10 @@ fn send(options: &Options, window: Duration) -> anyhow::Result<()> {
             }
         }
         step(&mut *connection, &mut told)?;
+        if trace && started.elapsed() >= TRACE_EVERY * traced {
+            traced += 1;
+            print_view(&*connection, started.elapsed());
+        }
         for told in told.drain(..) {
             if matches!(told, Completion::Written { .. }) {
                 written += 1;

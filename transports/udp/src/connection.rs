@@ -54,7 +54,7 @@ impl UdpConnection {
         connection.connecting =
             Some((started + options.connect_ms * MILLISECOND, options.connect_ms));
         // The first hello leaves at once; the poll that sees to the rest is due.
-        connection.more |= connection.endpoint.transmit(&mut connection.bulk)?;
+        connection.more |= connection.endpoint.transmit(&mut connection.bulk, started)?;
         connection.settle()?;
         Ok(connection)
     }
@@ -150,8 +150,9 @@ impl UdpConnection {
         if !self.armed {
             return Ok(());
         }
-        let more = self.endpoint.transmit(&mut self.bulk)?;
-        if more || self.endpoint.wake_at(self.next_time())? {
+        let now = now();
+        let more = self.endpoint.transmit(&mut self.bulk, now)?;
+        if more || self.endpoint.wake_at(self.next_time(), now)? {
             self.endpoint.wake_now()?;
         }
         Ok(())
@@ -175,7 +176,11 @@ impl Connection for UdpConnection {
         if self.more || self.failed.is_some() || !self.undelivered.is_empty() {
             return Ok(true);
         }
-        if self.endpoint.transmit(&mut self.bulk)? || self.endpoint.wake_at(self.next_time())? {
+        let now = now();
+        if self.endpoint.transmit(&mut self.bulk, now)? {
+            return Ok(true);
+        }
+        if self.endpoint.wake_at(self.next_time(), now)? {
             return Ok(true);
         }
         self.armed = true;
@@ -195,7 +200,7 @@ impl Connection for UdpConnection {
             self.bulk.handle_timeout(now);
         }
         more |= self.take_events(completions);
-        more |= self.endpoint.transmit(&mut self.bulk)?;
+        more |= self.endpoint.transmit(&mut self.bulk, now)?;
         self.more = more;
         if self.failed.is_none() && self.connecting.is_some_and(|(until, _)| until <= now) {
             self.failed = Some(self.give_up());
@@ -323,7 +328,7 @@ impl Connection for UdpConnection {
         self.more = true;
         if self.armed {
             // Nothing to do about a timer that cannot be set: the next poll fails with it.
-            let _ = self.endpoint.transmit(&mut self.bulk);
+            let _ = self.endpoint.transmit(&mut self.bulk, now());
             let _ = self.endpoint.wake_now();
         }
     }
@@ -334,7 +339,7 @@ impl Drop for UdpConnection {
         if self.bulk.is_connected() {
             self.bulk.close(now(), 0, "its user is gone");
             // The peer would find out by its deadline, too.
-            let _ = self.endpoint.transmit(&mut self.bulk);
+            let _ = self.endpoint.transmit(&mut self.bulk, now());
         }
     }
 }

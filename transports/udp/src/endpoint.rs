@@ -13,7 +13,7 @@ use genie_transport::transport::Result;
 use rustix::event::epoll;
 
 use crate::settings::FLOWS_MAX;
-use crate::socket::{Received, SEND_BYTES_MAX, Socket};
+use crate::socket::{RECEIVE_BUFFERS, Received, SEND_BYTES_MAX, Socket};
 use crate::wake::{Wake, now};
 
 /// System calls that send, of one [`Endpoint::transmit`].
@@ -58,7 +58,7 @@ impl Routes {
 
     /// Gives what arrived to the connection.
     pub fn feed(&mut self, bulk: &mut genie_bulk::Connection, arrival: Arrival<'_>) {
-        let Arrival { route, stride, bytes } = arrival;
+        let Arrival { route, stride, bytes, at } = arrival;
         let known = self.routes.iter().position(|known| *known == route);
         let new = self.routes.len();
         let of_peer = self.first().is_none_or(|first| first.to.ip() == route.to.ip());
@@ -70,9 +70,8 @@ impl Routes {
         };
         let authentic = |bulk: &genie_bulk::Connection| bulk.statistics().packets_received;
         let before = if known.is_none() { authentic(bulk) } else { 0 };
-        let now = now();
         for datagram in bytes.chunks_mut(stride) {
-            bulk.handle(now, flow as u16, datagram);
+            bulk.handle(at, flow as u16, datagram);
         }
         if known.is_none() && authentic(bulk) > before {
             self.routes.push(route);
@@ -87,6 +86,8 @@ pub(crate) struct Arrival<'a> {
     /// Bytes of each datagram but the last.
     pub stride: usize,
     pub bytes: &'a mut [u8],
+    /// When it was taken from the kernel.
+    pub at: Time,
 }
 
 /// What happened at the edge.
@@ -124,7 +125,7 @@ impl Endpoint {
     /// Sockets that are connected to `peer`, one for each flow.
     pub fn connected(sockets: Vec<Socket>, peer: SocketAddr) -> io::Result<Self> {
         let mut endpoint = Endpoint::new(sockets)?;
-        for (socket, opened) in endpoint.sockets.iter().enumerate() {
+        for (socket, opened) in endpoint.sockets.iter_mut().enumerate() {
             opened.connect(peer)?;
             endpoint.routes.routes.push(Route { socket, to: peer, from: None });
         }
@@ -210,13 +211,14 @@ impl Endpoint {
                 }
             };
             let peer = self.routes.of(socket as u16).filter(|_| !self.routes.learning);
+            let at = now();
             for (meta, bytes) in self.received.batches(count) {
                 let from = meta.dst_ip.filter(|_| self.any_address);
                 let route = peer.unwrap_or(Route { socket, to: meta.addr, from });
                 let stride = meta.stride.max(1);
-                take(&mut self.routes, Arrival { route, stride, bytes });
+                take(&mut self.routes, Arrival { route, stride, bytes, at });
             }
-            if count < Socket::receive_full() {
+            if count < RECEIVE_BUFFERS {
                 return false;
             }
         }
@@ -224,7 +226,8 @@ impl Endpoint {
     }
 
     /// Sends what the connection has to send, a bounded amount. `true`: there is more.
-    pub fn transmit(&mut self, bulk: &mut genie_bulk::Connection) -> Result<bool> {
+    /// `now` must be fresh: it is what round trips are measured from.
+    pub fn transmit(&mut self, bulk: &mut genie_bulk::Connection, mut now: Time) -> Result<bool> {
         if let Some(unsent) = self.unsent.take() {
             let socket = unsent.route.socket;
             if !self.send(unsent)? {
@@ -236,9 +239,13 @@ impl Endpoint {
         }
         for _ in 0..SENDS_MAX {
             let segments = self.sockets[0].segments_max();
-            let Some(out) = bulk.poll_transmit(now(), &mut self.outgoing, segments) else {
+            let Some(out) = bulk.poll_transmit(now, &mut self.outgoing, segments) else {
                 return Ok(false);
             };
+            if out.segments > 1 {
+                // It takes longer than a look at the clock.
+                now = self::now();
+            }
             let Some(route) = self.routes.of(out.flow) else { continue };
             let unsent = Unsent { route, bytes: out.bytes, segment_bytes: out.segment_bytes };
             if !self.send(unsent)? {
@@ -284,8 +291,7 @@ impl Endpoint {
     }
 
     /// Wakes at `wanted`. `true`: that has come already.
-    pub fn wake_at(&mut self, wanted: Option<Time>) -> Result<bool> {
-        let now = now();
+    pub fn wake_at(&mut self, wanted: Option<Time>, now: Time) -> Result<bool> {
         let wanted = match &self.unsent {
             // What is due may have to wait for room.
             Some(_) => wanted.map(|at| at.max(now + ROOM_WAIT)),

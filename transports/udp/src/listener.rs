@@ -105,8 +105,8 @@ impl Listener for UdpListener {
                 *candidate = None;
                 return Err(error);
             }
-            let more = more | endpoint.transmit(bulk)?;
-            if !endpoint.wake_at(bulk.poll_timeout())? && !more {
+            let more = more | endpoint.transmit(bulk, now())?;
+            if !endpoint.wake_at(bulk.poll_timeout(), now())? && !more {
                 break;
             }
         }
@@ -123,7 +123,7 @@ fn look(
 ) -> Result<bool> {
     let mut failure = None;
     let more = endpoint.receive(|routes, arrival| {
-        let Arrival { route, stride, bytes } = arrival;
+        let Arrival { route, stride, bytes, at } = arrival;
         for datagram in bytes.chunks_mut(stride) {
             if genie_bulk::Connection::id_of(datagram) != Some(options.connection) {
                 continue;
@@ -140,7 +140,7 @@ fn look(
             }
             if let Some(bulk) = candidate {
                 let stride = datagram.len();
-                routes.feed(bulk, Arrival { route, stride, bytes: datagram });
+                routes.feed(bulk, Arrival { route, stride, bytes: datagram, at });
             }
         }
     })?;
@@ -158,7 +158,7 @@ fn refused(
     endpoint: &mut Endpoint,
 ) -> Result<Option<TransportError>> {
     let Some(reason) = bulk.closed().cloned() else { return Ok(None) };
-    endpoint.transmit(bulk)?;
+    endpoint.transmit(bulk, now())?;
     let peer = endpoint.routes.first().map(|route| route.to.to_string()).unwrap_or_default();
     Ok(Some(ended(&peer, &reason)))
 }

@@ -1,6 +1,6 @@
 //! Registered memory, and who uses it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use genie_bulk::Span;
 use genie_transport::transport::{
@@ -21,8 +21,9 @@ pub(crate) struct Memories {
     registered: BTreeMap<u64, Registered>,
     next: u64,
     windows: HashMap<u32, MemoryKey>,
-    /// Of each message that is not yet written: the memory of its parts.
-    messages: HashMap<u64, Vec<MemoryKey>>,
+    /// Of each message that is not yet written, and each part of it: the memory. Sorted: message
+    /// numbers rise, and mostly the oldest is written first.
+    messages: VecDeque<(u64, MemoryKey)>,
 }
 
 impl Memories {
@@ -83,13 +84,17 @@ impl Memories {
     }
 
     pub fn hold_for_message(&mut self, message: u64, parts: &[Part]) {
-        let keys: Vec<_> = parts.iter().map(|part| part.key).collect();
-        keys.iter().for_each(|key| self.use_one(*key));
-        self.messages.insert(message, keys);
+        for part in parts {
+            self.use_one(part.key);
+            self.messages.push_back((message, part.key));
+        }
     }
 
     pub fn release_message(&mut self, message: u64) {
-        for key in self.messages.remove(&message).unwrap_or_default() {
+        let first = self.messages.partition_point(|(held, _)| *held < message);
+        while let Some((_, key)) = self.messages.get(first).filter(|(held, _)| *held == message) {
+            let key = *key;
+            self.messages.remove(first);
             self.release(key);
         }
     }

@@ -12,7 +12,7 @@ pub(crate) const SEND_BYTES_MAX: usize = 65_507;
 /// Bytes one receive buffer holds: the largest datagram, or many that the kernel put together.
 const RECEIVE_BYTES: usize = 65_536;
 /// Receive buffers of one system call. Together they fit in a processor's second cache.
-const RECEIVE_BUFFERS: usize = 8;
+pub(crate) const RECEIVE_BUFFERS: usize = 8;
 /// Bytes of IP and UDP headers.
 const OVERHEAD_IPV4: usize = 28;
 const OVERHEAD_IPV6: usize = 48;
@@ -43,6 +43,7 @@ impl Received {
 pub(crate) struct Socket {
     socket: UdpSocket,
     state: UdpSocketState,
+    is_connected: bool,
     /// Bytes of the receive buffer that were asked for and that the kernel gave.
     wanted_bytes: usize,
     given_bytes: usize,
@@ -62,6 +63,11 @@ impl Socket {
         let socket = UdpSocket::bind(local)?;
         // Sets non-blocking mode, receive offload and the don't-fragment bit.
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        // Nobody here reads marks of congestion, and each costs small messages time.
+        match local {
+            SocketAddr::V4(_) => sockopt::set_ip_recvtos(&socket, false)?,
+            SocketAddr::V6(_) => sockopt::set_ipv6_recvtclass(&socket, false)?,
+        }
         // Above the system's limit needs CAP_NET_ADMIN; without it the kernel gives what it may.
         if sockopt::set_socket_recv_buffer_size_force(&socket, buffer_bytes).is_err() {
             sockopt::set_socket_recv_buffer_size(&socket, buffer_bytes)?;
@@ -71,12 +77,15 @@ impl Socket {
         }
         // The kernel doubles the number for its own book-keeping, and tells the doubled one.
         let given_bytes = sockopt::socket_recv_buffer_size(&socket)? / 2;
-        Ok(Socket { socket, state, wanted_bytes: buffer_bytes, given_bytes })
+        let is_connected = false;
+        Ok(Socket { socket, state, is_connected, wanted_bytes: buffer_bytes, given_bytes })
     }
 
     /// Only datagrams of `peer` arrive from now on.
-    pub fn connect(&self, peer: SocketAddr) -> io::Result<()> {
-        self.socket.connect(peer)
+    pub fn connect(&mut self, peer: SocketAddr) -> io::Result<()> {
+        self.socket.connect(peer)?;
+        self.is_connected = true;
+        Ok(())
     }
 
     pub fn local(&self) -> io::Result<SocketAddr> {
@@ -105,6 +114,15 @@ impl Socket {
         contents: &[u8],
         segment_bytes: usize,
     ) -> io::Result<()> {
+        if contents.len() <= segment_bytes && from.is_none() {
+            // One datagram needs neither control messages nor, if connected, another look for the
+            // route: half a microsecond of a small message's few.
+            let sent = match self.is_connected {
+                true => self.socket.send(contents),
+                false => self.socket.send_to(contents, to),
+            };
+            return sent.map(drop);
+        }
         let segment_size = Some(segment_bytes);
         let transmit =
             Transmit { destination: to, ecn: None, contents, segment_size, src_ip: from };
@@ -112,16 +130,12 @@ impl Socket {
     }
 
     /// Receives what waits, as much as fits. Returns the number of buffers filled; fewer than
-    /// [`Socket::receive_full`] means that nothing waits any more.
+    /// [`RECEIVE_BUFFERS`] means that nothing waits any more.
     pub fn receive(&self, into: &mut Received) -> io::Result<usize> {
         let mut buffers = into.bytes.chunks_exact_mut(RECEIVE_BYTES);
         let mut slices: [IoSliceMut<'_>; RECEIVE_BUFFERS] =
             std::array::from_fn(|_| IoSliceMut::new(buffers.next().expect("made that large")));
         self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut into.metas)
-    }
-
-    pub fn receive_full() -> usize {
-        RECEIVE_BUFFERS
     }
 
     /// What this socket can do, for people.

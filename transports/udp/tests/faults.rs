@@ -209,9 +209,9 @@ fn noise_is_ignored_before_and_after_the_connection() {
 
 #[test]
 fn a_restarted_peer_does_not_continue_the_old_connection() {
-    let mut listener = Udp.listen(&options("127.0.0.1:0")).unwrap();
-    let right = Options { address: listener.address(), ..options("") };
-    let right = Options { deadline_ms: 1000, connect_ms: 1000, ..right };
+    let wanted = Options { deadline_ms: 1000, connect_ms: 1000, ..options("127.0.0.1:0") };
+    let mut listener = Udp.listen(&wanted).unwrap();
+    let right = Options { address: listener.address(), ..wanted };
     let client = End::new(Udp.connect(&right).unwrap());
     let (mut a, mut b) = meet(client, &mut *listener).unwrap();
     let window = b.offer(1, 8);
