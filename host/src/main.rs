@@ -18,6 +18,7 @@ mod session;
 mod signals;
 mod status;
 mod totals;
+mod transport;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -74,6 +75,9 @@ enum Command {
     PluginCompile,
     /// Draw recorded graphs as recognizers see them.
     Graph(Box<graph::GraphArgs>),
+    /// Look at transports, and measure them.
+    #[command(subcommand)]
+    Transport(transport::TransportCommand),
     /// Make, renew and show the certificates that hosts and nodes know each other by.
     #[command(subcommand)]
     Certs(certs::CertsCommand),
@@ -108,7 +112,8 @@ struct ServeArgs {
           value_delimiter = ',')]
     nodes: Vec<Endpoint>,
     /// Refuse a session when no node elsewhere is reached, instead of running it on this machine.
-    #[arg(long, env = "GENIE_NO_LOCAL_NODE")]
+    #[arg(long, env = "GENIE_NO_LOCAL_NODE",
+          value_parser = clap::builder::FalseyValueParser::new())]
     no_local_node: bool,
     #[command(flatten)]
     remote: RemoteArgs,
@@ -122,13 +127,12 @@ impl ServeArgs {
         if self.nodes.is_empty() {
             return Ok(None);
         }
-        if self.remote.certs.is_none() && !self.remote.trusted_network {
-            let elsewhere = self.nodes.iter().find(|node| node.transport != "shm");
+        if self.remote.certs.is_none() {
+            let elsewhere = self.nodes.iter().find(|node| !node.is_on_this_machine());
             if let Some(node) = elsewhere {
                 anyhow::bail!(
                     "no certificates were given to reach {node}: name their directory by --certs \
-                     (GENIE_CERTS), make them by `genie-host certs init`, or say \
-                     --trusted-network where nobody else is on the network"
+                     (GENIE_CERTS); `genie-host certs init` makes them"
                 );
             }
         }
@@ -200,6 +204,10 @@ fn main() -> ExitCode {
         Some(Command::Graph(args)) => {
             start_log("error");
             return report(graph::run(&args));
+        }
+        Some(Command::Transport(command)) => {
+            start_log("warn");
+            return report(transport::run(command));
         }
         Some(Command::Certs(command)) => {
             start_log("warn");

@@ -94,8 +94,7 @@ fn open_transport(
     let network = transport.facts().capabilities.has(Capabilities::NETWORK);
     let ip = if network { Some(ip_of(address)?) } else { None };
     if let Some(ip) = ip {
-        let safe = remote.certs.is_some() || remote.trusted_network;
-        genie_tls::may_listen(ip, safe)?;
+        genie_tls::may_listen(ip, remote.certs.is_some())?;
     }
     let mut settings = remote.link_settings(transports, &limits.software);
     settings.region_bytes_max = limits.region_bytes_max;
@@ -105,13 +104,12 @@ fn open_transport(
         address: address.to_owned(),
         certificates: remote.certs.clone(),
         // Without certificates it listens on this machine alone.
-        trusted: remote.trusted_network || remote.certs.is_none(),
+        trusted: remote.certs.is_none(),
         deadline_ms: settings.deadline_ms,
         message_bytes_max: limits.region_bytes_max,
         settings: settings.transport_settings.get(name).cloned().unwrap_or_default(),
         ..Options::default()
     };
-    settings.trusted = options.trusted;
     let listener = transport.listen(&options)?;
     let real = listener.address();
     let settings = Arc::new(settings);

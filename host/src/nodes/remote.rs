@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use genie_engine::SharedWeights;
 use genie_engine::session::Way;
 use genie_remote::{Endpoint, LinkSettings, RemoteLink, Role};
-use genie_transport::Link;
+use genie_transport::{Link, LinkWay};
 use genie_transport::load::Transports;
 use genie_transport::transport::{Capabilities, Options, Transport};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -121,7 +121,8 @@ impl RemoteNodes {
 /// How a link goes, for the session.
 fn way(link: &RemoteLink) -> Way {
     let way = link.way().expect("a remote link knows its way");
-    Way { mode: way.mode, route: way.route, node_knows_weights: true }
+    let LinkWay { mode, route, transport } = way;
+    Way { mode, route, transport, node_knows_weights: true }
 }
 
 impl RemoteNode {
@@ -134,7 +135,8 @@ impl RemoteNode {
         let options = Options {
             address: self.endpoint.address.clone(),
             certificates: settings.certificates.clone(),
-            trusted: settings.trusted,
+            // Without certificates only this machine is reached; `main` saw to that.
+            trusted: settings.certificates.is_none(),
             deadline_ms: settings.deadline_ms,
             connect_ms: CONNECT_MS,
             settings: settings

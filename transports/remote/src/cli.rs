@@ -21,13 +21,15 @@ pub struct RemoteArgs {
     #[arg(long, value_name = "DIR", env = "GENIE_TRANSPORTS")]
     pub transports: Option<PathBuf>,
 
-    /// The directory with ca.pem, cert.pem and key.pem, as `genie-host certs` makes them
+    /// The directory with ca.pem, cert.pem and key.pem, as `genie-host certs` makes them. Without
+    /// certificates only this machine is reached, and reaches us
     #[arg(long, value_name = "DIR", env = "GENIE_CERTS")]
     pub certs: Option<PathBuf>,
 
-    /// No certificates and no encryption of tensors: whoever reaches the port is served. For
-    /// networks where nobody else is; give it on both sides
-    #[arg(long, env = "GENIE_TRUSTED_NETWORK")]
+    /// Tensors are not encrypted. For networks where nobody else listens; give it on both sides.
+    /// Certificates are asked for all the same
+    #[arg(long, env = "GENIE_TRUSTED_NETWORK",
+          value_parser = clap::builder::FalseyValueParser::new())]
     pub trusted_network: bool,
 
     /// Transports that tensors may take, the preferred first [default: dpdk,udp,tcp,quic, as far
@@ -94,7 +96,10 @@ impl RemoteArgs {
             let settings = transport_settings.entry(transport.clone()).or_default();
             settings.insert(key.clone(), value.clone());
         }
-        let data = preferred(transports.usable().map(|(_, transport)| transport), &self.data);
+        // An empty variable names nothing.
+        let wanted: Vec<String> =
+            self.data.iter().filter(|name| !name.is_empty()).cloned().collect();
+        let data = preferred(transports.usable().map(|(_, transport)| transport), &wanted);
         if let Some(ports) = &self.data_ports {
             for transport in &data {
                 let settings = transport_settings.entry(transport.facts().name).or_default();
@@ -104,7 +109,7 @@ impl RemoteArgs {
         LinkSettings {
             software: software.to_owned(),
             transports: data,
-            trusted: self.trusted_network,
+            trusted: self.trusted_network || self.certs.is_none(),
             certificates: self.certs.clone(),
             deadline_ms: u64::from(self.deadline_s) * 1000,
             data_address: String::new(),

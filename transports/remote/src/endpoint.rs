@@ -1,6 +1,7 @@
 //! Where a node is reached, as people write it: `quic://10.0.0.2:4610`.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 /// A transport that carries control, and an address in its form.
@@ -8,6 +9,15 @@ use std::str::FromStr;
 pub struct Endpoint {
     pub transport: String,
     pub address: String,
+}
+
+impl Endpoint {
+    /// Whether the address cannot be another machine's: a loopback address or a path.
+    pub fn is_on_this_machine(&self) -> bool {
+        let address = self.address.parse::<SocketAddr>();
+        self.address.starts_with('/')
+            || address.is_ok_and(|address| address.ip().to_canonical().is_loopback())
+    }
 }
 
 impl FromStr for Endpoint {
@@ -35,6 +45,13 @@ impl fmt::Display for Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_loopback_and_paths_are_this_machine() {
+        let here = |text: &str| text.parse::<Endpoint>().unwrap().is_on_this_machine();
+        assert!(here("quic://127.0.0.1:1") && here("tcp://[::1]:1") && here("shm:///run/a"));
+        assert!(!here("quic://10.0.0.1:1") && !here("quic://localhost:1"));
+    }
 
     #[test]
     fn endpoints_are_read_and_printed_alike() {

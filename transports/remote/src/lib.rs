@@ -21,6 +21,7 @@ mod data;
 pub mod endpoint;
 pub mod link;
 pub mod message;
+pub mod moves;
 pub mod payloads;
 
 pub use endpoint::Endpoint;

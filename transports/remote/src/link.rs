@@ -50,7 +50,7 @@ pub struct LinkSettings {
     pub software: String,
     /// Data transports to use, the strongest first.
     pub transports: Vec<Arc<dyn Transport>>,
-    /// Encryption is switched off, here and at the peer.
+    /// Tensors are not encrypted, here and at the peer.
     pub trusted: bool,
     pub certificates: Option<PathBuf>,
     /// The peer may be silent for so long.
