@@ -6,7 +6,7 @@ mod list;
 mod scaffold;
 mod serve;
 mod settings;
-mod table;
+pub mod table;
 mod test;
 
 use std::process::ExitCode;
