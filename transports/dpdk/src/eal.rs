@@ -4,9 +4,10 @@
 //! thread `genie-dpdk`, and everything that touches DPDK happens there: others send jobs. Between
 //! jobs the thread polls the devices.
 //!
-//! **It sleeps when idle.** After the last packet it polls on for `spin_us`, giving way to others
-//! in between, then sleeps in steps that double up to `sleep_us_max`, never past the next timer. A
-//! job, or a device that interrupts, wakes it at once.
+//! **It sleeps when idle.** After the last packet it polls on for `spin_us`, then sleeps in steps
+//! that double up to `sleep_us_max`, never past the next timer. A job, or a device that interrupts,
+//! wakes it at once. (It does not yield while it polls: measured on two busy cores, a thread that
+//! yields waits its turn for milliseconds, one that slept is let in at once.)
 
 use std::ffi::{CStr, CString, c_char};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -300,7 +301,7 @@ impl Thread<'_> {
             }
             let due = turn.next.map(|next| next.saturating_duration_since(now));
             if now - last_work < self.settings.spin || due.is_some_and(|due| due <= NEAR) {
-                std::thread::yield_now();
+                std::hint::spin_loop();
                 continue;
             }
             let bound = due.unwrap_or(Duration::MAX);

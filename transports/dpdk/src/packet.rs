@@ -20,6 +20,9 @@ use crate::error::{DpdkError, Result, last_reason};
 /// Bytes that DPDK keeps free before the data of a packet (`RTE_PKTMBUF_HEADROOM`).
 pub const HEADROOM: u16 = 128;
 
+/// Buffers that a pool keeps at hand for the DPDK thread, beside the ring that all threads share.
+const CACHE: u32 = 256;
+
 /// A pool of packet buffers.
 #[derive(Debug)]
 pub struct Pool {
@@ -32,15 +35,15 @@ pub struct Pool {
 impl Pool {
     /// `count` buffers of `room` bytes, headroom not counted. `room` 0: for attaching only.
     pub fn new(name: &str, count: u32, room: u16) -> Result<Pool> {
-        // A cache for each core only pays where several cores use a pool; here one thread does.
         let data_room = room.checked_add(HEADROOM).ok_or(DpdkError::Setting {
             name: "mtu",
             value: room.to_string(),
             expected: "frames of at most 65,407 bytes",
         })?;
         let name_c = pool_name(name);
+        let cache = CACHE.min(count / 2);
         // SAFETY: a terminated name and plain numbers; null is handled below.
-        let raw = unsafe { sys::genie_pool_create(name_c.as_ptr(), count, 0, data_room) };
+        let raw = unsafe { sys::genie_pool_create(name_c.as_ptr(), count, cache, data_room) };
         Pool::made(raw, name, count, None)
     }
 
