@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use genie_node::serve::Door;
+use genie_node::serve::{Door, Relief};
 use genie_remote::Endpoint;
 use genie_remote::cli::RemoteArgs;
 use genie_transport::load::Transports;
@@ -62,6 +62,7 @@ pub fn open(
         false => Transports::default(),
     };
     let instance = instance()?;
+    let relief = needs_transports.then(Relief::start).transpose().context("start a thread")?;
     let (mut doors, mut addresses) = (Vec::new(), Vec::new());
     for listen in listens {
         match listen {
@@ -71,8 +72,9 @@ pub fn open(
                 doors.push(Door::Unix(listener));
             }
             Listen::Transport(Endpoint { transport: name, address }) => {
+                let relief = relief.as_ref().expect("made for the first of these");
                 let (door, address) =
-                    open_transport(name, address, remote, &transports, &limits, instance)
+                    open_transport(name, address, remote, &transports, &limits, instance, relief)
                         .with_context(|| format!("cannot listen at {listen}"))?;
                 addresses.push(format!("{name}://{address}"));
                 doors.push(door);
@@ -89,6 +91,7 @@ fn open_transport(
     transports: &Transports,
     limits: &LinkLimits,
     instance: u64,
+    relief: &Arc<Relief>,
 ) -> anyhow::Result<(Door, String)> {
     let transport = control_transport(name, transports)?;
     let network = transport.facts().capabilities.has(Capabilities::NETWORK);
@@ -113,7 +116,8 @@ fn open_transport(
     let listener = transport.listen(&options)?;
     let real = listener.address();
     let settings = Arc::new(settings);
-    Ok((Door::Remote { listener, transport, settings }, real))
+    let relief = relief.clone();
+    Ok((Door::Remote { listener, transport, settings, relief }, real))
 }
 
 fn control_transport(name: &str, transports: &Transports) -> anyhow::Result<Arc<dyn Transport>> {
