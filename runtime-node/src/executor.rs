@@ -36,6 +36,15 @@ pub(crate) struct Counts {
     pub(crate) read_bytes: u64,
     pub(crate) weight_hits: u64,
     pub(crate) weight_copies: u64,
+    pub(crate) moved_in: Moved,
+    pub(crate) moved_out: Moved,
+}
+
+/// Weights that came from other nodes, or went there.
+#[derive(Debug, Default)]
+pub(crate) struct Moved {
+    pub(crate) weights: u64,
+    pub(crate) bytes: u64,
 }
 
 /// What an executor may hold, in bytes.
@@ -178,6 +187,10 @@ impl<B: Backend> Executor<B> {
             ("node.weight_hits", counts.weight_hits),
             ("node.weight_copies", counts.weight_copies),
             ("node.weights_evicted", self.weights.evicted()),
+            ("node.weights_moved_in", counts.moved_in.weights),
+            ("node.weight_bytes_moved_in", counts.moved_in.bytes),
+            ("node.weights_moved_out", counts.moved_out.weights),
+            ("node.weight_bytes_moved_out", counts.moved_out.bytes),
             ("node.budget_bytes", self.ledger.budget()),
             ("node.ops_executed", counts.ops),
             ("node.op_errors", counts.op_errors),

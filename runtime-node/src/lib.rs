@@ -27,6 +27,7 @@ pub mod select;
 pub mod serve;
 mod session;
 mod storages;
+pub mod transit;
 mod weights;
 
 pub use backend::Backend;

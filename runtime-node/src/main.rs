@@ -19,8 +19,9 @@ use clap::{Parser, ValueEnum};
 use genie_aten::execute::{self, Device};
 use genie_node::aten::Aten;
 use genie_node::select::{Selected, Wanted, select};
-use genie_node::serve::{Door, Mailbox, NodeFacts, QuotaLimits, Quotas, Server};
+use genie_node::serve::{Door, Mailbox, NodeFacts, QuotaLimits, Quotas, Server, ServerParts};
 use genie_node::{Executor, ExecutorLimits, memory};
+use genie_remote::LinkSettings;
 use genie_remote::cli::{PROBE, RemoteArgs};
 use genie_wire::control;
 use tracing_subscriber::EnvFilter;
@@ -141,6 +142,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
     let facts = Arc::new(facts(&args, &devices, &budgets));
 
     let (doors, addresses) = listen::open(&args.listen, &args.remote, link_limits(&args))?;
+    let links = doors.iter().find_map(Door::links).cloned();
     let mut doors = Some(doors);
     let quotas = Arc::new(Quotas::new(quota_limits(&args)));
     let mailboxes: Arc<[Mailbox]> =
@@ -156,6 +158,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
             mailboxes: mailboxes.clone(),
             index,
             doors: doors.take().unwrap_or_default(),
+            links: links.clone(),
         };
         let ended = supervisor.ended_flag()?;
         let thread = std::thread::Builder::new()
@@ -273,6 +276,7 @@ struct ServerThread {
     mailboxes: Arc<[Mailbox]>,
     index: usize,
     doors: Vec<Door>,
+    links: Option<Arc<LinkSettings>>,
 }
 
 impl ServerThread {
@@ -280,10 +284,17 @@ impl ServerThread {
         let executor = Executor::with_limits(Aten::new(self.device), self.limits);
         let ops = self.device.ops(&self.without);
         tracing::info!(device = self.index, ops = ops.len(), "a device is served");
-        let (mailboxes, index, doors) = (self.mailboxes, self.index, self.doors);
-        let server =
-            Server::new(executor, self.facts, ops, mailboxes, index, doors, self.quotas)
-                .context("prepare to serve")?;
+        let server = Server::new(ServerParts {
+            executor,
+            facts: self.facts,
+            ops,
+            mailboxes: self.mailboxes,
+            device: self.index,
+            doors: self.doors,
+            quotas: self.quotas,
+            links: self.links,
+        });
+        let server = server.context("prepare to serve")?;
         server.run().context("serve")
     }
 }

@@ -6,22 +6,27 @@
 mod connection;
 mod door;
 mod mailbox;
+mod moves;
 mod quotas;
+mod relief;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use genie_remote::LinkSettings;
 use genie_transport::{Link, LinkError};
 use genie_wire::control::{Device, Hello};
 use rustix::event::{Timespec, epoll};
 
 use crate::{Backend, Executor, SessionSettings};
-use connection::{Connection, Turn};
+use connection::{Connection, First, Turn};
 pub use door::Door;
 pub use mailbox::Mailbox;
+use moves::Moves;
 pub use quotas::{QuotaLimits, Quotas};
+pub use relief::Relief;
 
 /// What a node tells its clients, the same for all of its devices.
 #[derive(Debug, Clone)]
@@ -35,6 +40,23 @@ pub struct NodeFacts {
     pub sessions_max: usize,
     /// CPU threads for clients that do not say how many.
     pub threads: u32,
+}
+
+/// What a server is made of.
+pub struct ServerParts<B: Backend> {
+    pub executor: Executor<B>,
+    pub facts: Arc<NodeFacts>,
+    /// Schema hashes of the operators the device runs.
+    pub ops: Vec<u64>,
+    /// One per device, in order.
+    pub mailboxes: Arc<[Mailbox]>,
+    /// This server's.
+    pub device: usize,
+    /// They belong to the server of device 0, which passes connections on to the others.
+    pub doors: Vec<Door>,
+    pub quotas: Arc<Quotas>,
+    /// The transports by which weights move between nodes; without them none do.
+    pub links: Option<Arc<LinkSettings>>,
 }
 
 /// Serves one device of a node.
@@ -52,16 +74,18 @@ pub struct Server<B: Backend> {
     /// One per device, in order; `mailboxes[device]` is this server's own.
     mailboxes: Arc<[Mailbox]>,
     device: usize,
+    moves: Moves<B>,
     connections: BTreeMap<u64, Connection<B>>,
     next_connection: u64,
     next_session: u64,
 }
 
 /// Names of descriptors in the wait set; doors count up from `DOOR`, connections from
-/// `CONNECTION`.
+/// `CONNECTION`, moves of weights from `MOVE`.
 const MAILBOX: u64 = 0;
 const DOOR: u64 = 1;
 const CONNECTION: u64 = DOOR + DOORS_MAX as u64;
+const MOVE: u64 = 1 << 63;
 /// Ways into one node.
 const DOORS_MAX: usize = 16;
 /// How long a link's last words may take.
@@ -74,16 +98,8 @@ const EVENTS_MAX: usize = 64;
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 impl<B: Backend> Server<B> {
-    /// `doors` belong to the server of device 0, which passes connections on to the others.
-    pub fn new(
-        executor: Executor<B>,
-        facts: Arc<NodeFacts>,
-        ops: Vec<u64>,
-        mailboxes: Arc<[Mailbox]>,
-        device: usize,
-        doors: Vec<Door>,
-        quotas: Arc<Quotas>,
-    ) -> std::io::Result<Self> {
+    pub fn new(parts: ServerParts<B>) -> std::io::Result<Self> {
+        let ServerParts { executor, facts, ops, mailboxes, device, doors, quotas, links } = parts;
         assert!(doors.len() <= DOORS_MAX, "the command line allows fewer");
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         watch(&epoll, mailboxes[device].event_fd(), MAILBOX)?;
@@ -100,6 +116,7 @@ impl<B: Backend> Server<B> {
             lingering: Vec::new(),
             mailboxes,
             device,
+            moves: Moves::new(links),
             connections: BTreeMap::new(),
             next_connection: CONNECTION,
             next_session: 1,
@@ -110,7 +127,8 @@ impl<B: Backend> Server<B> {
     pub fn run(mut self) -> std::io::Result<()> {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
-            let busy = self.connections.values().any(|connection| connection.runnable);
+            let busy = self.connections.values().any(|connection| connection.runnable)
+                || self.moves.is_busy();
             events.clear();
             let timeout = if busy { Some(NOW) } else { self.sleep_max() };
             let space = rustix::buffer::spare_capacity(&mut events);
@@ -126,17 +144,20 @@ impl<B: Backend> Server<B> {
             }
             self.wake_throttled();
             self.take_turns()?;
+            self.move_weights()?;
             self.drive_lingering();
         }
     }
 
-    /// How long to wait for events: until a client may send again or a link's end is looked at.
+    /// How long to wait for events: until a client may send again, a link's end is looked at or a
+    /// move takes too long.
     fn sleep_max(&self) -> Option<Timespec> {
         let throttled = self.connections.values().filter_map(|connection| connection.throttled);
         let now = Instant::now();
-        let throttled = throttled.min().map(|until| until.saturating_duration_since(now));
+        let due = throttled.chain(self.moves.due()).min();
+        let due = due.map(|until| until.saturating_duration_since(now));
         let linger = (!self.lingering.is_empty()).then_some(LINGER_STEP);
-        let wait = throttled.into_iter().chain(linger).min()?;
+        let wait = due.into_iter().chain(linger).min()?;
         // Rounded up, so that the moment has come when the wait ends.
         Timespec::try_from(wait + Duration::from_micros(50)).ok()
     }
@@ -158,10 +179,11 @@ impl<B: Backend> Server<B> {
     fn notice(&mut self, source: u64, flags: epoll::EventFlags) -> std::io::Result<()> {
         match source {
             MAILBOX => {
-                for (link, hello) in self.mailboxes[self.device].take() {
-                    self.adopt(link, Some(hello))?;
+                for (link, first) in self.mailboxes[self.device].take() {
+                    self.adopt(link, Some(first))?;
                 }
             }
+            name if name & MOVE != 0 => self.moves.notice(name),
             door if door < CONNECTION => self.accept((door - DOOR) as usize)?,
             id => {
                 if let Some(connection) = self.connections.get_mut(&id) {
@@ -200,7 +222,7 @@ impl<B: Backend> Server<B> {
         accepted.into_iter().try_for_each(|link| self.adopt(link, None))
     }
 
-    fn adopt(&mut self, mut link: Box<dyn Link>, hello: Option<Hello>) -> std::io::Result<()> {
+    fn adopt(&mut self, mut link: Box<dyn Link>, first: Option<First>) -> std::io::Result<()> {
         let max = self.facts.sessions_max;
         if self.connections.len() >= max {
             tracing::warn!(max, "a connection is refused");
@@ -217,7 +239,7 @@ impl<B: Backend> Server<B> {
         let id = self.next_connection;
         self.next_connection += 1;
         watch(&self.epoll, link.event_fd(), id)?;
-        self.connections.insert(id, Connection::new(link, hello));
+        self.connections.insert(id, Connection::new(link, first));
         Ok(())
     }
 
@@ -229,28 +251,50 @@ impl<B: Backend> Server<B> {
             .map(|(id, _)| *id)
             .collect();
         for id in runnable {
-            let Some(connection) = self.connections.get_mut(&id) else {
-                continue;
-            };
-            let mut host = Host {
-                executor: &mut self.executor,
-                facts: &self.facts,
-                ops: &self.ops,
-                device: self.device,
-                quotas: &self.quotas,
-                next_session: &mut self.next_session,
-            };
-            match connection.turn(&mut host) {
-                Turn::Continue => self.set_interest(id)?,
-                Turn::End => self.end(id)?,
-                Turn::Handover(hello) => {
-                    let device = hello.device as usize;
-                    let connection = self.remove(id)?.expect("it just had its turn");
-                    self.mailboxes[device].deliver(connection.into_link(), hello);
-                }
-            }
+            self.with_connection(id, |connection, host| connection.turn(host))?;
         }
         Ok(())
+    }
+
+    fn move_weights(&mut self) -> std::io::Result<()> {
+        for arrival in self.moves.turns(&mut self.executor, &self.epoll) {
+            // Moves end with their connection, so it is there.
+            let id = arrival.connection;
+            self.with_connection(id, |connection, host| connection.weight_came(arrival, host))?;
+        }
+        Ok(())
+    }
+
+    /// Lets a connection do something, and draws the consequences.
+    fn with_connection(
+        &mut self,
+        id: u64,
+        act: impl FnOnce(&mut Connection<B>, &mut Host<'_, B>) -> Turn,
+    ) -> std::io::Result<()> {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return Ok(());
+        };
+        let mut host = Host {
+            executor: &mut self.executor,
+            facts: &self.facts,
+            ops: &self.ops,
+            device: self.device,
+            quotas: &self.quotas,
+            next_session: &mut self.next_session,
+            moves: &mut self.moves,
+            epoll: &self.epoll,
+            connection: id,
+        };
+        match act(connection, &mut host) {
+            Turn::Continue => self.set_interest(id),
+            Turn::End => self.end(id),
+            Turn::Handover(first) => {
+                let device = first.device();
+                let connection = self.remove(id)?.expect("it just had its turn");
+                self.mailboxes[device].deliver(connection.into_link(), first);
+                Ok(())
+            }
+        }
     }
 
     fn set_interest(&mut self, id: u64) -> std::io::Result<()> {
@@ -279,6 +323,7 @@ impl<B: Backend> Server<B> {
     }
 
     fn end(&mut self, id: u64) -> std::io::Result<()> {
+        self.moves.cancel(id, &mut self.executor, &self.epoll);
         if let Some(connection) = self.remove(id)? {
             if let Some(link) = connection.end(&mut self.executor) {
                 self.lingering.push((link, Instant::now() + LINGER));
@@ -302,17 +347,24 @@ struct Host<'a, B: Backend> {
     device: usize,
     quotas: &'a Arc<Quotas>,
     next_session: &'a mut u64,
+    moves: &'a mut Moves<B>,
+    epoll: &'a OwnedFd,
+    /// The number of the connection whose turn it is.
+    connection: u64,
 }
 
 impl<B: Backend> Host<'_, B> {
-    /// What a host says of its client holds within what the host itself proved to be.
     fn settings(&self, hello: &Hello, peer: &str) -> SessionSettings {
         let threads = if hello.threads == 0 { self.facts.threads } else { hello.threads };
-        let identity = match peer.is_empty() {
-            true => hello.identity.clone(),
-            false => format!("{peer}/{}", hello.identity),
-        };
-        SessionSettings { identity, threads }
+        SessionSettings { identity: identity(peer, &hello.identity), threads }
+    }
+}
+
+/// What a host says of its client holds within what the host itself proved to be.
+fn identity(peer: &str, client: &str) -> String {
+    match peer.is_empty() {
+        true => client.to_owned(),
+        false => format!("{peer}/{client}"),
     }
 }
 
@@ -329,3 +381,6 @@ fn is_refusable(error: &LinkError) -> bool {
 #[cfg(test)]
 #[path = "serve_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "serve_moves_tests.rs"]
+mod moves_tests;

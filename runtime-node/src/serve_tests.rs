@@ -17,13 +17,22 @@ use super::*;
 use crate::fake::Fake;
 
 /// A node of fake devices on threads of this process.
-struct Node {
+pub(super) struct Node {
     mailboxes: Arc<[Mailbox]>,
     threads: Vec<JoinHandle<std::io::Result<()>>>,
     dir: tempfile::TempDir,
 }
 
-fn node(devices: usize, sessions_max: usize) -> Node {
+pub(super) fn node(devices: usize, sessions_max: usize) -> Node {
+    node_with(devices, sessions_max, 1 << 20, None)
+}
+
+pub(super) fn node_with(
+    devices: usize,
+    sessions_max: usize,
+    budget_bytes: u64,
+    links: Option<Arc<LinkSettings>>,
+) -> Node {
     let dir = tempfile::tempdir().unwrap();
     let mut doors = vec![Door::Unix(Listener::bind(dir.path().join("node")).unwrap())];
     let quotas = Arc::new(Quotas::default());
@@ -39,11 +48,14 @@ fn node(devices: usize, sessions_max: usize) -> Node {
     let threads = (0..devices)
         .map(|device| {
             let (mailboxes, facts, quotas) = (mailboxes.clone(), facts.clone(), quotas.clone());
-            let doors = std::mem::take(&mut doors);
+            let (doors, links) = (std::mem::take(&mut doors), links.clone());
             std::thread::spawn(move || {
-                let executor = Executor::new(Fake::default(), 1 << 20);
+                let executor = Executor::new(Fake::default(), budget_bytes);
                 let ops = vec![device as u64];
-                Server::new(executor, facts, ops, mailboxes, device, doors, quotas)?.run()
+                let parts = ServerParts {
+                    executor, facts, ops, mailboxes, device, doors, quotas, links
+                };
+                Server::new(parts)?.run()
             })
         })
         .collect();
@@ -51,13 +63,13 @@ fn node(devices: usize, sessions_max: usize) -> Node {
 }
 
 impl Node {
-    fn connect(&self) -> Client {
+    pub(super) fn connect(&self) -> Client {
         let link = genie_shm::connect(self.dir.path().join("node")).unwrap();
         Client { link, tape: TapeWriter::new(), token: 0 }
     }
 
     /// A connection that was greeted.
-    fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         let mut client = self.connect();
         client.hello(0);
         assert_eq!(client.next().unwrap().kind, FrameKind::Welcome);
@@ -76,19 +88,19 @@ impl Drop for Node {
     }
 }
 
-struct Client {
-    link: UnixLink,
-    tape: TapeWriter,
+pub(super) struct Client {
+    pub(super) link: UnixLink,
+    pub(super) tape: TapeWriter,
     token: u64,
 }
 
 impl Client {
-    fn hello(&mut self, device: u32) {
+    pub(super) fn hello(&mut self, device: u32) {
         let hello = Hello { protocol: PROTOCOL_VERSION, device, ..Hello::default() };
         self.send(FrameKind::Hello, &hello.encode_to_vec());
     }
 
-    fn send(&mut self, kind: FrameKind, body: &[u8]) {
+    pub(super) fn send(&mut self, kind: FrameKind, body: &[u8]) {
         self.link.post_send(kind, &[body], None).unwrap();
         while self.link.wants_write() {
             wait(&self.link, rustix::event::PollFlags::OUT);
@@ -96,12 +108,12 @@ impl Client {
         }
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         let bytes = self.tape.take(Vec::new());
         self.send(FrameKind::Tape, &bytes);
     }
 
-    fn next(&mut self) -> Result<Frame, LinkError> {
+    pub(super) fn next(&mut self) -> Result<Frame, LinkError> {
         loop {
             if let Some(frame) = self.link.poll()? {
                 return Ok(frame);
@@ -111,9 +123,18 @@ impl Client {
     }
 
     fn read(&mut self, id: StorageId, len: u64) -> Result<Vec<u8>, ErrorCode> {
+        self.read_at(id, 0, len)
+    }
+
+    pub(super) fn read_at(
+        &mut self,
+        id: StorageId,
+        offset: u64,
+        len: u64,
+    ) -> Result<Vec<u8>, ErrorCode> {
         self.token += 1;
         let token = self.token;
-        self.tape.read(token, id, 0, len, None);
+        self.tape.read(token, id, offset, len, None);
         self.flush();
         let frame = self.next().unwrap();
         match Reply::decode(&frame.body).unwrap() {
@@ -140,7 +161,7 @@ impl Client {
         }
     }
 
-    fn counter(&mut self, name: &str) -> u64 {
+    pub(super) fn counter(&mut self, name: &str) -> u64 {
         self.send(FrameKind::StatusRequest, &StatusRequest { token: 5 }.encode_to_vec());
         let status = Status::decode(&self.next().unwrap().body[..]).unwrap();
         assert_eq!(status.token, 5);

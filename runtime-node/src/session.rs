@@ -164,6 +164,10 @@ impl<B: Backend> Session<B> {
         self.state.account
     }
 
+    pub(crate) fn identity(&self) -> &Arc<str> {
+        &self.state.identity
+    }
+
     pub(crate) fn hold_weight(
         &mut self,
         node: &mut Executor<B>,

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use genie_transport::{Frame, Link, LinkError};
 use genie_wire::control::{
-    Counter, Have, HaveAnswer, Hello, Refusal, Region, Status, StatusRequest, Welcome,
+    Counter, Have, HaveAnswer, Hello, Refusal, Region, Status, StatusRequest, WeightFetch,
+    WeightServe, WeightServing, Welcome,
 };
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::STRING_BYTES_MAX;
@@ -14,8 +15,9 @@ use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, common_version};
 use prost::Message;
 use rustix::event::epoll;
 
+use super::moves::Arrival;
 use super::quotas::Admission;
-use super::{Host, is_refusable};
+use super::{Host, identity, is_refusable};
 use crate::{Backend, Executor, Outbox, Session, memory};
 
 /// How long one session may keep the others waiting, operators in progress aside.
@@ -42,8 +44,25 @@ pub(super) struct Connection<B: Backend> {
 
 enum Stage<B: Backend> {
     /// Connected; perhaps greeted elsewhere already.
-    Greeting(Option<Hello>),
+    Greeting(Option<First>),
     Open(Box<Open<B>>),
+    /// No session: its host has weights served to other nodes.
+    Serving,
+}
+
+/// What a connection begins with.
+pub(super) enum First {
+    Hello(Hello),
+    Serve(WeightServe),
+}
+
+impl First {
+    pub(super) fn device(&self) -> usize {
+        match self {
+            First::Hello(hello) => hello.device as usize,
+            First::Serve(serve) => serve.device as usize,
+        }
+    }
 }
 
 struct Open<B: Backend> {
@@ -61,7 +80,7 @@ pub(super) enum Turn {
     Continue,
     End,
     /// The connection is for another device.
-    Handover(Hello),
+    Handover(First),
 }
 
 /// Why a connection ends.
@@ -69,7 +88,7 @@ enum End {
     /// The peer is gone.
     Closed,
     Refused(ErrorCode, String),
-    Handover(Hello),
+    Handover(First),
 }
 
 impl From<LinkError> for End {
@@ -82,10 +101,10 @@ impl From<LinkError> for End {
 }
 
 impl<B: Backend> Connection<B> {
-    pub(super) fn new(link: Box<dyn Link>, hello: Option<Hello>) -> Self {
+    pub(super) fn new(link: Box<dyn Link>, first: Option<First>) -> Self {
         Connection {
             link,
-            stage: Stage::Greeting(hello),
+            stage: Stage::Greeting(first),
             runnable: true,
             paused: false,
             throttled: None,
@@ -120,7 +139,44 @@ impl<B: Backend> Connection<B> {
             }
             return Turn::End;
         }
-        let ended = catch_unwind(AssertUnwindSafe(|| self.work(host)));
+        self.guarded(|connection| connection.work(host))
+    }
+
+    /// A weight that the session asked another node for is there, or does not come.
+    pub(super) fn weight_came(
+        &mut self,
+        arrival: Arrival<B::Storage>,
+        host: &mut Host<'_, B>,
+    ) -> Turn {
+        let token = arrival.token;
+        self.guarded(|connection| {
+            let Stage::Open(open) = &mut connection.stage else {
+                return Ok(());
+            };
+            let stored = arrival.weight.and_then(|weight| {
+                let stored = host.executor.arrived(&mut open.session, weight);
+                stored.map_err(|failure| failure.message)
+            });
+            let now = Instant::now();
+            let moved = stored.as_ref().copied().unwrap_or(0);
+            if let Some(wait) = open.admission.take(moved, now) {
+                connection.throttled = Some(now + wait);
+            }
+            connection.answer_fetch(token, stored)
+        })
+    }
+
+    fn answer_fetch(&mut self, token: u64, stored: Result<u64, String>) -> Result<(), End> {
+        if let Err(reason) = &stored {
+            tracing::warn!("a weight does not come from another node: {reason}");
+        }
+        let answer =
+            HaveAnswer { token, present: stored.is_ok(), bytes: stored.unwrap_or_default() };
+        Ok(self.link.post_send(FrameKind::HaveAnswer, &[&answer.encode_to_vec()], None)?)
+    }
+
+    fn guarded(&mut self, act: impl FnOnce(&mut Self) -> Result<(), End>) -> Turn {
+        let ended = catch_unwind(AssertUnwindSafe(|| act(self)));
         let end = match ended {
             Ok(Ok(())) => return Turn::Continue,
             Ok(Err(end)) => end,
@@ -132,7 +188,7 @@ impl<B: Backend> Connection<B> {
         };
         match end {
             End::Closed => Turn::End,
-            End::Handover(hello) => Turn::Handover(hello),
+            End::Handover(first) => Turn::Handover(first),
             End::Refused(code, message) => {
                 tracing::warn!(peer = self.link.peer(), message, "a session is refused");
                 refuse(self.link.as_mut(), code, &message);
@@ -149,9 +205,14 @@ impl<B: Backend> Connection<B> {
         let deadline = now + TURN;
         loop {
             self.paused = self.link.queued_bytes() > UNREAD_BYTES_MAX;
+            if self.paused && self.link.needs_drive() {
+                // It may make room itself, and nobody else would tell.
+                self.link.drive()?;
+                self.paused = self.link.queued_bytes() > UNREAD_BYTES_MAX;
+            }
             self.runnable = !self.paused;
             if self.paused {
-                return Ok(self.link.drive()?);
+                return Ok(());
             }
             if self.throttled.is_some_and(|until| now < until) {
                 self.runnable = false;
@@ -189,10 +250,13 @@ impl<B: Backend> Connection<B> {
                 }
                 continue;
             }
-            if let Stage::Greeting(hello) = &mut self.stage
-                && let Some(hello) = hello.take()
+            if let Stage::Greeting(first) = &mut self.stage
+                && let Some(first) = first.take()
             {
-                self.greet(hello, host)?;
+                match first {
+                    First::Hello(hello) => self.greet(hello, host)?,
+                    First::Serve(serve) => self.serve(serve, host)?,
+                }
             }
             match self.link.poll()? {
                 Some(frame) => self.frame(frame, host)?,
@@ -240,6 +304,10 @@ impl<B: Backend> Connection<B> {
                 let hello = Hello::decode(&frame.body[..]).map_err(malformed)?;
                 return self.greet(hello, host);
             }
+            (Stage::Greeting(_) | Stage::Serving, FrameKind::WeightServe) => {
+                let serve = WeightServe::decode(&frame.body[..]).map_err(malformed)?;
+                return self.serve(serve, host);
+            }
             (Stage::Open(open), kind) if kind != FrameKind::Hello => open,
             (_, kind) => {
                 let message = format!("a connection begins with one hello; {kind:?} came instead");
@@ -277,12 +345,43 @@ impl<B: Backend> Connection<B> {
                 let answer = HaveAnswer { token, present, bytes: bytes.unwrap_or(0) };
                 self.link.post_send(FrameKind::HaveAnswer, &[&answer.encode_to_vec()], None)?;
             }
+            FrameKind::WeightFetch => {
+                let fetch = WeightFetch::decode(&frame.body[..]).map_err(malformed)?;
+                let connection = host.connection;
+                let begun =
+                    host.moves.fetch(&fetch, connection, &open.session, host.executor, host.epoll);
+                if let Err(reason) = begun {
+                    self.answer_fetch(fetch.token, Err(reason))?;
+                }
+            }
             kind => {
                 let message = format!("a node does not take {kind:?} frames");
                 return Err(End::Refused(ErrorCode::Protocol, message));
             }
         }
         Ok(())
+    }
+
+    /// Gives a weight of a client of this host to another node.
+    fn serve(&mut self, serve: WeightServe, host: &mut Host<'_, B>) -> Result<(), End> {
+        let device = serve.device as usize;
+        let begun = match device {
+            _ if device == host.device => {
+                self.stage = Stage::Serving;
+                let identity = identity(&self.link.peer_identity(), &serve.identity);
+                host.moves.serve(&serve, &identity, host.executor, host.epoll)
+            }
+            // The first frame says which device the connection is for.
+            _ if device < host.facts.devices.len() && matches!(self.stage, Stage::Greeting(_)) => {
+                return Err(End::Handover(First::Serve(serve)));
+            }
+            _ => Err(format!("the connection is not for device {device}")),
+        };
+        let answer = match begun {
+            Ok((address, bytes)) => WeightServing { address, bytes, refused: String::new() },
+            Err(refused) => WeightServing { refused, ..WeightServing::default() },
+        };
+        Ok(self.link.post_send(FrameKind::WeightServing, &[&answer.encode_to_vec()], None)?)
     }
 
     fn greet(&mut self, hello: Hello, host: &mut Host<'_, B>) -> Result<(), End> {
@@ -309,7 +408,7 @@ impl<B: Backend> Connection<B> {
             return refuse(ErrorCode::Value, message);
         }
         if device != host.device {
-            return Err(End::Handover(hello));
+            return Err(End::Handover(First::Hello(hello)));
         }
         let settings = host.settings(&hello, &self.link.peer_identity());
         let admission = match host.quotas.admit(&settings.identity, Instant::now()) {

@@ -8,6 +8,8 @@ use genie_remote::{LinkSettings, RemoteLink, Role};
 use genie_transport::transport::{Listener, Transport};
 use genie_transport::{Link, LinkError};
 
+use super::relief::Relief;
+
 /// One way in.
 pub enum Door {
     Unix(genie_shm::Listener),
@@ -15,10 +17,20 @@ pub enum Door {
         listener: Box<dyn Listener>,
         transport: Arc<dyn Transport>,
         settings: Arc<LinkSettings>,
+        /// Drives its links while their device is busy.
+        relief: Arc<Relief>,
     },
 }
 
 impl Door {
+    /// The transports of links that come in here; `None` where links stay on this machine.
+    pub fn links(&self) -> Option<&Arc<LinkSettings>> {
+        match self {
+            Door::Unix(_) => None,
+            Door::Remote { settings, .. } => Some(settings),
+        }
+    }
+
     /// Readable when a connection waits.
     pub fn event_fd(&self) -> BorrowedFd<'_> {
         match self {
@@ -33,13 +45,15 @@ impl Door {
             Door::Unix(listener) => {
                 Ok(listener.accept()?.map(|link| Box::new(link) as Box<dyn Link>))
             }
-            Door::Remote { listener, transport, settings } => {
+            Door::Remote { listener, transport, settings, relief } => {
                 let Some(control) = listener.accept().map_err(LinkError::from_transport)? else {
                     return Ok(None);
                 };
                 let transport = transport.as_ref();
                 let link = RemoteLink::new(Role::Node, control, transport, settings.clone())?;
-                Ok(Some(Box::new(link)))
+                let looked_after = relief.look_after(Box::new(link));
+                let doing = "watch a connection";
+                looked_after.map(Some).map_err(|source| LinkError::Io { doing, source })
             }
         }
     }

@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use genie_transport::Link;
-use genie_wire::control::Hello;
+
+use super::connection::First;
 use rustix::event::{EventfdFlags, eventfd};
 
 /// Connections passed on by another device's server, and the word to stop.
@@ -16,11 +17,11 @@ pub struct Mailbox {
     links: Mutex<Vec<Delivered>>,
 }
 
-struct Delivered(Box<dyn Link>, Hello);
+struct Delivered(Box<dyn Link>, First);
 
 impl std::fmt::Debug for Delivered {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_tuple("Delivered").field(&self.1).finish()
+        formatter.debug_tuple("Delivered").finish_non_exhaustive()
     }
 }
 
@@ -40,16 +41,16 @@ impl Mailbox {
         self.stop.load(Ordering::Acquire)
     }
 
-    pub(super) fn deliver(&self, link: Box<dyn Link>, hello: Hello) {
-        self.links.lock().expect("no holder of this lock panics").push(Delivered(link, hello));
+    pub(super) fn deliver(&self, link: Box<dyn Link>, first: First) {
+        self.links.lock().expect("no holder of this lock panics").push(Delivered(link, first));
         self.wake();
     }
 
-    pub(super) fn take(&self) -> Vec<(Box<dyn Link>, Hello)> {
+    pub(super) fn take(&self) -> Vec<(Box<dyn Link>, First)> {
         // An event counter that is not readable was taken before: nothing to do about that.
         let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
         let links = std::mem::take(&mut *self.links.lock().expect("no holder panics"));
-        links.into_iter().map(|Delivered(link, hello)| (link, hello)).collect()
+        links.into_iter().map(|Delivered(link, first)| (link, first)).collect()
     }
 
     pub(super) fn event_fd(&self) -> BorrowedFd<'_> {
