@@ -12,7 +12,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help build env demo test test-rust test-python lint conformance bench test-matrix dpdk-deps test-dpdk bench-dpdk clean
+.PHONY: help build env demo test test-rust test-python lint conformance bench test-net test-matrix dpdk-deps test-dpdk test-dpdk-ci bench-dpdk clean
 
 export GENIE_VENV ?= $(CURDIR)/.venv
 export GENIE_CACHE ?= $(HOME)/.cache/genie
@@ -56,6 +56,10 @@ test-zoo: build
 	@.ci/step "the zoo: classes and phases of models with known answers" "one alone: .ci/zoo --case NAME" \
 	  .ci/zoo --workload-min 95 --phase-min 90 --scrambled-min 85
 
+test-net: build
+	@.ci/step "the network test bed itself" "run one alone: .venv/bin/python -m pytest tests/net -k NAME" \
+	  env $(BUILT) $(PY) -m pytest tests/net -q --tb=short
+
 test-plugins: build
 	@.ci/step "the plugin tutorial, and a plugin in another language" "run one alone: .venv/bin/python -m pytest tests/tutorial -k NAME" \
 	  env $(BUILT) $(PY) -m pytest tests/tutorial -q --tb=short --durations=4
@@ -84,6 +88,9 @@ dpdk-deps: ## installs what transports/dpdk needs (apt-get, root); says what
 
 test-dpdk: ## builds and tests transports/dpdk: lints, conformance, zero copy, two processes
 	@.ci/dpdk test
+
+test-dpdk-ci:
+	@.ci/dpdk ci
 
 bench-dpdk: ## throughput of transports/dpdk over software devices beside kernel TCP (root)
 	@.ci/dpdk bench
