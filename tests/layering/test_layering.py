@@ -15,6 +15,8 @@ MAY_USE = {
     "genie-srg": {"genie-wire"},
     "genie-transport": {"genie-wire"},
     "genie-bulk": set(),
+    # The ends of a session elsewhere.
+    "genie-remote": {"genie-transport", "genie-wire"},
     "genie-aten": {"genie-wire"},
     "genie-tls": set(),
     # What the stream transports share; a floor below them.
@@ -25,7 +27,7 @@ MAY_USE = {
     "genie-shm-plugin": {"genie-records", "genie-shm", "genie-transport"},
     "genie-udp": {"genie-bulk", "genie-transport"},
     "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
-    "genie-node": {"genie-aten", "genie-shm", "genie-transport", "genie-wire"},
+    "genie-node": {"genie-aten", "genie-remote", "genie-shm", "genie-tls", "genie-transport", "genie-wire"},
     "genie-plugin": set(),
     **{
         f"genie-plugin-{name}": {"genie-plugin"}
@@ -46,7 +48,7 @@ MAY_USE = {
     "genie-host": {
         *("genie-analyzer", "genie-engine", "genie-planner", "genie-plugin", "genie-plugin-host"),
         "genie-plugin-probe",
-        *("genie-shm", "genie-srg", "genie-tls", "genie-transport", "genie-wire"),
+        *("genie-remote", "genie-shm", "genie-srg", "genie-tls", "genie-transport", "genie-wire"),
     },
     # Mode `local` runs the tape in the Python process by the node's own executor.
     "genie-frontend": {"genie-aten", "genie-node", "genie-shm", "genie-transport", "genie-wire"},
