@@ -15,6 +15,7 @@
 pub mod eal;
 pub mod endpoint;
 pub mod error;
+pub mod external;
 pub mod framing;
 pub mod gpu;
 pub mod lane;

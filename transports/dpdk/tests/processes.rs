@@ -319,6 +319,29 @@ fn an_interface_with_a_smaller_mtu_is_named() {
     assert!(errors.contains("ip link set wire mtu 9000"), "{errors}");
 }
 
+/// The example that is to be run on hardware, on the device that has a wire without one.
+#[test]
+fn attached_memory_is_read_by_the_device_and_given_back() {
+    let Some(wire) = Namespaces::new(1500) else { return };
+    let command = |end: usize, role: &str, more: &str| {
+        let (namespace, settings) = wire.end(end);
+        let mut words = command(namespace.as_deref(), role, &settings, more);
+        let program = words.iter_mut().find(|word| **word == peer().display().to_string());
+        *program.unwrap() = target().join("examples/attached").display().to_string();
+        words
+    };
+    let mut receiving = Running::start(&command(0, "receive", "--count 500"));
+    let mac = receiving.line("ready");
+    let more = format!("--count 500 --to 10.79.0.1 --set peer_mac={mac}");
+    let sent = Running::start(&command(1, "send", &more)).end();
+    let said = String::from_utf8_lossy(&sent.stdout).into_owned();
+    assert!(sent.status.success(), "{said}{}", String::from_utf8_lossy(&sent.stderr));
+    assert!(said.contains("500 sent") && said.contains(" 0 references kept"), "{said}");
+    let received = receiving.end();
+    let said = String::from_utf8_lossy(&received.stdout);
+    assert!(received.status.success() && said.contains("0 damaged"), "{said}");
+}
+
 #[test]
 fn shaping_holds_for_af_packet() {
     const RATE_MBIT: f64 = 200.0;

@@ -11,8 +11,8 @@ use std::net::SocketAddrV4;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dpdk_sys as sys;
 use genie_dpdk::eal::Eal;
+use genie_dpdk::external::External;
 use genie_dpdk::framing::{HEADER_BYTES, Path};
 use genie_dpdk::gpu::{Gpu, fake};
 use genie_dpdk::packet::{Lease, Packet, Pool};
@@ -61,10 +61,13 @@ fn gpu_memory_crosses_without_a_touch_and_is_given_back_once() {
         let (mut left, mut right) = Port::ring_pair("zc", &settings.device).unwrap();
 
         // The NIC's side of registration: the memory is made known to DPDK, as for a real GPU.
-        // SAFETY: page-aligned memory of the fake GPU that outlives the registration below.
-        let known =
-            unsafe { sys::genie_extmem_register(memory.address().cast(), memory.bytes(), 4096) };
-        assert_eq!(known, 0, "external memory is registered");
+        // SAFETY: page-aligned memory of the fake GPU; it and the port outlive the registration.
+        let external =
+            unsafe { External::register(&left, memory.address(), memory.bytes(), 4096).unwrap() };
+        assert!(!external.is_mapped(), "net_ring has no DMA");
+        // SAFETY: as above; refused, since the range is known already.
+        let again = unsafe { External::register(&left, memory.address(), memory.bytes(), 4096) };
+        assert!(again.unwrap_err().to_string().contains("registered with DPDK"));
 
         // What the GPU computed. (The mapping stands for the GPU's own writes.)
         let mapping = memory.map().unwrap();
@@ -142,10 +145,7 @@ fn gpu_memory_crosses_without_a_touch_and_is_given_back_once() {
         assert_eq!(freed.load(Ordering::SeqCst), 1, "given back exactly once");
         assert!(left.is_drained() && right.is_drained(), "every buffer is back");
 
-        // SAFETY: registered above, and nothing uses it.
-        let forgotten =
-            unsafe { sys::genie_extmem_unregister(memory.address().cast(), memory.bytes()) };
-        assert_eq!(forgotten, 0);
+        drop(external);
         drop(mapping);
         drop(memory);
         drop((left, right));
