@@ -127,9 +127,15 @@ impl ServeArgs {
         if self.nodes.is_empty() {
             return Ok(None);
         }
-        if self.remote.certs.is_none() {
-            let elsewhere = self.nodes.iter().find(|node| !node.is_on_this_machine());
-            if let Some(node) = elsewhere {
+        let mut remote = self.remote.clone();
+        let elsewhere = self.nodes.iter().find(|node| !node.is_on_this_machine());
+        if let (None, Some(node)) = (&remote.certs, elsewhere) {
+            let made = genie_tls::default_dir(
+                std::env::var_os("XDG_CONFIG_HOME"),
+                std::env::var_os("HOME"),
+            );
+            remote.certs = made.filter(|dir| dir.is_dir());
+            if remote.certs.is_none() {
                 anyhow::bail!(
                     "no certificates were given to reach {node}: name their directory by --certs \
                      (GENIE_CERTS); `genie-host certs init` makes them"
@@ -137,8 +143,8 @@ impl ServeArgs {
             }
         }
         let own = std::env::current_exe().context("find this program")?;
-        let transports = self.remote.load(&own);
-        let link = self.remote.link_settings(&transports, serve::SOFTWARE);
+        let transports = remote.load(&own);
+        let link = remote.link_settings(&transports, serve::SOFTWARE);
         Ok(Some(RemoteSettings { endpoints: self.nodes.clone(), transports, link }))
     }
 }
