@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use genie_transport::transport::{Completion, Options, Transport};
+use genie_transport::transport::{Capabilities, Completion, Options, Transport};
 use serde_json::{Value, json};
 
 use super::BenchArgs;
@@ -30,7 +30,7 @@ pub fn run(args: &BenchArgs, transport: &dyn Transport, address: &str) -> anyhow
     let mut echo = None;
     let mut progress = Progress::new(args.json);
     if let Some(direct) = address.strip_prefix(DIRECT) {
-        options = Options { address: direct.to_owned(), ..direct_options(&options) };
+        options = Options { address: direct.to_owned(), ..direct_options(transport, &options) };
     } else {
         let mut stream = TcpStream::connect(address).with_context(|| {
             format!("connect to {address}; give what `--listen` printed behind `ready`")
@@ -38,7 +38,7 @@ pub fn run(args: &BenchArgs, transport: &dyn Transport, address: &str) -> anyhow
         side::say(&mut stream, &json!({"transport": args.name, "trusted": args.trusted}))?;
         let said = side::hear(&stream)?;
         options.address = said["address"].as_str().context("no address was sent")?.to_owned();
-        options.connection = said["connection"].as_u64().context("no connection was sent")?;
+        options.connection = said["connection"].as_u64().unwrap_or_default();
         if let Some(text) = said["secret"].as_str() {
             options.secret = Some(side::secret(text).map_err(anyhow::Error::msg)?);
         }
@@ -58,7 +58,9 @@ pub fn run(args: &BenchArgs, transport: &dyn Transport, address: &str) -> anyhow
     progress.done();
     drop(kept);
     let facts = transport.facts();
+    let leaves = facts.capabilities.has(Capabilities::NETWORK);
     let protection = match (args.trusted, &args.certs) {
+        _ if !leaves => "none: it does not leave this machine",
         (true, _) => "none (--trusted)",
         (false, Some(_)) => "certificates of --certs",
         (false, None) => "keys made for this run",
@@ -246,15 +248,12 @@ impl Bench {
             if !more && busy.is_empty() {
                 return Ok(());
             }
-            match self.wire.expect("a large message")? {
-                Completion::Written { message } => {
-                    if let Some(slot) = busy.remove(&message) {
-                        free.push(slot);
-                        written += bytes;
-                        told(begin.elapsed(), written);
-                    }
-                }
-                _ => {}
+            if let Completion::Written { message } = self.wire.expect("a large message")?
+                && let Some(slot) = busy.remove(&message)
+            {
+                free.push(slot);
+                written += bytes;
+                told(begin.elapsed(), written);
             }
         }
     }

@@ -111,7 +111,7 @@ impl Server<'_> {
         );
         let mut first = true;
         loop {
-            let options = direct_options(&self.options);
+            let options = direct_options(self.transport, &self.options);
             let mut listener = match self.listener.take() {
                 Some(listener) => listener,
                 None => self.listen(&options)?,
@@ -153,31 +153,32 @@ impl Server<'_> {
                 anyhow::bail!("{error}");
             }
         }
-        self.connections += 1;
-        let mut options = Options { connection: self.connections, ..self.options.clone() };
-        options.secret = Some(match self.args.secret {
-            Some(secret) => secret,
-            None => side::random()?,
-        });
+        let mut answer = json!({});
         let kept = self.listener.take();
         let shared = kept.is_some();
         let mut listener = match kept {
             Some(listener) => listener,
-            None => match self.listen(&options) {
-                Ok(listener) => listener,
-                Err(error) => {
-                    side::say(&mut stream, &json!({"error": format!("{error:#}")}))?;
-                    return Err(error);
+            // A data connection of its own, with a number and a secret.
+            None => {
+                self.connections += 1;
+                let secret = self.args.secret.map_or_else(side::random, Ok)?;
+                let (connection, secret) = (self.connections, Some(secret));
+                let options = Options { connection, secret, ..self.options.clone() };
+                answer["connection"] = connection.into();
+                if let (None, Some(secret)) = (self.args.secret, secret) {
+                    answer["secret"] = side::hex(&secret).into();
                 }
-            },
+                match self.listen(&options) {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        side::say(&mut stream, &json!({"error": format!("{error:#}")}))?;
+                        return Err(error);
+                    }
+                }
+            }
         };
-        let mut answer = json!({
-            "address": reachable(&listener.address(), stream.local_addr().context("side")?),
-            "connection": options.connection,
-        });
-        if self.args.secret.is_none() {
-            answer["secret"] = side::hex(&options.secret.expect("set above")).into();
-        }
+        let here = stream.local_addr().context("side connection")?;
+        answer["address"] = reachable(&listener.address(), here).into();
         if let Some(made) = &self.throw_away {
             answer["certificates"] = made.theirs.clone();
         }
@@ -269,7 +270,10 @@ fn begin(wire: &mut Wire<'_>, count: &Count, slots: u64, bytes: u64) -> anyhow::
 }
 
 /// The options of both sides where there is no side connection.
-pub fn direct_options(options: &Options) -> Options {
+pub fn direct_options(transport: &dyn Transport, options: &Options) -> Options {
+    if transport.facts().capabilities.has(Capabilities::CONTROL) {
+        return options.clone();
+    }
     let secret = options.secret.unwrap_or([0x47; 32]);
     Options { connection: 1, secret: Some(secret), ..options.clone() }
 }

@@ -35,8 +35,9 @@ pub const DEADLINE_MS: u64 = 3_000;
 /// How much later than its deadline an end may come, on a machine that has other work.
 pub const SLACK: Duration = Duration::from_secs(3);
 
-/// Options for the two ends of a connection. The kit fills in where the listener really is, the
-/// number and secret of a data connection, and short deadlines.
+/// Options for the two ends of a connection. The kit fills in where the listener really is, short
+/// deadlines, and the number and secret of a data connection: always for transports without
+/// control, for others where the options have a secret.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub listen: Options,
@@ -303,8 +304,12 @@ impl Kit<'_> {
         let mut secret = [0x5a; 32];
         secret[..8].copy_from_slice(&pair.to_le_bytes());
         for options in [&mut setup.listen, &mut setup.connect] {
-            options.connection = pair + 1;
-            options.secret = Some(secret);
+            // Of a transport with control, a secret makes a data connection of what would be a
+            // control connection: the setup says which of the two is checked.
+            if !self.has(Capabilities::CONTROL) || options.secret.is_some() {
+                options.connection = pair + 1;
+                options.secret = Some(secret);
+            }
             options.connect_ms = CONNECT_MS;
             options.deadline_ms = DEADLINE_MS;
         }
