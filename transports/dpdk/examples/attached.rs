@@ -129,7 +129,6 @@ fn send(settings: &Settings, arguments: &Arguments) -> Result<(), Failure> {
     let (address, owner) = memory(arguments.gpu)?;
     // SAFETY: `owner` keeps the memory until the end of this function, as the port is kept.
     let external = unsafe { External::register(&port, address, CHUNK * CHUNKS, PAGE)? };
-    println!("mapped for the device: {}", external.is_mapped());
     let (done, freed) = std::sync::mpsc::channel();
     // SAFETY: as above; nobody holds references to the bytes.
     let lease = unsafe {

@@ -44,16 +44,11 @@ impl External {
         // SAFETY: as above; the device may read the memory from now on.
         match unsafe { sys::genie_dma_map(port.id(), address.cast(), bytes) } {
             0 => external.mapped_for = Some(port.id()),
-            // Software devices have no DMA.
+            // No DMA there. (Most software devices answer 0 instead, and do nothing.)
             code if code == -rustix::io::Errno::NOTSUP.raw_os_error() => {}
             code => return Err(failed("mapped for the device (IOMMU)", code)),
         }
         Ok(external)
-    }
-
-    /// Whether a device was given access, or needs none.
-    pub fn is_mapped(&self) -> bool {
-        self.mapped_for.is_some()
     }
 }
 

@@ -64,7 +64,6 @@ fn gpu_memory_crosses_without_a_touch_and_is_given_back_once() {
         // SAFETY: page-aligned memory of the fake GPU; it and the port outlive the registration.
         let external =
             unsafe { External::register(&left, memory.address(), memory.bytes(), 4096).unwrap() };
-        assert!(!external.is_mapped(), "net_ring has no DMA");
         // SAFETY: as above; refused, since the range is known already.
         let again = unsafe { External::register(&left, memory.address(), memory.bytes(), 4096) };
         assert!(again.unwrap_err().to_string().contains("registered with DPDK"));
