@@ -77,7 +77,7 @@ impl Carrier {
         }
         // Nobody looks at the name on a trusted network; an address always makes one.
         let name = if options.trusted { "genie".to_owned() } else { name.to_owned() };
-        let config = config::client(options, tuning.transport(peer))?;
+        let config = config::client(options, tuning.transport())?;
         let runtime = runtime::handle()?;
         let _inside = runtime.enter();
         let any: SocketAddr = match peer.is_ipv4() {
@@ -88,19 +88,14 @@ impl Carrier {
             TransportError::new(Cause::Io, format!("connect to {peer}: {error}"))
         };
         let endpoint = Endpoint::client(any).map_err(|error| io(&error))?;
-        let connecting =
-            endpoint.connect_with(config, peer, &name).map_err(|error| io(&error))?;
+        let connecting = endpoint.connect_with(config, peer, &name).map_err(|error| io(&error))?;
         let setup = async move {
             let connection = connecting.await.map_err(|error| lost(error, false))?;
             let (send, receive) =
                 connection.accept_bi().await.map_err(|error| lost(error, false))?;
             let (data_send, data_receive) =
                 connection.accept_bi().await.map_err(|error| lost(error, false))?;
-            Ok(Streams {
-                connection,
-                send: [send, data_send],
-                receive: [receive, data_receive],
-            })
+            Ok(Streams { connection, send: [send, data_send], receive: [receive, data_receive] })
         };
         Carrier::over(runtime.clone(), peer, options.trusted, setup)
     }
@@ -113,11 +108,7 @@ impl Carrier {
             let (send, receive) = connection.open_bi().await.map_err(|error| lost(error, false))?;
             let (data_send, data_receive) =
                 connection.open_bi().await.map_err(|error| lost(error, false))?;
-            Ok(Streams {
-                connection,
-                send: [send, data_send],
-                receive: [receive, data_receive],
-            })
+            Ok(Streams { connection, send: [send, data_send], receive: [receive, data_receive] })
         };
         Carrier::over(runtime, peer, trusted, setup)
     }

@@ -7,7 +7,6 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use genie_records::{Door, Driven, GREETINGS_MAX};
 use genie_transport::transport::{Cause, Options, Result, TransportError};
-use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connecting, Endpoint};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -38,12 +37,11 @@ impl QuicDoor {
         let at = |error: std::io::Error| {
             TransportError::new(Cause::Io, format!("listen at {address}: {error}"))
         };
-        // The configuration with a peer's sizes is chosen when it comes.
-        let config = config::with_transport(crypto.clone(), tuning.transport(address));
+        let config = config::with_transport(crypto, tuning.transport());
         let endpoint = Endpoint::server(config, address).map_err(at)?;
         let address = endpoint.local_addr().map_err(at)?;
         let (sender, visitors) = sync_channel(GREETINGS_MAX);
-        let accepting = accept(endpoint.clone(), crypto, tuning, sender, bell.clone());
+        let accepting = accept(endpoint.clone(), sender, bell.clone());
         let accepting = runtime.spawn(accepting);
         let options = options.clone();
         let runtime = runtime.clone();
@@ -52,18 +50,10 @@ impl QuicDoor {
 }
 
 /// Begins the handshakes of visitors; turns away whom there is no room for.
-async fn accept(
-    endpoint: Endpoint,
-    crypto: Arc<QuicServerConfig>,
-    tuning: Tuning,
-    visitors: SyncSender<Connecting>,
-    bell: Arc<Bell>,
-) {
+async fn accept(endpoint: Endpoint, visitors: SyncSender<Connecting>, bell: Arc<Bell>) {
     while let Some(incoming) = endpoint.accept().await {
-        let transport = tuning.transport(incoming.remote_address());
-        let config = config::with_transport(crypto.clone(), transport);
         // A first packet that makes no sense is nobody's connection.
-        let Ok(connecting) = incoming.accept_with(Arc::new(config)) else { continue };
+        let Ok(connecting) = incoming.accept() else { continue };
         match visitors.try_send(connecting) {
             Ok(()) | Err(TrySendError::Full(_)) => bell.ring(),
             Err(TrySendError::Disconnected(_)) => return,

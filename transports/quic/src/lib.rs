@@ -9,8 +9,9 @@
 //! certificate of the moment that nobody checks, and asks for none: the connection is still
 //! encrypted, but to whom is not known.
 //!
-//! Settings: `congestion` (`cubic` or `bbr`), `mtu` (the largest datagram that is tried, in bytes of
-//! UDP payload; by default what the interface towards the peer allows, at most 8952).
+//! Settings: `congestion` (`cubic`, the default, or `bbr`), `mtu` (the largest datagram that is
+//! tried, in bytes of UDP payload, default 1452; above 6553 datagrams are not sent in batches, which
+//! would pass 64 KiB).
 //!
 //! Start at [`Quic`]; `carrier.rs` moves the bytes.
 

@@ -265,9 +265,8 @@ fn case(random: &mut Random, memory: &Arc<SharedMemory>, file: &File, now: Insta
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let mut number = |default: u64| {
-        arguments.next().map_or(default, |text| text.parse().expect("a number"))
-    };
+    let mut number =
+        |default: u64| arguments.next().map_or(default, |text| text.parse().expect("a number"));
     let (cases, seed): (u64, u64) = (number(1_000_000), number(1));
     let memory = Arc::new(SharedMemory::create(2 * GUARD + WINDOW).expect("memory"));
     let file = File::open("/dev/null").expect("/dev/null");

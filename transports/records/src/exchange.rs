@@ -271,9 +271,9 @@ impl Exchange {
             return Err(TransportError::unsupported(self.transport, "way to pass memory on"));
         }
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
-        let limit = self.peer.map_or(self.frame_bytes_max, |peer| {
-            peer.frame_bytes_max.min(self.frame_bytes_max)
-        });
+        let limit = self
+            .peer
+            .map_or(self.frame_bytes_max, |peer| peer.frame_bytes_max.min(self.frame_bytes_max));
         if bytes as u64 > limit {
             return Err(invalid(format!("a frame of {bytes} bytes, the limit is {limit}")));
         }
@@ -413,7 +413,8 @@ impl Exchange {
         for part in parts {
             self.memories.hold(part);
         }
-        self.messages.insert(message, Message { parts: parts.to_vec(), window, offset, bytes, sent: false });
+        self.messages
+            .insert(message, Message { parts: parts.to_vec(), window, offset, bytes, sent: false });
         Ok(())
     }
 
@@ -595,7 +596,10 @@ impl Exchange {
             }
             let generation = open.generation;
             let done = self.shares;
-            return Some((number, Write { message: number, window, generation, offset, bytes, done }));
+            return Some((
+                number,
+                Write { message: number, window, generation, offset, bytes, done },
+            ));
         }
         None
     }
@@ -749,15 +753,13 @@ impl Exchange {
                 Some(Whole::InPlace(head, body)) => {
                     self.on_record(lane, head.record(body)?, None)?;
                 }
-                Some(Whole::Collected(head, body)) => {
-                    match head.record(&body)? {
-                        Record::Frame { kind, beside, .. } => {
-                            let frame = Record::Frame { kind, beside, body: &[] };
-                            self.on_record(lane, frame, Some(body))?;
-                        }
-                        record => self.on_record(lane, record, None)?,
+                Some(Whole::Collected(head, body)) => match head.record(&body)? {
+                    Record::Frame { kind, beside, .. } => {
+                        let frame = Record::Frame { kind, beside, body: &[] };
+                        self.on_record(lane, frame, Some(body))?;
                     }
-                }
+                    record => self.on_record(lane, record, None)?,
+                },
             }
         }
         Ok(())

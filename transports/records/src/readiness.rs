@@ -22,8 +22,7 @@ impl Readiness {
     pub fn new(carrier: BorrowedFd<'_>) -> Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(io("make an epoll"))?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer =
-            timerfd_create(TimerfdClockId::Monotonic, flags).map_err(io("make a timer"))?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags).map_err(io("make a timer"))?;
         for fd in [carrier, timer.as_fd()] {
             epoll::add(&epoll, fd, EventData::new_u64(0), EventFlags::IN)
                 .map_err(io("watch a descriptor"))?;
@@ -71,7 +70,5 @@ impl Readiness {
 
 /// The operating system failed while `doing`.
 pub fn io(doing: &'static str) -> impl Fn(rustix::io::Errno) -> TransportError {
-    move |errno| {
-        TransportError::new(Cause::Io, format!("{doing}: {}", std::io::Error::from(errno)))
-    }
+    move |errno| TransportError::new(Cause::Io, format!("{doing}: {}", std::io::Error::from(errno)))
 }

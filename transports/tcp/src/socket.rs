@@ -52,8 +52,7 @@ impl Tuning {
         }
         if let Some(bytes) = self.buffer_bytes {
             sockopt::set_socket_send_buffer_size(fd, bytes).map_err(io("size a send buffer"))?;
-            sockopt::set_socket_recv_buffer_size(fd, bytes)
-                .map_err(io("size a receive buffer"))?;
+            sockopt::set_socket_recv_buffer_size(fd, bytes).map_err(io("size a receive buffer"))?;
         }
         sockopt::set_tcp_user_timeout(fd, self.deadline_ms)
             .map_err(io("set the deadline of a TCP socket"))?;

@@ -114,9 +114,9 @@ impl Tls {
     }
 
     fn export(&self, label: &[u8], context: &[u8]) -> Result<[u8; 32]> {
-        self.session
-            .export_keying_material([0; 32], label, Some(context))
-            .map_err(|error| TransportError::new(Cause::Invalid, format!("derive a secret: {error}")))
+        self.session.export_keying_material([0; 32], label, Some(context)).map_err(|error| {
+            TransportError::new(Cause::Invalid, format!("derive a secret: {error}"))
+        })
     }
 
     pub fn receive(&mut self, exchange: &mut Exchange, now: Instant) -> Result<()> {

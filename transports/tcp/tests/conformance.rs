@@ -29,6 +29,7 @@ mod tls {
 #[test]
 fn through_the_c_table() {
     // SAFETY: the table is this crate's own, made for ever.
-    let imported = unsafe { genie_transport::import::Imported::new(genie_tcp::genie_transport_v1()) };
+    let imported =
+        unsafe { genie_transport::import::Imported::new(genie_tcp::genie_transport_v1()) };
     genie_transport::kit::run(&imported.unwrap(), &with_certificates).assert();
 }

@@ -58,8 +58,12 @@ impl genie_records::Carrier for Carrier {
                 [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-            let received =
-                recvmsg(&self.socket, &mut [IoSliceMut::new(&mut self.buffer)], &mut control, flags);
+            let received = recvmsg(
+                &self.socket,
+                &mut [IoSliceMut::new(&mut self.buffer)],
+                &mut control,
+                flags,
+            );
             let received = match received {
                 Ok(received) => received,
                 Err(Errno::INTR) => continue,

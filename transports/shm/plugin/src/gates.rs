@@ -92,7 +92,9 @@ impl Sharing for Gates {
         let fd = unsafe { BorrowedFd::borrow_raw(memory.descriptor()) };
         let sealed = fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
         if !sealed {
-            return Err(unsupported("way to offer a memfd whose size is not sealed (F_SEAL_SHRINK)"));
+            return Err(unsupported(
+                "way to offer a memfd whose size is not sealed (F_SEAL_SHRINK)",
+            ));
         }
         let fd = fd.try_clone_to_owned().map_err(duplicate)?;
         let free = self.free.pop().expect("there are as many gates as windows");

@@ -133,11 +133,8 @@ pub fn wrong_secrets_are_refused(transport: &dyn Transport, trusted: bool) {
             (options.clone(), options)
         }
     };
-    let with = |options: &Options, connection, secret| Options {
-        connection,
-        secret,
-        ..options.clone()
-    };
+    let with =
+        |options: &Options, connection, secret| Options { connection, secret, ..options.clone() };
     let listen = with(&listen, 7, Some([1; 32]));
     let good = meet(transport, &listen, &with(&connect, 7, Some([1; 32])));
     assert!(good.connecting.is_ok() && good.accepting.is_ok());
@@ -161,8 +158,11 @@ pub fn certificates_are_followed(transport: &dyn Transport) {
     let second = meet_at(transport, listener.as_mut(), &connect);
     refusal(second.connecting);
     refusal(second.accepting);
-    let third =
-        meet_at(transport, listener.as_mut(), &Options { peer_name: Some("10.9.8.7".into()), ..connect });
+    let third = meet_at(
+        transport,
+        listener.as_mut(),
+        &Options { peer_name: Some("10.9.8.7".into()), ..connect },
+    );
     assert!(third.connecting.is_ok() && third.accepting.is_ok());
     ours.send_frame(2, &[b"still here"], None).unwrap();
     let (begin, mut completions) = (Instant::now(), Vec::new());
