@@ -52,9 +52,9 @@ pub struct RemoteArgs {
 }
 
 fn ports(text: &str) -> Result<String, String> {
-    let range = text.split_once('-').and_then(|(first, last)| {
-        Some((first.parse::<u16>().ok()?, last.parse::<u16>().ok()?))
-    });
+    let range = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.parse::<u16>().ok()?, last.parse::<u16>().ok()?)));
     match range {
         Some((first, last)) if first > 0 && first <= last => Ok(text.to_owned()),
         _ => Err("give a range of ports, such as 4700-4799".to_owned()),

@@ -26,6 +26,8 @@ use crate::payloads::{Arrivals, Posted};
 const HELD_BYTES_MAX: usize = 4 << 20;
 /// Payloads the peer does not have yet, above which the link counts as full.
 const PAYLOADS_WAITING_MAX: usize = 2048;
+/// Ranges of payloads that may have arrived behind one that has not.
+const GAPS_MAX: usize = 4096;
 /// Parts of a frame that are sent without being joined first.
 const PARTS_INLINE: usize = 7;
 /// Attempts to open a data connection on one link.
@@ -233,6 +235,9 @@ impl RemoteLink {
             }
         }
         self.completions = completions;
+        if self.arrivals.gaps() > GAPS_MAX {
+            return Err(protocol("the peer leaves out payloads without end".to_owned()));
+        }
         polled.map(|()| moved)
     }
 
@@ -429,17 +434,16 @@ impl RemoteLink {
     /// Number and secret of the data connection come from the control connection's.
     fn data_options(&self, address: &str) -> Result<Options, TransportError> {
         let attempt = self.attempt;
-        let number = self.control.export_secret(format!("genie data number {attempt}").as_bytes())?;
-        let secret = self.control.export_secret(format!("genie data secret {attempt}").as_bytes())?;
+        let number =
+            self.control.export_secret(format!("genie data number {attempt}").as_bytes())?;
+        let secret =
+            self.control.export_secret(format!("genie data secret {attempt}").as_bytes())?;
         let number = number.first_chunk::<8>().expect("a secret has 32 bytes");
         let number = u64::from_le_bytes(*number);
         Ok(self.settings.data_options(&self.data_name, address, number, secret))
     }
 
-    fn watch_data(
-        &self,
-        data: Box<dyn Connection>,
-    ) -> Result<Box<dyn Connection>, TransportError> {
+    fn watch_data(&self, data: Box<dyn Connection>) -> Result<Box<dyn Connection>, TransportError> {
         self.watch.add(data.event_fd()).map_err(watching)?;
         Ok(data)
     }

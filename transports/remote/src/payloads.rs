@@ -89,6 +89,11 @@ impl Arrivals {
         self.through
     }
 
+    /// Ranges above [`Arrivals::through`].
+    pub fn gaps(&self) -> usize {
+        self.ranges.len()
+    }
+
     /// Ranges (first, last) that arrived above [`Arrivals::through`].
     pub fn above(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.ranges.iter().map(|(first, last)| (*first, *last))

@@ -137,8 +137,7 @@ fn settings(transports: &[Arc<dyn Transport>]) -> Arc<LinkSettings> {
 
 /// Both ends, greeted and with a way for payloads.
 fn pair(host: &[Arc<dyn Transport>], node: &[Arc<dyn Transport>]) -> (RemoteLink, RemoteLink) {
-    let options =
-        Options { address: "127.0.0.1:0".into(), trusted: true, ..Options::default() };
+    let options = Options { address: "127.0.0.1:0".into(), trusted: true, ..Options::default() };
     let mut listener = Tcp.listen(&options).unwrap();
     let options = Options { address: listener.address(), ..options };
     let control = Tcp.connect(&options).unwrap();
@@ -292,7 +291,9 @@ fn a_region_beyond_the_limit_ends_the_link_with_a_reason() {
 
 #[test]
 fn garbage_among_the_links_messages_is_an_error() {
-    for (kind, body) in [(66u8, &b"\xff\xff"[..]), (64, b"\x08"), (99, b""), (2, b"short"), (77, b"")] {
+    for (kind, body) in
+        [(66u8, &b"\xff\xff"[..]), (64, b"\x08"), (99, b""), (2, b"short"), (77, b"")]
+    {
         let options =
             Options { address: "127.0.0.1:0".into(), trusted: true, ..Options::default() };
         let mut listener = Tcp.listen(&options).unwrap();
