@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use genie_engine::session::Way;
 use genie_engine::{Action, Session};
 use genie_shm::UnixLink;
-use genie_transport::{Frame, Link, LinkError};
+use genie_transport::{Frame, Link, LinkError, LinkWay};
+use genie_wire::control::{HaveAnswer, WeightStored};
 use genie_wire::frame::FrameKind;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::analysis::Analysis;
-use crate::nodes::{Nodes, Reached, SessionNode};
+use crate::nodes::{Moves, Nodes, Reached, SOURCES_MAX, SessionNode, Step};
 use crate::totals::{SessionReport, SessionSlot};
 
 /// Bytes that may wait for one side before the other is no longer read.
@@ -40,6 +41,8 @@ pub struct SessionThread {
 struct Running {
     client: UnixLink,
     node: Option<NodeLink>,
+    /// Weights on their way from other nodes.
+    moves: Option<Moves>,
     session: Session,
     nodes: Arc<Nodes>,
     analysis: Arc<Analysis>,
@@ -65,6 +68,7 @@ impl SessionThread {
         let mut running = Running {
             client,
             node: None,
+            moves: None,
             session,
             nodes,
             analysis,
@@ -73,7 +77,8 @@ impl SessionThread {
             client_ready: true,
         };
         while !running.ended {
-            let moved = running.take_client_turn() | running.take_node_turn();
+            let moved =
+                running.take_client_turn() | running.take_node_turn() | running.drive_moves();
             if moved || running.ended {
                 continue;
             }
@@ -145,13 +150,61 @@ impl Running {
                     if frame.kind == FrameKind::Status {
                         self.session.use_link_counters(node.link.statistics());
                     }
-                    self.session.node_frame(frame.kind, &frame.body, &mut self.actions);
-                    self.act(None, Some(&frame));
+                    if !self.is_withheld(&frame) {
+                        self.node_said(&frame);
+                    }
                 }
                 Ok(None) => node.ready = false,
                 Err(error) => {
                     moved = true;
                     self.node_failed(&error);
+                }
+            }
+        }
+        moved
+    }
+
+    fn node_said(&mut self, frame: &Frame) {
+        self.session.node_frame(frame.kind, &frame.body, &mut self.actions);
+        self.act(None, Some(frame));
+    }
+
+    /// Notes what the node says of weights. `true`: the session is not to hear it yet.
+    fn is_withheld(&mut self, frame: &Frame) -> bool {
+        let Some(moves) = &mut self.moves else { return false };
+        match frame.kind {
+            FrameKind::WeightStored => {
+                if let Ok(stored) = WeightStored::decode(&frame.body[..]) {
+                    moves.stored(&stored);
+                }
+                false
+            }
+            FrameKind::HaveAnswer => {
+                // What makes no sense is the session's to refuse.
+                let Ok(answer) = HaveAnswer::decode(&frame.body[..]) else { return false };
+                let Some(hash) = self.session.weight_asked(answer.token) else { return false };
+                moves.answered(&answer, hash, Instant::now())
+            }
+            _ => false,
+        }
+    }
+
+    /// Talks to the nodes that give weights; whether anything came of it.
+    fn drive_moves(&mut self) -> bool {
+        let mut steps = Vec::new();
+        if let Some(moves) = &mut self.moves {
+            moves.drive(Instant::now(), &mut steps);
+        }
+        let moved = !steps.is_empty();
+        for step in steps {
+            match step {
+                Step::Fetch(fetch) => {
+                    self.send_node(FrameKind::WeightFetch, &fetch.encode_to_vec(), None);
+                }
+                Step::Absent { token } => {
+                    let answer = HaveAnswer { token, ..HaveAnswer::default() };
+                    let (kind, body) = (FrameKind::HaveAnswer, answer.encode_to_vec());
+                    self.node_said(&Frame { kind, body, memory: None });
                 }
             }
         }
@@ -203,6 +256,7 @@ impl Running {
                 if let Some(threads) = self.nodes.threads() {
                     hello.threads = threads;
                 }
+                self.moves = self.nodes.moves(&node, &hello.identity, hello.device);
                 self.session.use_weights(weights);
                 self.session.use_way(way);
                 let changes = link.changes();
@@ -244,8 +298,8 @@ impl Running {
             && let Some(way) = node.link.way()
         {
             node.changes = changes;
-            let (mode, route) = (way.mode, way.route);
-            self.session.use_way(Way { mode, route, node_knows_weights: true });
+            let LinkWay { mode, route, transport } = way;
+            self.session.use_way(Way { mode, route, transport, node_knows_weights: true });
         }
     }
 
@@ -274,6 +328,7 @@ impl Running {
 
     fn node_failed(&mut self, error: &LinkError) {
         let Some(node) = self.node.take() else { return };
+        self.moves = None;
         let why = node.node.end(error);
         tracing::warn!("a session lost its node: {why}");
         self.session.node_closed(&why, &mut self.actions);
@@ -291,7 +346,11 @@ impl Running {
                 std::hint::spin_loop();
             }
         }
-        self.poll_links(None);
+        let due = self.moves.as_ref().and_then(Moves::due);
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        // Rounded up, so that the moment has come when the wait ends.
+        let left = left.map(|left| left + Duration::from_micros(50));
+        self.poll_links(left.and_then(|left| Timespec::try_from(left).ok()).as_ref());
     }
 
     /// Whether something happened.
@@ -304,16 +363,19 @@ impl Running {
         let read_node = self.may_read_node();
         let (client_events, node_events) = {
             let client_fd = PollFd::new(&self.client, client);
-            let mut fds = [client_fd.clone(), client_fd];
-            let count = match &self.node {
-                Some(node) => {
-                    let read = read_node || node.link.needs_drive();
-                    let events = wants(read, node.link.wants_write());
-                    fds[1] = PollFd::from_borrowed_fd(node.link.event_fd(), events);
-                    2
-                }
-                None => 1,
-            };
+            let mut fds: [PollFd<'_>; 2 + SOURCES_MAX] = std::array::from_fn(|_| client_fd.clone());
+            let mut count = 1;
+            if let Some(node) = &self.node {
+                let read = read_node || node.link.needs_drive();
+                let events = wants(read, node.link.wants_write());
+                fds[1] = PollFd::from_borrowed_fd(node.link.event_fd(), events);
+                count = 2;
+            }
+            let sources = self.moves.iter().flat_map(Moves::event_fds);
+            for source in sources {
+                fds[count] = PollFd::from_borrowed_fd(source, PollFlags::IN);
+                count += 1;
+            }
             match poll(&mut fds[..count], timeout) {
                 Ok(0) => return false,
                 Ok(_) => {}
@@ -324,7 +386,7 @@ impl Running {
                     return true;
                 }
             }
-            let node = if count == 2 { fds[1].revents() } else { PollFlags::empty() };
+            let node = if self.node.is_some() { fds[1].revents() } else { PollFlags::empty() };
             (fds[0].revents(), node)
         };
         self.client_events(client_events);
@@ -364,6 +426,7 @@ impl Running {
 
     /// Sends what is queued for the client, within bounds.
     fn say_farewell(&mut self) {
+        self.moves = None;
         // Closing the node's link first frees the session's storages there at once.
         self.node = None;
         let deadline = Instant::now() + FAREWELL_TIMEOUT;

@@ -7,7 +7,7 @@ use genie_engine::Counters;
 use genie_engine::session::HostCounters;
 
 use crate::analysis::Analysis;
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, RemoteNodes};
 
 /// What one session tells the rest of the process, now and then.
 #[derive(Debug, Clone, Copy, Default)]
@@ -115,6 +115,7 @@ impl HostCounters for Totals {
             push("node_starts", facts.starts);
             push("weights", facts.weights);
             push("weight_bytes", facts.weight_bytes);
+            entries.extend(nodes.remote().map(RemoteNodes::entries).unwrap_or_default());
         }
         if let Some(analysis) = self.analysis.get().and_then(Weak::upgrade) {
             entries.extend(analysis.entries());

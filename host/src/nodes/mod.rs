@@ -1,6 +1,8 @@
 //! Which node a session gets: one elsewhere when there are such, else this host's own child.
 
 mod child;
+mod moves;
+mod places;
 mod remote;
 
 use std::sync::Arc;
@@ -9,12 +11,15 @@ use genie_engine::SharedWeights;
 use genie_engine::session::Way;
 use genie_transport::{Link, LinkError};
 
+use places::Place;
+
 pub use child::{ChildNode, NodeSettings, NodeSupervisor, open_pidfd};
+pub use moves::{Moves, SOURCES_MAX, Step};
 pub use remote::{RemoteNodes, RemoteSettings};
 
 /// The nodes of a host.
 pub struct Nodes {
-    remote: Option<RemoteNodes>,
+    remote: Option<Arc<RemoteNodes>>,
     /// Takes over when no remote node can be reached, if that is allowed.
     child: NodeSupervisor,
     child_allowed: bool,
@@ -49,12 +54,8 @@ impl SessionNode {
 impl Nodes {
     /// `child_allowed` says whether a session may run on this machine when there are remote nodes
     /// and none is reached.
-    pub fn new(
-        remote: Option<RemoteNodes>,
-        child: NodeSupervisor,
-        child_allowed: bool,
-    ) -> Self {
-        Nodes { remote, child, child_allowed }
+    pub fn new(remote: Option<RemoteNodes>, child: NodeSupervisor, child_allowed: bool) -> Self {
+        Nodes { remote: remote.map(Arc::new), child, child_allowed }
     }
 
     pub fn threads(&self) -> Option<u32> {
@@ -66,7 +67,16 @@ impl Nodes {
     }
 
     pub fn remote(&self) -> Option<&RemoteNodes> {
-        self.remote.as_ref()
+        self.remote.as_deref()
+    }
+
+    /// The moves of weights from other nodes to a session's.
+    pub fn moves(&self, node: &SessionNode, identity: &str, device: u32) -> Option<Moves> {
+        let (Some(others), SessionNode::Remote(lease)) = (&self.remote, node) else {
+            return None;
+        };
+        let here = Place { node: lease.number(), device };
+        Some(Moves::new(others.clone(), identity, here))
     }
 
     /// A connection to a node. The error is for the user.
@@ -89,6 +99,7 @@ impl Nodes {
         let way = Way {
             mode: "local_remote".to_owned(),
             route: format!("a node on this machine (process {}){why}", node.pid()),
+            transport: "shm".to_owned(),
             node_knows_weights: false,
         };
         let weights = node.weights().clone();

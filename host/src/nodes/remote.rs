@@ -1,17 +1,20 @@
 //! Nodes elsewhere: reached over a transport that carries control, each session by itself.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use genie_engine::SharedWeights;
 use genie_engine::session::Way;
+use genie_remote::message::{LINK_VERSION_MOVES, Welcome};
 use genie_remote::{Endpoint, LinkSettings, RemoteLink, Role};
-use genie_transport::{Link, LinkWay};
 use genie_transport::load::Transports;
 use genie_transport::transport::{Capabilities, Options, Transport};
+use genie_transport::{Link, LinkWay};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::moves::{Others, Source};
+use super::places::Places;
 use super::{Reached, SessionNode};
 
 /// How long a node may take from the first packet until payloads have a connection, each data
@@ -33,15 +36,34 @@ pub struct RemoteSettings {
 pub struct RemoteNodes {
     nodes: Vec<Arc<RemoteNode>>,
     link: Arc<LinkSettings>,
+    /// Of links over which no tensors go.
+    bare_link: Arc<LinkSettings>,
+    places: Places,
+    moves: MoveCounts,
 }
+
+/// Weights that moved from node to node.
+#[derive(Default)]
+struct MoveCounts {
+    weights: AtomicU64,
+    bytes: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// Data transports between nodes: those that a host's secret keys, or that prove certificates.
+const BETWEEN_NODES: [&str; 4] = ["dpdk", "udp", "tcp", "quic"];
 
 /// One node elsewhere.
 pub struct RemoteNode {
+    /// Its place among the nodes.
+    number: usize,
     endpoint: Endpoint,
     /// Or why there is no transport for it.
     transport: Result<Arc<dyn Transport>, String>,
     sessions: AtomicUsize,
     failed: Mutex<Option<Instant>>,
+    /// What it last said of itself.
+    welcome: Mutex<Option<Welcome>>,
 }
 
 /// A session's hold on a node.
@@ -56,6 +78,10 @@ impl Lease {
     pub fn endpoint(&self) -> &Endpoint {
         &self.0.endpoint
     }
+
+    pub fn number(&self) -> usize {
+        self.0.number
+    }
 }
 
 impl Drop for Lease {
@@ -67,12 +93,19 @@ impl Drop for Lease {
 impl RemoteNodes {
     pub fn new(settings: RemoteSettings) -> Self {
         let RemoteSettings { endpoints, transports, link } = settings;
-        let node = |endpoint: Endpoint| {
+        let node = |(number, endpoint): (usize, Endpoint)| {
             let transport = control_transport(&endpoint, &transports);
             let (sessions, failed) = (AtomicUsize::new(0), Mutex::new(None));
-            Arc::new(RemoteNode { endpoint, transport, sessions, failed })
+            let welcome = Mutex::new(None);
+            Arc::new(RemoteNode { number, endpoint, transport, sessions, failed, welcome })
         };
-        RemoteNodes { nodes: endpoints.into_iter().map(node).collect(), link: Arc::new(link) }
+        RemoteNodes {
+            nodes: endpoints.into_iter().enumerate().map(node).collect(),
+            bare_link: Arc::new(LinkSettings { transports: Vec::new(), ..link.clone() }),
+            link: Arc::new(link),
+            places: Places::default(),
+            moves: MoveCounts::default(),
+        }
     }
 
     /// A connection to the node with the fewest sessions; nodes that were not reached lately come
@@ -90,6 +123,7 @@ impl RemoteNodes {
             match node.connect(&self.link) {
                 Ok(link) => {
                     *lock(&node.failed) = None;
+                    *lock(&node.welcome) = link.welcome().cloned();
                     let way = way(&link);
                     tracing::info!("a session runs over {}", way.route);
                     // The node itself says what it has; this index only remembers what is held.
@@ -106,6 +140,16 @@ impl RemoteNodes {
         Err(reasons.join("; "))
     }
 
+    /// Counters for the status.
+    pub fn entries(&self) -> Vec<(String, u64)> {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        vec![
+            ("weights_moved".to_owned(), value(&self.moves.weights)),
+            ("weight_bytes_moved".to_owned(), value(&self.moves.bytes)),
+            ("weight_moves_failed".to_owned(), value(&self.moves.failed)),
+        ]
+    }
+
     /// Facts for the status: each node and its sessions.
     pub fn words(&self) -> Vec<(String, String)> {
         let word = |(index, node): (usize, &Arc<RemoteNode>)| {
@@ -115,6 +159,41 @@ impl RemoteNodes {
             (format!("node.{index}"), value)
         };
         self.nodes.iter().enumerate().map(word).collect()
+    }
+}
+
+impl Others for RemoteNodes {
+    fn places(&self) -> &Places {
+        &self.places
+    }
+
+    fn reach(&self, node: usize) -> Result<Box<dyn Source>, String> {
+        let node = self.nodes.get(node).ok_or("there is no such node")?;
+        Ok(Box::new(node.begin(&self.bare_link)?))
+    }
+
+    fn transport(&self, from: usize, to: usize) -> Option<String> {
+        let names = |node: usize| {
+            let welcome = lock(&self.nodes.get(node)?.welcome).clone()?;
+            (welcome.version >= LINK_VERSION_MOVES).then_some(welcome.transports)
+        };
+        let giving = names(from)?;
+        let both = |name: &String| BETWEEN_NODES.contains(&name.as_str()) && giving.contains(name);
+        names(to)?.into_iter().find(both)
+    }
+
+    fn name(&self, node: usize) -> String {
+        self.nodes.get(node).map(|node| node.endpoint.to_string()).unwrap_or_default()
+    }
+
+    fn count(&self, moved: Option<u64>) {
+        match moved {
+            Some(bytes) => {
+                self.moves.weights.fetch_add(1, Ordering::Relaxed);
+                self.moves.bytes.fetch_add(bytes, Ordering::Relaxed)
+            }
+            None => self.moves.failed.fetch_add(1, Ordering::Relaxed),
+        };
     }
 }
 
@@ -131,6 +210,13 @@ impl RemoteNode {
     }
 
     fn connect(&self, settings: &Arc<LinkSettings>) -> Result<RemoteLink, String> {
+        let mut link = self.begin(settings)?;
+        establish(&mut link)?;
+        Ok(link)
+    }
+
+    /// A link that is not ready yet.
+    fn begin(&self, settings: &Arc<LinkSettings>) -> Result<RemoteLink, String> {
         let transport = self.transport.as_ref().map_err(Clone::clone)?;
         let options = Options {
             address: self.endpoint.address.clone(),
@@ -147,10 +233,8 @@ impl RemoteNode {
             ..Options::default()
         };
         let control = transport.connect(&options).map_err(|error| error.message)?;
-        let mut link = RemoteLink::new(Role::Host, control, transport.as_ref(), settings.clone())
-            .map_err(|error| error.to_string())?;
-        establish(&mut link)?;
-        Ok(link)
+        RemoteLink::new(Role::Host, control, transport.as_ref(), settings.clone())
+            .map_err(|error| error.to_string())
     }
 }
 
