@@ -107,12 +107,16 @@ def children():
 
 
 class Program:
-    """A Python program in a process of its own that talks to the test by `say(...)` lines."""
+    """A Python program in a process of its own that talks to the test by `say(...)` lines.
 
-    def __init__(self, source, env=None, args=()):
+    `prefix` is a command that runs a command, such as one that enters a network namespace; it must
+    replace itself.
+    """
+
+    def __init__(self, source, env=None, args=(), prefix=()):
         environment = {**os.environ, **{k: str(v) for k, v in (env or {}).items()}}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(source), *args],
+            [*prefix, sys.executable, "-c", PRELUDE + textwrap.dedent(source), *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -170,8 +174,8 @@ def program():
     """Starts programs; afterwards each of them, its host and its node must be gone."""
     started = []
 
-    def start(source, env=None, args=()):
-        started.append(Program(source, env, args))
+    def start(source, env=None, args=(), prefix=()):
+        started.append(Program(source, env, args, prefix))
         return started[-1]
 
     yield start
@@ -189,16 +193,17 @@ def program():
 class Host:
     """A genie-host of its own, that programs join by GENIE_HOST."""
 
-    def __init__(self, path, *flags):
+    def __init__(self, path, *flags, prefix=(), **more):
         self.path = path
         self.address = f"unix:{path}"
         self.environment = {"GENIE_HOST": self.address}
         self.process = subprocess.Popen(
             # It ends with the tests, however they end.
-            ["genie-host", "serve", "--listen", self.address, "--parent-pid", str(os.getpid()), *flags],
+            [*prefix, "genie-host", "serve", "--listen", self.address, "--parent-pid", str(os.getpid()), *flags],
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            **more,
         )
         assert self.process.stdout.readline().startswith("ready"), "genie-host did not become ready"
 
