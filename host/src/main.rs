@@ -108,8 +108,12 @@ struct ServeArgs {
     max_sessions: usize,
     /// A node elsewhere, such as quic://10.0.0.2:4610; may be given several times. Sessions go to
     /// the one with the fewest.
-    #[arg(long = "node", value_name = "TRANSPORT://ADDRESS", env = "GENIE_NODES",
-          value_delimiter = ',')]
+    #[arg(
+        long = "node",
+        value_name = "TRANSPORT://ADDRESS",
+        env = "GENIE_NODES",
+        value_delimiter = ','
+    )]
     nodes: Vec<Endpoint>,
     /// Refuse a session when no node elsewhere is reached, instead of running it on this machine.
     #[arg(long, env = "GENIE_NO_LOCAL_NODE",

@@ -134,7 +134,10 @@ mod tests {
         ledger.enter(a);
         ledger.charge(50);
         let refused = ledger.check(11).unwrap_err().message;
-        assert!(refused.contains("--client-memory-bytes") && refused.contains("\"a\""), "{refused}");
+        assert!(
+            refused.contains("--client-memory-bytes") && refused.contains("\"a\""),
+            "{refused}"
+        );
         ledger.enter(b);
         assert!(ledger.check(50).is_ok());
         assert!(ledger.check(51).unwrap_err().message.contains("--memory-bytes"));

@@ -8,8 +8,8 @@ mod listen;
 mod signals;
 mod supervise;
 
-use std::io::{IsTerminal, Write};
 use std::ffi::OsStr;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;

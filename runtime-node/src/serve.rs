@@ -379,8 +379,8 @@ fn is_refusable(error: &LinkError) -> bool {
 }
 
 #[cfg(test)]
-#[path = "serve_tests.rs"]
-mod tests;
-#[cfg(test)]
 #[path = "serve_moves_tests.rs"]
 mod moves_tests;
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

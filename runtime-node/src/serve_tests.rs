@@ -52,9 +52,8 @@ pub(super) fn node_with(
             std::thread::spawn(move || {
                 let executor = Executor::new(Fake::default(), budget_bytes);
                 let ops = vec![device as u64];
-                let parts = ServerParts {
-                    executor, facts, ops, mailboxes, device, doors, quotas, links
-                };
+                let parts =
+                    ServerParts { executor, facts, ops, mailboxes, device, doors, quotas, links };
                 Server::new(parts)?.run()
             })
         })

@@ -179,7 +179,10 @@ impl<B: Backend> Session<B> {
         };
         let bytes = weight.bytes;
         if state.held.len() >= WEIGHTS_HELD_MAX && !state.held.contains_key(hash) {
-            return Err(SessionError::TooMany { what: "weights held", max: WEIGHTS_HELD_MAX as u64 });
+            return Err(SessionError::TooMany {
+                what: "weights held",
+                max: WEIGHTS_HELD_MAX as u64,
+            });
         }
         state.held.entry(*hash).or_insert_with(|| weight.clone());
         Ok(Some(bytes))

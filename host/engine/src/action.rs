@@ -15,7 +15,11 @@ pub enum Action {
     /// memory that came beside it.
     ForwardToNode,
     /// The node needs these bytes of a region before the next frame.
-    PayloadToNode { region: u32, offset: u64, bytes: u64 },
+    PayloadToNode {
+        region: u32,
+        offset: u64,
+        bytes: u64,
+    },
     /// Send the frame that was just received from the node to the client, as it is.
     ForwardToClient,
     ToClient(FrameKind, Vec<u8>),

@@ -10,7 +10,9 @@ use genie_wire::control::{
 use genie_wire::frame::{FrameKind, HEADER_BYTES};
 use genie_wire::record::{StorageId, WeightHash};
 use genie_wire::varint::Reader;
-use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, Reply, TapeDecoder, TapeWriter, WireError};
+use genie_wire::{
+    ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, Reply, TapeDecoder, TapeWriter, WireError,
+};
 use prost::Message;
 
 use crate::history::Snapshot;

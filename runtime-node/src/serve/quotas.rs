@@ -92,8 +92,7 @@ impl Admission {
         client.updated = now;
         client.allowance = (client.allowance + passed * rate as f64).min(rate as f64);
         client.allowance -= bytes as f64;
-        (client.allowance < 0.0)
-            .then(|| Duration::from_secs_f64(-client.allowance / rate as f64))
+        (client.allowance < 0.0).then(|| Duration::from_secs_f64(-client.allowance / rate as f64))
     }
 }
 

@@ -143,7 +143,8 @@ impl Relieved {
         let mut worked = false;
         while begun.elapsed() < STINT && !self.wanted.load(Ordering::Acquire) {
             let wait = if worked { Timespec { tv_sec: 0, tv_nsec: 1_000_000 } } else { NOW };
-            let ready = poll(&mut [PollFd::from_borrowed_fd(link.event_fd(), PollFlags::IN)], Some(&wait));
+            let ready =
+                poll(&mut [PollFd::from_borrowed_fd(link.event_fd(), PollFlags::IN)], Some(&wait));
             if !matches!(ready, Ok(1..)) {
                 break;
             }
@@ -314,7 +315,8 @@ mod tests {
         let (event, mut ready) = std::os::unix::net::UnixStream::pair().unwrap();
         std::io::Write::write_all(&mut ready, b"x").unwrap();
         let (driven, drives) = mpsc::channel();
-        let mut link = relief.look_after(Box::new(Counting { event, _ready: ready, driven })).unwrap();
+        let mut link =
+            relief.look_after(Box::new(Counting { event, _ready: ready, driven })).unwrap();
         // Nobody polls it: the relief does its work.
         for _ in 0..3 {
             drives.recv_timeout(Duration::from_secs(10)).expect("the relief drives it");

@@ -24,6 +24,7 @@ struct Script(Arc<Mutex<VecDeque<Completion>>>);
 struct Scripted {
     script: Script,
     event: UnixStream,
+    _other: UnixStream,
 }
 
 impl Connection for Scripted {
@@ -95,8 +96,7 @@ impl Transport for Named {
 fn link(role: Role) -> (RemoteLink, Script) {
     let script = Script::default();
     let (event, other) = UnixStream::pair().unwrap();
-    std::mem::forget(other);
-    let control = Box::new(Scripted { script: script.clone(), event });
+    let control = Box::new(Scripted { script: script.clone(), event, _other: other });
     let settings = LinkSettings {
         software: "fuzz".into(),
         transports: vec![Arc::new(Named)],
