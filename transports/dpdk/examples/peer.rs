@@ -88,6 +88,7 @@ fn read(words: impl Iterator<Item = String>) -> Result<Arguments, Failure> {
                 read.options.secret = Some(secret);
                 read.options.trusted = false;
             }
+            "--deadline-ms" => read.options.deadline_ms = value.parse()?,
             "--connect-ms" => read.options.connect_ms = value.parse()?,
             "--plugins" => read.plugins = Some(value),
             "--exchange" => read.exchange = value.parse()?,
@@ -265,6 +266,8 @@ impl End {
         let started = Instant::now();
         let seconds = Duration::from_secs_f64(arguments.stream);
         let (mut next, mut written) = (FIRST, 0);
+        println!("streaming");
+        std::io::stdout().flush()?;
         loop {
             let goes_on = started.elapsed() < seconds;
             while goes_on && next - FIRST - written < arguments.depth {

@@ -292,7 +292,12 @@ impl Thread<'_> {
                 None => return,
             };
             let now = Instant::now();
-            let turn = endpoints.turn(now);
+            // A fault inside must not leave callers waiting for a thread that is gone.
+            let turn = std::panic::AssertUnwindSafe(|| endpoints.turn(now));
+            let turn = std::panic::catch_unwind(turn).unwrap_or_else(|_| {
+                endpoints.fail_all();
+                crate::endpoint::Turn::default()
+            });
             self.shared.turns.fetch_add(1, Ordering::Relaxed);
             if worked || turn.worked {
                 last_work = now;

@@ -187,6 +187,20 @@ impl Endpoints {
         turn
     }
 
+    /// Ends all connections after a fault inside: nobody knows which of them it was.
+    pub fn fail_all(&mut self) {
+        for endpoint in &mut self.list {
+            for lane in endpoint.lanes.values() {
+                let shared = lane.shared();
+                let mut state = shared.lock();
+                state.fail_inside();
+                state.signal(shared);
+            }
+            endpoint.lanes.clear();
+            endpoint.routes.clear();
+        }
+    }
+
     /// Whether the thread may sleep until a device interrupts: there are devices, and all can.
     pub fn arm_interrupts(&mut self) -> bool {
         !self.list.is_empty()

@@ -156,6 +156,12 @@ impl State {
         self.end("no answer");
     }
 
+    /// The thread failed; it looks after this connection no more.
+    pub fn fail_inside(&mut self) {
+        let message = "dpdk: the thread that polls the device failed inside (see standard error)";
+        self.failed.get_or_insert(TransportError::new(Cause::Internal, message));
+    }
+
     /// Closes; what the peer is told goes with the next transmit. Nothing touches the connection's
     /// memory after this.
     pub fn end(&mut self, reason: &str) {

@@ -411,6 +411,57 @@ fn nobody_at_an_address_is_told_with_the_reason() {
     assert!(errors.contains("10.79.0.77:4000 within 300 ms") && errors.contains("ARP"), "{errors}");
 }
 
+/// Starts both ends of a stream that would go on for long.
+fn streaming(wire: &dyn Wire, deadline_ms: u32) -> [Running; 2] {
+    let more = format!("--deadline-ms {deadline_ms}");
+    let (namespace, settings) = wire.end(0);
+    let words = command(namespace.as_deref(), "listen", &settings, &more);
+    let mut listening = Running::start(&words);
+    let address = listening.line("listening");
+    let (namespace, settings) = wire.end(1);
+    let more = format!("{more} --address {address} --stream 30");
+    let mut connecting =
+        Running::start(&command(namespace.as_deref(), "connect", &settings, &more));
+    connecting.line("streaming");
+    [listening, connecting]
+}
+
+#[test]
+fn a_killed_peer_is_told_and_takes_nobody_with_it() {
+    for killed in [0, 1] {
+        let wire = Vhost::new(1500);
+        let mut ends = streaming(&wire, 700);
+        ends[killed].0.kill().unwrap();
+        let [listening, connecting] = ends;
+        let left = if killed == 0 { connecting } else { listening };
+        let output = left.end();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "an error, not a crash: {errors}");
+        assert!(errors.contains("nothing heard from the peer"), "{errors}");
+    }
+}
+
+#[test]
+fn a_link_that_comes_back_goes_on() {
+    let Some(wire) = Namespaces::new(1500) else { return };
+    let name = &wire.names[1];
+    let (namespace, settings) = wire.end(0);
+    let mut listening = Running::start(&command(namespace.as_deref(), "listen", &settings, ""));
+    let address = listening.line("listening");
+    let (namespace, settings) = wire.end(1);
+    let more = format!("--address {address} --stream 3");
+    let mut connecting =
+        Running::start(&command(namespace.as_deref(), "connect", &settings, &more));
+    connecting.line("streaming");
+    ip(&format!("-n {name} link set wire down"));
+    std::thread::sleep(Duration::from_millis(700));
+    ip(&format!("-n {name} link set wire up"));
+    let sent = found(&connecting.end());
+    let received = found(&listening.end());
+    assert_eq!(sent["payload_bytes"], received["payload_bytes"], "all of it arrived");
+    assert!(sent["packets_lost"].as_f64().unwrap() > 0.0, "the link was cut while it was used");
+}
+
 #[test]
 fn a_wrong_secret_gets_no_connection() {
     let wire = Vhost::new(1500);
