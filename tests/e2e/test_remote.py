@@ -1,6 +1,7 @@
 """The node is in another network namespace: the same answers over each transport, and which
 transport it is can be seen."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import far as far_away
 import pytest
+from conftest import GONE_SECONDS_MAX, Program, wait_until
 from far import Far, tool
 
 WHY_NOT = far_away.bed.why_not()
@@ -16,6 +18,8 @@ pytestmark = [pytest.mark.remote, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_N
 HERE = str(Path(__file__).parent)
 EXAMPLES = Path(__file__).resolve().parents[2] / "frontend-py" / "examples"
 DEMO_SECONDS_MAX = 240
+# Bytes: what the work moves each way at least, and control alone never.
+MUCH = 80 << 20
 # Control, tensors, and what stats() must say of the latter.
 WAYS = {
     "udp": ("quic", "udp", "udp"),
@@ -29,20 +33,33 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def far(tmp_path_factory):
-    """A link and one node, which listens in every way."""
     with Far(tmp_path_factory.mktemp("far")) as far:
-        address = far.link.b.address
-        listen = [f"quic://{address}:0", f"tcp://{address}:0", f"shm://{far.fresh('node.shm')}"]
-        far.serving = far.node(listen=listen)
         yield far
 
 
-def address_of(far, control):
+@pytest.fixture
+def node(far):
+    """A node that listens in every way, and holds nothing yet."""
+    address = far.link.b.address
+    yield far.node(listen=[f"quic://{address}:0", f"tcp://{address}:0", f"shm://{far.fresh('node.shm')}"])
+    far.end_all()
+
+
+@pytest.fixture(scope="module")
+def worker(far):
+    """A program that does its work again for each way it is told; importing models takes long."""
+    worker = Program(WORK, args=[HERE], prefix=far.at_a, env={"GENIE_CERTS": far.certificates.host})
+    yield worker
+    worker.end()
+    wait_until(lambda: not worker.left_behind(), GONE_SECONDS_MAX, "processes are left behind")
+
+
+def address_of(node, control):
     """Where the node listens over this transport."""
-    return next(address for address in far.serving.addresses if address.startswith(f"{control}://"))
+    return next(address for address in node.addresses if address.startswith(f"{control}://"))
 
 
-PROGRAMS = """
+WORK = """
 import copy
 sys.path.insert(0, sys.argv[1])
 from parity import move, tensors, train
@@ -86,50 +103,56 @@ def there_and_back(bytes):
     data = torch.randint(0, 255, (bytes + 13,), dtype=torch.uint8)
     far = data.to(DEVICE)
     return torch.equal(far.cpu(), data) and torch.equal(far[7:].cpu(), data[7:])
+
+def work():
+    return {"forward": forward("resnet18"), "training": training("mlp"), "decoding": decoding("gpt2"),
+            "there_and_back": there_and_back(80 << 20)}
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    os.environ["GENIE_DATA"] = asked["data"]
+    genie.init("remote", nodes=asked["node"])
+    answers, stats = work(), genie.stats()
+    say(answers=answers, **{key: stats[key] for key in ("mode", "route", "transport", "node_pid")})
+    genie.shutdown()
 """
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_answers_are_equal_bit_for_bit(way, far, program):
+def test_answers_are_equal_bit_for_bit(way, far, node, worker):
     control, data, transport = WAYS[way]
-    said, _ = program(
-        PROGRAMS
-        + """
-answers = {"forward": forward("resnet18"), "training": training("mlp"), "decoding": decoding("gpt2"),
-           "there_and_back": there_and_back(80 << 20)}
-stats = genie.stats()
-say(answers=answers, **{key: stats[key] for key in ("mode", "route", "transport", "node_pid")})
-""",
-        env=far.environment(address_of(far, control), data=data),
-        args=[HERE],
-        prefix=far.at_a,
-    ).finish(240)
+    before = far.link.counters()
+    worker.tell(json.dumps({"node": address_of(node, control), "data": data}))
+    said = worker.heard()
     assert all(said["answers"].values()), said
     assert said["transport"] == transport, said
     assert said["mode"] == ("local_remote" if way == "shm" else "remote"), said
-    assert said["node_pid"] == far.serving.process.pid, "the tensors were on the node at the other end"
+    assert said["node_pid"] == node.process.pid, "the tensors were on the node at the other end"
     assert said["route"].startswith(f"{control}://"), said
     assert "not over" not in said["route"], said
+    for lane, (_, bytes) in far.link.counters().items():
+        if lane in ("forward", "back"):
+            crossed = bytes - before[lane][1]
+            assert crossed < MUCH if way == "shm" else crossed > MUCH, f"{lane}: {crossed} bytes"
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_status_shows_the_transport(way, far):
+def test_status_shows_the_transport(way, far, node):
     control, data, transport = WAYS[way]
-    address = address_of(far, control)
+    address = address_of(node, control)
     host = far.host(address, data=data)
     words = tool("status", "--host", host.address)
     assert f"\n{'host.session.transport':<24} {transport}\n" in words, words
     assert address in words, "the node is named"
 
 
-def test_an_example_of_the_demo_runs_unchanged(far, tmp_path):
+def test_an_example_of_the_demo_runs_unchanged(far, node):
     """As `make demo` runs it, over UDP: the environment alone says where the node is."""
-    environment = {**os.environ, **far.environment(address_of(far, "quic"), data="udp"), "GENIE_LOG": "info"}
-    environment = {key: str(value) for key, value in environment.items()}
+    environment = far.environment(address_of(node, "quic"), data="udp", GENIE_LOG="info")
     before = far.link.counters()["forward"][1]
     done = subprocess.run(
         [*far.at_a, sys.executable, str(EXAMPLES / "run_demo.py"), "train_digits"],
-        env=environment,
+        env={**os.environ, **{key: str(value) for key, value in environment.items()}},
         capture_output=True,
         text=True,
         timeout=DEMO_SECONDS_MAX,
