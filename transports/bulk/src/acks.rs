@@ -8,8 +8,10 @@ use crate::wire::{Writer, encode_ack};
 pub(crate) const REPLAY_WINDOW: u64 = 65_536;
 /// Ranges remembered for acknowledging.
 const RANGES_MAX: usize = 256;
-/// Acknowledge at the latest after this many packets,
+/// Acknowledge at the latest after this many packets, or fewer large ones of so many bytes,
 const EVERY: u32 = 32;
+const EVERY_BYTES: usize = 128 * 1024;
+const EVERY_MIN: u32 = 2;
 /// or this many when one is missing before them.
 const EVERY_WITH_GAPS: u32 = 4;
 /// The longest an acknowledgement is put off, and the shortest time worth a timer.
@@ -28,18 +30,21 @@ pub(crate) struct Acks {
     /// Packets since the last acknowledgement that want one.
     unacknowledged: u32,
     every: u32,
+    every_usual: u32,
     due_at: Option<Time>,
 }
 
 impl Acks {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(datagram_bytes: usize) -> Self {
+        let every = ((EVERY_BYTES / datagram_bytes) as u32).clamp(EVERY_MIN, EVERY);
         Self {
             seen: vec![0; (REPLAY_WINDOW / 64) as usize].into(),
             next: 0,
             ranges: RangeSet::default(),
             highest_at: 0,
             unacknowledged: 0,
-            every: EVERY,
+            every,
+            every_usual: every,
             due_at: None,
         }
     }
@@ -73,7 +78,7 @@ impl Acks {
         if wants_ack {
             self.unacknowledged += 1;
             if gap {
-                self.every = EVERY_WITH_GAPS;
+                self.every = self.every.min(EVERY_WITH_GAPS);
             }
             let delay = (rtt / 4).clamp(DELAY_MIN, DELAY_MAX);
             self.due_at = Some(self.due_at.map_or(now + delay, |due| due.min(now + delay)));
@@ -118,7 +123,7 @@ impl Acks {
         let written = encode_ack(writer, delay, self.ranges.newest_first());
         if written {
             self.unacknowledged = 0;
-            self.every = EVERY;
+            self.every = self.every_usual;
             self.due_at = None;
         }
         written
@@ -147,7 +152,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_number_is_new_once(jumps in prop::collection::vec((0u64..4, 0u64..70_000), 1..60)) {
-            let (mut acks, mut plain) = (Acks::new(), std::collections::BTreeSet::new());
+            let (mut acks, mut plain) = (Acks::new(1472), std::collections::BTreeSet::new());
             let mut highest = 0;
             for (kind, jump) in jumps {
                 let number = if kind == 0 { highest + jump } else { (highest + kind).saturating_sub(jump % 100) };
@@ -167,7 +172,7 @@ mod tests {
 
     #[test]
     fn acknowledgements_come_every_32_packets_sooner_with_gaps_and_in_time() {
-        let mut acks = Acks::new();
+        let mut acks = Acks::new(1472);
         for number in 0..31 {
             acks.received(0, number, true, 2 * MILLISECOND);
             assert!(!acks.is_due(0));

@@ -27,6 +27,9 @@ const CALM: usize = 2;
 const ALLOWANCE_GAIN: f64 = 2.0;
 /// Round trips the largest delivery rate is remembered.
 const RATE_ROUNDS: u64 = 10;
+/// A round trip counts as at least this long, a phase of the cycle as half of it: shorter ones drown in
+/// what schedulers and batches do to the samples, and one hiccup would forget ten of them.
+const ROUND_MIN: Time = 2 * MILLISECOND;
 /// Startup ends when the rate grew less than this in so many round trips.
 const FULL_GROWTH: f64 = 1.25;
 const FULL_ROUNDS: u32 = 3;
@@ -92,6 +95,7 @@ pub(crate) struct Congestion {
     rates: MaxOfRounds,
     round: u64,
     round_ends: u64,
+    round_at: Time,
     full_rate: u64,
     full_rounds: u32,
     is_full: bool,
@@ -123,6 +127,7 @@ impl Congestion {
             rates: MaxOfRounds::default(),
             round: 0,
             round_ends: 0,
+            round_at: now,
             full_rate: 0,
             full_rounds: 0,
             is_full: false,
@@ -199,8 +204,11 @@ impl Congestion {
         self.round_lost += told.lost;
         self.round_in_flight =
             self.round_in_flight.max(told.in_flight + told.acknowledged + told.lost);
-        let round_over = told.acknowledged > 0 && told.delivered_before >= self.round_ends;
+        let round_over = told.acknowledged > 0
+            && told.delivered_before >= self.round_ends
+            && told.now.saturating_sub(self.round_at) >= ROUND_MIN;
         if round_over {
+            self.round_at = told.now;
             self.round += 1;
             self.round_ends = told.delivered;
         }
@@ -307,7 +315,7 @@ impl Congestion {
                 }
             }
             Mode::Cruise => {
-                let long = told.now.saturating_sub(self.phase_at) >= rtt_min;
+                let long = told.now.saturating_sub(self.phase_at) >= max(rtt_min, ROUND_MIN / 2);
                 let over = match self.phase {
                     // Until the probe has filled what it may, or hurt.
                     0 => long && (told.lost > 0 || told.in_flight >= scale(product, CYCLE[0])),

@@ -95,7 +95,7 @@ impl Connection {
             closed: None,
             close_at: None,
             events: VecDeque::new(),
-            acks: Acks::new(),
+            acks: Acks::new(config.datagram_bytes),
             sent: Sent::new(config.flows),
             congestion: Congestion::new(config.datagram_bytes, rate, rate_max, now),
             inbox: Inbox::default(),
