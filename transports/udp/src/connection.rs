@@ -39,7 +39,7 @@ impl UdpConnection {
     pub fn connect(options: &Options) -> Result<Self> {
         let settings = Settings::read(options)?;
         let peer = resolve(&options.address)?;
-        let flows = settings.flows(peer);
+        let flows = settings.flows();
         let datagram_bytes = datagram_bytes(peer, settings.mtu)
             .map_err(|error| io(&format!("find a route to {peer}"), &error))?;
         let config = bulk_config(options, &settings, Role::Client, datagram_bytes, flows)?;

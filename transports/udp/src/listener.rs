@@ -77,7 +77,7 @@ fn candidate(
 ) -> Result<Box<genie_bulk::Connection>> {
     let bytes = datagram_bytes(peer, settings.mtu)
         .map_err(|error| io(&format!("find a route to {peer}"), &error))?;
-    let config = bulk_config(options, settings, Role::Server, bytes, settings.flows(peer))?;
+    let config = bulk_config(options, settings, Role::Server, bytes, settings.flows())?;
     Ok(Box::new(genie_bulk::Connection::new(config, now()).map_err(invalid)?))
 }
 
