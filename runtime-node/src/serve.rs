@@ -324,10 +324,10 @@ impl<B: Backend> Server<B> {
 
     fn end(&mut self, id: u64) -> std::io::Result<()> {
         self.moves.cancel(id, &mut self.executor, &self.epoll);
-        if let Some(connection) = self.remove(id)? {
-            if let Some(link) = connection.end(&mut self.executor) {
-                self.lingering.push((link, Instant::now() + LINGER));
-            }
+        if let Some(connection) = self.remove(id)?
+            && let Some(link) = connection.end(&mut self.executor)
+        {
+            self.lingering.push((link, Instant::now() + LINGER));
         }
         for (name, (door, watched)) in (DOOR..).zip(&mut self.doors) {
             if !*watched {

@@ -51,7 +51,7 @@ struct Move<B: Backend> {
 
 enum Cargo<B: Backend> {
     Out(Outgoing<B::Storage>),
-    In(Incoming<B::Storage>),
+    In(Box<Incoming<B::Storage>>),
 }
 
 /// What became of a fetch.
@@ -149,8 +149,9 @@ impl<B: Backend> Moves<B> {
         match begun {
             Ok(data) => {
                 let wait = Duration::from_millis(fetch.deadline_ms.into());
+                let wait = wait.min(deadline(fetch.bytes));
                 let incoming = Incoming::new(arriving, data, connection, fetch.token);
-                self.insert(Cargo::In(incoming), fetch.bytes, wait.min(deadline(fetch.bytes)));
+                self.insert(Cargo::In(Box::new(incoming)), fetch.bytes, wait);
                 Ok(())
             }
             Err(reason) => {
