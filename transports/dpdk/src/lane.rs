@@ -373,3 +373,102 @@ impl Lane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use genie_bulk::{Config, Protection, Role};
+
+    use super::*;
+
+    fn pair() -> [Arc<Shared>; 2] {
+        [Role::Client, Role::Server].map(|role| {
+            let config = Config::new(1, role, Protection::Trusted, [role as u8 + 1; 16]);
+            let bulk = genie_bulk::Connection::new(config, time(Instant::now())).unwrap();
+            Shared::new(bulk, None, "the peer".to_owned()).unwrap()
+        })
+    }
+
+    fn readable(shared: &Shared) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&shared.event_fd(), PollFlags::IN)], Some(&now)) == Ok(1)
+    }
+
+    /// Moves datagrams until both are quiet.
+    fn talk(ends: &[Arc<Shared>; 2]) {
+        let mut quiet = 0;
+        while quiet < 2 {
+            quiet += 1;
+            for (from, to) in [(0, 1), (1, 0)] {
+                let mut buffer = vec![0; 1472];
+                let now = Instant::now();
+                while let Some((bytes, flow)) = ends[from].lock().transmit(now, &mut buffer) {
+                    ends[to].lock().bulk.handle(time(now), flow, &mut buffer[..bytes]);
+                    quiet = 0;
+                }
+                for shared in ends {
+                    let mut state = shared.lock();
+                    state.round(now, true);
+                    state.signal(shared);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_descriptor_is_readable_exactly_while_there_is_something_to_poll() {
+        let ends = pair();
+        assert!(!readable(&ends[0]));
+        talk(&ends);
+        let mut completions = Vec::new();
+        for shared in &ends {
+            assert!(readable(shared) && shared.lock().is_ready());
+            shared.lock().poll(shared, &mut completions).unwrap();
+            assert!(matches!(completions.pop(), Some(Completion::Connected)));
+            assert!(!readable(shared) && !shared.lock().is_ready());
+        }
+    }
+
+    #[test]
+    fn after_the_end_the_error_stays_and_so_does_the_descriptor() {
+        let ends = pair();
+        talk(&ends);
+        {
+            let mut state = ends[0].lock();
+            state.end("enough");
+            state.signal(&ends[0]);
+        }
+        talk(&ends);
+        for shared in &ends {
+            let mut completions = Vec::new();
+            shared.lock().poll(shared, &mut completions).unwrap();
+            for _ in 0..2 {
+                let error = shared.lock().poll(shared, &mut completions).unwrap_err();
+                assert_eq!(error.cause, Cause::Closed, "{error}");
+                assert!(readable(shared));
+            }
+            assert!(shared.lock().usable().is_err());
+        }
+    }
+
+    #[test]
+    fn nobody_who_answers_is_given_up_with_the_likely_reason() {
+        for (way_known, word) in [(true, "secret"), (false, "ARP")] {
+            let [client, _] = pair();
+            let now = Instant::now();
+            client.lock().connecting = Some((now, 250));
+            client.lock().round(now, way_known);
+            let error = client.lock().usable().unwrap_err();
+            assert_eq!(error.cause, Cause::TimedOut);
+            assert!(error.message.contains("250 ms") && error.message.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_fault_inside_is_told() {
+        let [client, _] = pair();
+        client.lock().fail_inside();
+        let failed = client.lock().poll(&client, &mut Vec::new()).unwrap_err();
+        assert_eq!(failed.cause, Cause::Internal);
+    }
+}

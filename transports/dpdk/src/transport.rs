@@ -1,7 +1,7 @@
 //! The transport `dpdk` as the loader sees it.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddrV4, ToSocketAddrs};
+use std::net::{SocketAddrV4, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -410,11 +410,7 @@ impl DpdkListener {
             let many = options.accept_max;
             return Err(invalid(format!("a listener takes one data connection, not {many}")));
         }
-        let wanted = resolve(&options.address)?;
-        let ip = settings.device.ip;
-        if !wanted.ip().is_unspecified() && *wanted.ip() != ip {
-            return Err(invalid(format!("{} is not the device's address, {ip}", wanted.ip())));
-        }
+        let wanted = port_of(&options.address)?;
         let (seat, datagram_bytes) = Seat::take(&settings)?;
         // Refuses a missing secret now, not when the peer comes.
         bulk_config(options, &settings, Role::Server, datagram_bytes)?;
@@ -423,7 +419,7 @@ impl DpdkListener {
         let doorway = Arc::new(Doorway { arrived: Mutex::default(), event });
         let waiting = waiting(options, &settings, doorway.clone());
         let address = seat.run(move |endpoint| {
-            let port = endpoint.take_port(wanted.port())?;
+            let port = endpoint.take_port(wanted)?;
             endpoint.listen(port, waiting);
             Ok(endpoint.address(port))
         })?;
@@ -525,11 +521,23 @@ fn bulk_config(
     Ok(config)
 }
 
-/// `HOST:PORT` to an IPv4 address; an empty address is any port of the device.
-fn resolve(address: &str) -> Result<SocketAddrV4> {
+/// The port to listen on; an empty address is any. The host must be one, but does not matter: a
+/// caller names the address it knows (the kernel's, mostly), and the device has its own.
+fn port_of(address: &str) -> Result<u16> {
     if address.is_empty() {
-        return Ok(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
+        return Ok(0);
     }
+    let mut found = address
+        .to_socket_addrs()
+        .map_err(|error| invalid(format!("{address:?} is not HOST:PORT: {error}")))?;
+    found
+        .next()
+        .map(|address| address.port())
+        .ok_or_else(|| invalid(format!("{address:?} has no address")))
+}
+
+/// `HOST:PORT` to an IPv4 address.
+fn resolve(address: &str) -> Result<SocketAddrV4> {
     let found = address
         .to_socket_addrs()
         .map_err(|error| invalid(format!("{address:?} is not HOST:PORT: {error}")))?;
@@ -559,4 +567,25 @@ fn refused(error: DpdkError) -> TransportError {
         _ => Cause::Io,
     };
     TransportError::new(cause, format!("dpdk: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_takes_the_port_whatever_the_host() {
+        for (address, port) in [("", 0), ("10.1.2.3:0", 0), ("[::]:4610", 4610), ("0.0.0.0:7", 7)] {
+            assert_eq!(port_of(address).unwrap(), port, "{address}");
+        }
+        assert_eq!(port_of("no address").unwrap_err().cause, Cause::Invalid);
+    }
+
+    #[test]
+    fn peers_have_ipv4_addresses() {
+        assert_eq!(resolve("10.1.2.3:4").unwrap().to_string(), "10.1.2.3:4");
+        for wrong in ["", "[::1]:4", "10.1.2.3", "10.1.2.3:70000"] {
+            assert_eq!(resolve(wrong).unwrap_err().cause, Cause::Invalid, "{wrong}");
+        }
+    }
 }
