@@ -18,7 +18,9 @@ const RACE: (&str, &str) =
 const TRIES_MAX: usize = 50;
 
 fn options() -> Options {
-    let settings = [("device", "net_ring"), ("ip", "10.77.0.1/24"), ("mtu", "1500")];
+    // net_ring complains each time that it finds its ring of before.
+    let quiet = ("eal", "--log-level=*:critical");
+    let settings = [("device", "net_ring"), ("ip", "10.77.0.1/24"), ("mtu", "1500"), quiet];
     Options {
         address: "10.77.0.1:0".to_owned(),
         settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
