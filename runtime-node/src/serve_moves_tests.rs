@@ -177,6 +177,16 @@ fn weights_of_others_and_unknown_ones_are_not_served() {
     assert_eq!(identity("host/a", "1000"), "host/a/1000");
     assert_eq!(identity("", "1000"), "1000");
 
+    let unknown = WeightServe {
+        hash: hash(b"mine").to_vec(),
+        secret: SECRET.to_vec(),
+        transport: "?".repeat(1 << 20),
+        ..WeightServe::default()
+    };
+    host.send(FrameKind::WeightServe, &unknown.encode_to_vec());
+    let serving = WeightServing::decode(&host.next().unwrap().body[..]).unwrap();
+    assert!(serving.refused.contains("transport") && serving.refused.len() < 100);
+
     let alone = node_with(1, 8, BUDGET, None);
     let mut first = alone.client();
     store(&mut first, b"mine");
@@ -195,6 +205,7 @@ fn what_cannot_be_fetched_is_answered_at_once() {
         ("more than the node has", "127.0.0.1:1", BUDGET),
         ("nobody listens", "127.0.0.1:1", 1000),
         ("no address", "somewhere", 1000),
+        ("too long an address", &"x".repeat(1 << 20), 1000),
     ] {
         ask_to_fetch(&mut second, 5, hash, address, bytes);
         let answer = answer(&mut second);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use genie_remote::RemoteLink;
+use genie_remote::message::TEXT_BYTES_MAX;
 use genie_remote::moves::{MOVE_BYTES_MAX, deadline};
 use genie_transport::{Link, LinkError};
 use genie_wire::control::{HaveAnswer, WeightFetch, WeightServe, WeightServing, WeightStored};
@@ -243,6 +244,9 @@ impl Moves {
                 Some(frame) if frame.kind == FrameKind::WeightServing && source.sent > 0 => {
                     let serving = WeightServing::decode(&frame.body[..]);
                     let serving = serving.map_err(|error| error.to_string())?;
+                    if serving.address.len().max(serving.refused.len()) > TEXT_BYTES_MAX {
+                        return Err("its answer is too long".to_owned());
+                    }
                     self.serving(index, serving, now, steps);
                 }
                 Some(frame) => return Err(format!("it sent {:?} unasked", frame.kind)),

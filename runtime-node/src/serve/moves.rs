@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use genie_remote::LinkSettings;
+use genie_remote::message::TEXT_BYTES_MAX;
 use genie_remote::moves::{MOVE_BYTES_MAX, deadline};
 use genie_transport::transport::{Completion, Connection, Options, Transport};
 use genie_wire::control::{WeightFetch, WeightServe};
@@ -30,6 +31,8 @@ use outgoing::Outgoing;
 const MOVES_MAX: usize = 16;
 /// Bytes of the copies that the network reads and writes.
 const STAGED_BYTES_MAX: u64 = 2 << 30;
+/// How long moves may keep the sessions waiting.
+const TURN: Duration = Duration::from_millis(5);
 /// The window that a fetching node offers.
 const WINDOW: u32 = 0;
 
@@ -68,6 +71,8 @@ pub(super) struct Moves<B: Backend> {
     links: Option<Arc<LinkSettings>>,
     moves: BTreeMap<u64, Move<B>>,
     next: u64,
+    /// The one that had its turn last.
+    last: u64,
     /// Connections whose last words are on their way.
     parting: Vec<(Box<dyn Connection>, Instant)>,
 }
@@ -93,7 +98,7 @@ impl Watch<'_> {
 
 impl<B: Backend> Moves<B> {
     pub(super) fn new(links: Option<Arc<LinkSettings>>) -> Self {
-        Moves { links, moves: BTreeMap::new(), next: 0, parting: Vec::new() }
+        Moves { links, moves: BTreeMap::new(), next: 0, last: 0, parting: Vec::new() }
     }
 
     /// Waits for another node, to give it a weight. Returns where, and the weight's size.
@@ -207,7 +212,7 @@ impl<B: Backend> Moves<B> {
         self.moves.values().map(|one| one.until).chain(parting).min()
     }
 
-    /// Gives every move that can do something its turn.
+    /// Gives moves that can do something their turns, as far as time allows, one after the other.
     pub(super) fn turns(
         &mut self,
         executor: &mut Executor<B>,
@@ -216,10 +221,15 @@ impl<B: Backend> Moves<B> {
         self.part();
         let now = Instant::now();
         let due = |one: &Move<B>| one.runnable || one.until <= now;
-        let due: Vec<u64> =
+        let mut due: Vec<u64> =
             self.moves.iter().filter(|(_, one)| due(one)).map(|(id, _)| *id).collect();
+        due.sort_unstable_by_key(|id| (*id <= self.last, *id));
         let mut arrivals = Vec::new();
         for id in due {
+            if now.elapsed() > TURN {
+                break;
+            }
+            self.last = id;
             let Some(one) = self.moves.get_mut(&id) else { continue };
             let watch = Watch { epoll, name: super::MOVE | id };
             let turn = AssertUnwindSafe(|| one.turn(executor, &watch, &mut self.parting));
@@ -337,7 +347,10 @@ fn data(
 ) -> Result<(Arc<dyn Transport>, Options), String> {
     let secret = secret.try_into().map_err(|_| "the secret does not have 32 bytes".to_owned())?;
     let found = links.transport(transport).cloned();
-    let found = found.ok_or_else(|| format!("the node has no transport {transport:?}"))?;
+    let found = found.ok_or_else(|| "the node does not have this transport".to_owned())?;
+    if address.len() > TEXT_BYTES_MAX {
+        return Err("the address is too long".to_owned());
+    }
     Ok((found, links.data_options(transport, address, connection, secret)))
 }
 
