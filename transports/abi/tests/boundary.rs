@@ -252,8 +252,14 @@ fn completions() -> impl Strategy<Value = Vec<(u32, u32, u32, usize, i32)>> {
     prop::collection::vec(one, 0..8)
 }
 
+/// `PROPTEST_CASES` or these.
+fn config(cases: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
+    ProptestConfig { cases: asked.unwrap_or(cases), ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(config(2_000))]
 
     #[test]
     fn polls_return_completions_or_typed_errors(
@@ -264,7 +270,8 @@ proptest! {
         let mut connection = connection();
         let completions: Vec<RawCompletion> = raw
             .iter()
-            .map(|(kind, frame_kind, which, len, descriptor)| RawCompletion {
+            .zip(0i32..)
+            .map(|((kind, frame_kind, which, len, descriptor), index)| RawCompletion {
                 kind: *kind,
                 window: *which,
                 message: *len as u64,
@@ -281,6 +288,8 @@ proptest! {
                 frame_kind: *frame_kind,
                 // An open one is passed on: it must be one that the caller may close.
                 descriptor: match descriptor {
+                    // What is not handed out would stay open for ever.
+                    0..3 if *kind != FRAME || index >= count || count > 8 => -1,
                     0..3 => OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into_raw_fd(),
                     other => *other,
                 },

@@ -77,7 +77,10 @@ impl RemoteArgs {
         let beside = || own.parent().unwrap_or(Path::new(".")).join(BESIDE);
         let directory = self.transports.clone().unwrap_or_else(beside);
         let probe = ProbeCommand { program: own.to_owned(), args: vec![PROBE.into()] };
-        let transports = Transports::load(&directory, &Settings::new(probe));
+        let mut settings = Settings::new(probe);
+        settings.options.certificates = self.certs.clone();
+        settings.options.trusted = self.certs.is_none();
+        let transports = Transports::load(&directory, &settings);
         for entry in transports.list() {
             match &entry.outcome {
                 Ok(usable) => {
@@ -99,7 +102,17 @@ impl RemoteArgs {
         // An empty variable names nothing.
         let wanted: Vec<String> =
             self.data.iter().filter(|name| !name.is_empty()).cloned().collect();
-        let data = preferred(transports.usable().map(|(_, transport)| transport), &wanted);
+        // One that misses something may still work with settings that the probe did not have.
+        let missing: Vec<&str> = transports
+            .list()
+            .iter()
+            .filter_map(|entry| entry.outcome.as_ref().ok())
+            .filter(|usable| usable.probe.is_err())
+            .map(|usable| usable.facts.name.as_str())
+            .filter(|name| !transport_settings.contains_key(*name))
+            .collect();
+        let usable = transports.usable().filter(|(name, _)| !missing.contains(name));
+        let data = preferred(usable.map(|(_, transport)| transport), &wanted);
         if let Some(ports) = &self.data_ports {
             for transport in &data {
                 let settings = transport_settings.entry(transport.facts().name).or_default();

@@ -263,8 +263,14 @@ fn a_dropped_listener_leaves_the_socket_of_its_successor() {
     drop(second);
 }
 
+/// `PROPTEST_CASES`, or a few.
+fn config() -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
+    ProptestConfig { cases: asked.unwrap_or(64), failure_persistence: None, ..Default::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn any_bytes_are_refused_or_read(chunks: Vec<Vec<u8>>) {
