@@ -5,20 +5,23 @@ end B. Programs run at end A.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
-from conftest import Host, wait_until
+from conftest import GONE_SECONDS_MAX, Host, Program, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "net"))
 import bed
 
 READY_SECONDS_MAX = 60
 TOOL_SECONDS_MAX = 60
+JOB_SECONDS_MAX = 120
 TORCH_LIB = str(Path(torch.__file__).parent / "lib")
 
 
@@ -44,6 +47,88 @@ def tool(*arguments, prefix=(), may_fail=False, env=None):
     done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_SECONDS_MAX, env=environment)
     assert may_fail or done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
+
+
+WORKER = """
+import faulthandler, logging, traceback
+sys.path.insert(0, sys.argv[1])
+WARNINGS = []
+class Keep(logging.Handler):
+    def emit(self, record):
+        WARNINGS.append(record.getMessage())
+logging.getLogger("genie").addHandler(Keep(logging.WARNING))
+
+def answer(line):
+    job = json.loads(line)
+    before = {name: os.environ.get(name) for name in job["env"]}
+    os.environ.update(job["env"])
+    WARNINGS.clear()
+    faulthandler.dump_traceback_later(job["seconds"], exit=True)
+    try:
+        exec(compile(job["source"], "<job>", "exec"), dict(globals()))
+        say(end=True, warnings=WARNINGS)
+    except BaseException:
+        say(end=False, failed=traceback.format_exc())
+    finally:
+        genie.shutdown()
+        faulthandler.cancel_dump_traceback_later()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+# Not `for line in sys.stdin`, which reads ahead what a job waits for.
+while line := sys.stdin.readline():
+    answer(line)
+"""
+
+
+class Worker:
+    """One program at end A that does job after job, each with a session of its own: importing
+    torch takes longer than most of them."""
+
+    def __init__(self, far):
+        self._far = far
+        self._program = None
+        self._busy = False
+
+    def begin(self, source, env=None, seconds=JOB_SECONDS_MAX):
+        """Gives it a job; `heard` and `tell` are for what it says and waits for."""
+        if self._busy:
+            self.end()
+        if self._program is None:
+            here = str(Path(__file__).parent)
+            self._program = Program(WORKER, args=[here], prefix=self._far.at_a)
+        self._busy = True
+        env = {name: str(value) for name, value in (env or {}).items()}
+        self._program.tell(json.dumps({"source": textwrap.dedent(source), "env": env, "seconds": seconds}))
+
+    def tell(self, line=""):
+        self._program.tell(line)
+
+    def heard(self):
+        """The fields of the next say(...) of the job."""
+        said = self._program.heard()
+        assert "failed" not in said, said["failed"]
+        return said
+
+    def finish(self):
+        """Waits for the job's end; what it said last, and `warnings` of the package genie."""
+        last = {}
+        while "end" not in (said := self.heard()):
+            last = said
+        self._busy = False
+        return {**last, "warnings": said["warnings"]}
+
+    def do(self, source, env=None, seconds=JOB_SECONDS_MAX):
+        self.begin(source, env, seconds)
+        return self.finish()
+
+    def end(self):
+        program, self._program, self._busy = self._program, None, False
+        if program:
+            program.end()
+            wait_until(lambda: not program.left_behind(), GONE_SECONDS_MAX, "processes are left behind")
 
 
 class Certificates:
@@ -101,6 +186,7 @@ class Far:
         self.directory = Path(directory)
         self.link = bed.Link(**link)
         self._numbers = 0
+        self.worker = Worker(self)
         self.nodes, self.hosts = [], []
 
     def __enter__(self):
@@ -111,6 +197,7 @@ class Far:
 
     def __exit__(self, *failure):
         try:
+            self.worker.end()
             self.end_all()
         finally:
             self.link.__exit__(*failure)
@@ -157,6 +244,9 @@ class Far:
 
     def end_all(self):
         """Ends the nodes and hosts that run, and the faults of the link."""
+        self.link.restore()
+        for lane in self.link.lanes:
+            self.link.fault("calm", lane)
         while self.hosts:
             self.hosts.pop().end()
         while self.nodes:
