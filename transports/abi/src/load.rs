@@ -19,7 +19,7 @@ use crate::vet::{self, Refusal};
 /// Plugins of one directory that are looked at; each is a process while it is probed.
 pub const PLUGINS_MAX: usize = 64;
 /// Time a plugin has to be loaded and probed in its child process.
-pub const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// How plugins are tried before they are loaded.
 #[derive(Debug, Clone)]

@@ -23,6 +23,8 @@ pub mod link;
 pub mod message;
 pub mod moves;
 pub mod payloads;
+mod settings;
 
 pub use endpoint::Endpoint;
-pub use link::{LinkSettings, RemoteLink, Role};
+pub use link::{RemoteLink, Role};
+pub use settings::LinkSettings;

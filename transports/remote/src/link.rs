@@ -1,12 +1,11 @@
 //! The link itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use genie_transport::transport::{
-    Capabilities, Cause, Completion, Connection, Options, Transport, TransportError,
+    Capabilities, Cause, Completion, Connection, Transport, TransportError,
 };
 use genie_transport::{Frame, Link, LinkError, LinkWay, SharedMemory};
 use genie_wire::WireError;
@@ -15,12 +14,14 @@ use genie_wire::frame::FrameKind;
 use genie_wire::limits::REGIONS_MAX;
 use prost::Message;
 
+use crate::LinkSettings;
 use crate::data::{Path, Regions, Watch, note};
 use crate::message::{
-    self, AFTER_BYTES, Arrived, Gone, Hello, LINK_VERSION, LINK_VERSION_OLDEST, Listening,
-    OVER_CONTROL, Open, TEXT_BYTES_MAX, TRANSPORTS_MAX, Welcome,
+    self, AFTER_BYTES, Hello, LINK_VERSION, LINK_VERSION_OLDEST, TEXT_BYTES_MAX, Welcome,
 };
 use crate::payloads::{Arrivals, Posted};
+
+mod agree;
 
 /// Bytes of frames that wait for their payloads before the control connection is no longer read.
 const HELD_BYTES_MAX: usize = 4 << 20;
@@ -30,10 +31,6 @@ const PAYLOADS_WAITING_MAX: usize = 2048;
 const GAPS_MAX: usize = 4096;
 /// Parts of a frame that are sent without being joined first.
 const PARTS_INLINE: usize = 7;
-/// Attempts to open a data connection on one link.
-const ATTEMPTS_MAX: u32 = 64;
-/// Milliseconds a data connection may take to come up before the next transport is tried.
-const DATA_CONNECT_MS: u64 = 3_000;
 /// Looks at the connections before a poll gives up its turn.
 const ROUNDS_MAX: usize = 8;
 
@@ -43,57 +40,6 @@ pub enum Role {
     /// It speaks first and chooses the data transport.
     Host,
     Node,
-}
-
-/// What both ends are told.
-#[derive(Clone)]
-pub struct LinkSettings {
-    /// Name and version of this program.
-    pub software: String,
-    /// Data transports to use, the strongest first.
-    pub transports: Vec<Arc<dyn Transport>>,
-    /// Tensors are not encrypted, here and at the peer.
-    pub trusted: bool,
-    pub certificates: Option<PathBuf>,
-    /// The peer may be silent for so long.
-    pub deadline_ms: u64,
-    /// Where the node listens for data connections: an IP address and port 0.
-    pub data_address: String,
-    /// Settings of each transport, by its name.
-    pub transport_settings: BTreeMap<String, BTreeMap<String, String>>,
-    /// Bytes that the node keeps as copies of one link's regions.
-    pub region_bytes_max: u64,
-    /// The node's number since it started.
-    pub instance: u64,
-}
-
-impl LinkSettings {
-    /// How to listen or connect for the data connection of this number and secret.
-    pub fn data_options(
-        &self,
-        transport: &str,
-        address: &str,
-        connection: u64,
-        secret: [u8; 32],
-    ) -> Options {
-        Options {
-            address: address.to_owned(),
-            certificates: self.certificates.clone(),
-            trusted: self.trusted,
-            connection,
-            secret: Some(secret),
-            deadline_ms: self.deadline_ms,
-            connect_ms: DATA_CONNECT_MS,
-            accept_max: 1,
-            settings: self.transport_settings.get(transport).cloned().unwrap_or_default(),
-            ..Options::default()
-        }
-    }
-
-    /// The data transport of this name.
-    pub fn transport(&self, name: &str) -> Option<&Arc<dyn Transport>> {
-        self.transports.iter().find(|transport| transport.facts().name == name)
-    }
 }
 
 /// A [`Link`] to a process elsewhere.
@@ -254,222 +200,6 @@ impl RemoteLink {
         self.control.send_frame(kind, &[&message.encode_to_vec()], None)
     }
 
-    fn message(&mut self, kind: u8, body: &[u8]) -> Result<(), TransportError> {
-        match (self.role, kind) {
-            (Role::Node, message::HELLO) => self.hello(decode(body)?),
-            (Role::Node, message::OPEN) => self.open(decode(body)?),
-            (Role::Host, message::WELCOME) => self.welcomed(decode(body)?),
-            (Role::Host, message::LISTENING) => self.listening(decode(body)?),
-            (Role::Host, message::GONE) => {
-                let gone: Gone = decode(body)?;
-                match gone.attempt == self.attempt {
-                    true => self.try_next(shortened(gone.reason)),
-                    false => Ok(()),
-                }
-            }
-            _ => Err(protocol(format!("the peer sent a message of the unexpected kind {kind}"))),
-        }
-    }
-
-    /// On the node: the host introduces itself.
-    fn hello(&mut self, hello: Hello) -> Result<(), TransportError> {
-        let version = hello.version.min(LINK_VERSION);
-        let software = self.settings.software.clone();
-        let mut welcome = Welcome { version, software, ..Welcome::default() };
-        if version < LINK_VERSION_OLDEST || version < hello.oldest {
-            welcome.refused = format!(
-                "{} speaks versions {LINK_VERSION_OLDEST} to {LINK_VERSION} of the link protocol, \
-                 {} speaks {} to {}; install the same version of Genie on both machines",
-                self.settings.software, hello.software, hello.oldest, hello.version
-            );
-        } else {
-            let name = |transport: &Arc<dyn Transport>| transport.facts().name;
-            welcome.transports = self.settings.transports.iter().map(name).collect();
-            welcome.instance = self.settings.instance;
-        }
-        self.send(message::WELCOME, &welcome)
-    }
-
-    /// On the host: the node answered.
-    fn welcomed(&mut self, welcome: Welcome) -> Result<(), TransportError> {
-        if !welcome.refused.is_empty() {
-            return Err(TransportError::new(Cause::Version, shortened(welcome.refused)));
-        }
-        if !(LINK_VERSION_OLDEST..=LINK_VERSION).contains(&welcome.version) {
-            let message = format!(
-                "the node ({}) answered in version {} of the link protocol, this host speaks \
-                 {LINK_VERSION_OLDEST} to {LINK_VERSION}; install the same version of Genie on \
-                 both machines",
-                shortened(welcome.software),
-                welcome.version
-            );
-            return Err(TransportError::new(Cause::Version, message));
-        }
-        if self.welcome.is_some() || welcome.transports.len() > TRANSPORTS_MAX {
-            return Err(protocol("the node's welcome makes no sense".to_owned()));
-        }
-        let ours = self.settings.transports.iter().map(|transport| transport.facts().name);
-        self.candidates = ours.filter(|name| welcome.transports.contains(name)).collect();
-        self.welcome = Some(welcome);
-        match self.path {
-            Path::Shared => Ok(()),
-            _ => self.ask(),
-        }
-    }
-
-    /// On the host: asks for the next candidate, the control connection at last.
-    fn ask(&mut self) -> Result<(), TransportError> {
-        self.drop_data();
-        let next = self.candidates.pop_front();
-        // The control connection's own transport, or nothing is left: the same connection.
-        self.data_name =
-            next.filter(|name| *name != self.control_name).unwrap_or(OVER_CONTROL.to_owned());
-        if let Some((name, reason)) = self.not.take() {
-            let next = match self.data_name.as_str() {
-                OVER_CONTROL => self.control_name.as_str(),
-                name => name,
-            };
-            tracing::warn!("tensors go over {next}, not over {name}: {reason}");
-            self.downgraded = Some((name, reason));
-        }
-        self.attempt += 1;
-        if self.attempt > ATTEMPTS_MAX {
-            return Err(protocol("the data connection failed too often".to_owned()));
-        }
-        let open = Open {
-            attempt: self.attempt,
-            transport: self.data_name.clone(),
-            connection: self.data_options("")?.connection,
-            arrived: Some(Arrived::from(&self.arrivals)),
-        };
-        self.path = Path::Asked;
-        self.send(message::OPEN, &open)
-    }
-
-    /// On the host: what was tried does not work.
-    fn try_next(&mut self, reason: String) -> Result<(), TransportError> {
-        if matches!(self.path, Path::OverControl | Path::Shared) {
-            return Err(protocol(format!("payloads cannot be moved: {reason}")));
-        }
-        self.not = Some((self.data_name.clone(), reason));
-        self.ask()
-    }
-
-    /// On the host: the node listens, or cannot.
-    fn listening(&mut self, listening: Listening) -> Result<(), TransportError> {
-        if listening.attempt != self.attempt || !matches!(self.path, Path::Asked) {
-            return Ok(());
-        }
-        if !listening.refused.is_empty() {
-            return self.try_next(shortened(listening.refused));
-        }
-        self.posted.start_again(&listening.arrived.unwrap_or_default());
-        if self.data_name == OVER_CONTROL {
-            return self.open_over_control();
-        }
-        let address = self.resolve(&listening.address);
-        let options = self.data_options(&address)?;
-        let connected = match self.transport() {
-            Some(transport) => transport.connect(&options),
-            None => return Err(protocol(format!("{} vanished", self.data_name))),
-        };
-        match connected.and_then(|data| self.watch_data(data)) {
-            Ok(data) => {
-                self.path = Path::Connecting(data);
-                Ok(())
-            }
-            Err(error) => self.try_next(error.message),
-        }
-    }
-
-    /// On the node: the host wants a data connection.
-    fn open(&mut self, open: Open) -> Result<(), TransportError> {
-        if open.attempt <= self.attempt || open.attempt > ATTEMPTS_MAX {
-            return Err(protocol("attempts to open a data connection must count up".to_owned()));
-        }
-        // First the old connection ends, then it is told what arrived: nothing is placed between.
-        self.drop_data();
-        self.attempt = open.attempt;
-        self.data_name = open.transport;
-        self.posted.start_again(&open.arrived.unwrap_or_default());
-        let mut answer = Listening {
-            attempt: open.attempt,
-            arrived: Some(Arrived::from(&self.arrivals)),
-            ..Listening::default()
-        };
-        if self.data_name == OVER_CONTROL {
-            self.send(message::LISTENING, &answer)?;
-            return self.open_over_control();
-        }
-        match self.listen() {
-            Ok(address) => answer.address = address,
-            Err(error) => answer.refused = error.message,
-        }
-        self.send(message::LISTENING, &answer)
-    }
-
-    fn listen(&mut self) -> Result<String, TransportError> {
-        let options = self.data_options(&self.settings.data_address)?;
-        let transport = self.transport().ok_or_else(|| {
-            let message = format!("this node has no transport {:?}", shortened(&self.data_name));
-            TransportError::new(Cause::Unsupported, message)
-        })?;
-        let listener = transport.listen(&options)?;
-        self.watch.add(listener.event_fd()).map_err(watching)?;
-        let address = listener.address();
-        self.path = Path::Listening(listener);
-        Ok(address)
-    }
-
-    fn open_over_control(&mut self) -> Result<(), TransportError> {
-        self.path = Path::OverControl;
-        self.regions.forget_keys();
-        self.regions.offer_all(self.control.as_mut())
-    }
-
-    fn transport(&self) -> Option<Arc<dyn Transport>> {
-        self.settings.transport(&self.data_name).cloned()
-    }
-
-    /// Number and secret of the data connection come from the control connection's.
-    fn data_options(&self, address: &str) -> Result<Options, TransportError> {
-        let attempt = self.attempt;
-        let number =
-            self.control.export_secret(format!("genie data number {attempt}").as_bytes())?;
-        let secret =
-            self.control.export_secret(format!("genie data secret {attempt}").as_bytes())?;
-        let number = number.first_chunk::<8>().expect("a secret has 32 bytes");
-        let number = u64::from_le_bytes(*number);
-        Ok(self.settings.data_options(&self.data_name, address, number, secret))
-    }
-
-    fn watch_data(&self, data: Box<dyn Connection>) -> Result<Box<dyn Connection>, TransportError> {
-        self.watch.add(data.event_fd()).map_err(watching)?;
-        Ok(data)
-    }
-
-    /// Ends the data connection, if there is one: nothing is placed by it any more.
-    fn drop_data(&mut self) {
-        match std::mem::replace(&mut self.path, Path::None) {
-            Path::Open(data) | Path::Connecting(data) => self.watch.remove(data.event_fd()),
-            Path::Listening(listener) => self.watch.remove(listener.event_fd()),
-            Path::None | Path::Asked | Path::OverControl | Path::Shared => {}
-        }
-        self.regions.forget_keys();
-    }
-
-    /// The data connection failed: the host chooses anew, the node says so.
-    fn data_failed(&mut self, error: TransportError) -> Result<(), TransportError> {
-        match self.role {
-            Role::Host => self.try_next(error.message),
-            Role::Node => {
-                self.drop_data();
-                let gone = Gone { attempt: self.attempt, reason: error.message };
-                self.send(message::GONE, &gone)
-            }
-        }
-    }
-
     fn progress_data(&mut self) -> Result<bool, TransportError> {
         let mut completions = std::mem::take(&mut self.completions);
         let polled = match &mut self.path {
@@ -499,31 +229,6 @@ impl RemoteLink {
             Ok(()) => Ok(moved),
             Err(error) => self.data_failed(error).map(|()| true),
         }
-    }
-
-    fn accepted(&mut self, data: Box<dyn Connection>) -> Result<(), TransportError> {
-        if let Path::Listening(listener) = &self.path {
-            self.watch.remove(listener.event_fd());
-        }
-        match self.watch_data(data) {
-            Ok(data) => {
-                self.path = Path::Connecting(data);
-                Ok(())
-            }
-            Err(error) => self.data_failed(error),
-        }
-    }
-
-    fn connected(&mut self) -> Result<(), TransportError> {
-        if let Path::Connecting(mut data) = std::mem::replace(&mut self.path, Path::None) {
-            let offered = self.regions.offer_all(data.as_mut());
-            self.path = Path::Open(data);
-            tracing::debug!(transport = self.data_name, "payloads have a connection");
-            if let Err(error) = offered {
-                return self.data_failed(error);
-            }
-        }
-        Ok(())
     }
 
     fn write_payloads(&mut self) -> Result<(), TransportError> {
