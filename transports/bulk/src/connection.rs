@@ -18,6 +18,7 @@ use crate::protect::{FORGERIES_MAX, Keys, tag_bytes};
 use crate::receive::{Incoming, Refused, Taken};
 use crate::send::{Outgoing, Over};
 use crate::sent::{Cargo, Outcome, Sent};
+use crate::split::{Piece, SPLIT_BYTES_MIN};
 use crate::wire::{
     ACK_BYTES_MIN, CLOSE_BYTES_MAX, Frame, HEADER_BYTES, Header, Kind, MORE_BYTES, Malformed,
     NUMBERS, Reader, Sequenced, Writer, encode_close, encode_ping,
@@ -545,6 +546,37 @@ impl Connection {
         buf: &mut [u8],
         segments_max: usize,
     ) -> Option<Transmit> {
+        self.transmit(now, buf, segments_max, None)
+    }
+
+    /// As [`Connection::poll_transmit`] for one datagram, whose payload may stay where it lies:
+    /// `pieces` (cleared first) then says where, at most [`crate::PIECES_MAX`] of them, and `head`
+    /// holds what comes before, [`Transmit::bytes`] less the pieces. Together they are the very
+    /// bytes of `poll_transmit`; the check is made by reading.
+    ///
+    /// Only trusted connections split, and not all their datagrams. The pieces must stay as they
+    /// are until the carrier has sent them, perhaps after `Written`: that is for the carrier to
+    /// see to.
+    ///
+    /// # Panics
+    /// As `poll_transmit`.
+    pub fn poll_transmit_split(
+        &mut self,
+        now: Time,
+        head: &mut [u8],
+        pieces: &mut Vec<Piece>,
+    ) -> Option<Transmit> {
+        pieces.clear();
+        self.transmit(now, head, 1, Some(pieces))
+    }
+
+    fn transmit(
+        &mut self,
+        now: Time,
+        buf: &mut [u8],
+        segments_max: usize,
+        pieces: Option<&mut Vec<Piece>>,
+    ) -> Option<Transmit> {
         const { assert!(HELLO_BYTES_MAX <= crate::DATAGRAM_BYTES_MIN) };
         assert!(buf.len() >= self.config.datagram_bytes, "the buffer holds a datagram");
         if let Some(bytes) = self.greeter.write(&self.config, now, buf) {
@@ -559,7 +591,7 @@ impl Connection {
         let transmit = if self.wants_control(now) {
             self.transmit_control(now, buf)
         } else {
-            self.transmit_fragments(now, buf, segments_max)
+            self.transmit_fragments(now, buf, segments_max, pieces)
         };
         if transmit.is_some() && self.sent.in_flight() > 0 {
             self.waiting_since.get_or_insert(now);
@@ -589,7 +621,7 @@ impl Connection {
         encode_close(&mut writer, engine, code, &reason);
         let len = body_at + writer.at();
         let flow = self.reply_flow;
-        self.seal(now, Kind::Control, flow, &mut buf[..len], None);
+        self.seal(now, Kind::Control, flow, &mut buf[..len], &[], None);
         Some(self.single(flow, len))
     }
 
@@ -625,7 +657,7 @@ impl Connection {
             return None;
         }
         let flow = self.reply_flow;
-        self.seal(now, Kind::Control, flow, &mut buf[..len], cargo);
+        self.seal(now, Kind::Control, flow, &mut buf[..len], &[], cargo);
         Some(self.single(flow, len))
     }
 
@@ -634,6 +666,7 @@ impl Connection {
         now: Time,
         buf: &mut [u8],
         segments_max: usize,
+        mut pieces: Option<&mut Vec<Piece>>,
     ) -> Option<Transmit> {
         let in_flight = self.sent.in_flight();
         let allowance = self.congestion.allowance();
@@ -666,7 +699,8 @@ impl Connection {
             && (is_probe || !self.sent.is_full())
         {
             let space = &mut buf[bytes..bytes + packet];
-            let Some(len) = self.write_fragment(now, flow, space) else { break };
+            let pieces = pieces.as_deref_mut();
+            let Some(len) = self.write_fragment(now, flow, space, pieces) else { break };
             bytes += len;
             segments += 1;
             if len < packet {
@@ -679,6 +713,7 @@ impl Connection {
         self.congestion.spend(bytes as u64);
         self.flow_left = self.flow_left.saturating_sub(segments as u64);
         self.statistics.packets_sent += segments as u64;
+        self.statistics.data_packets += segments as u64;
         self.statistics.bytes_sent += bytes as u64;
         Some(Transmit { flow, segments, segment_bytes: bytes.min(packet), bytes })
     }
@@ -690,8 +725,15 @@ impl Connection {
         }
     }
 
-    /// Makes one packet of the next fragment; gives its length.
-    fn write_fragment(&mut self, now: Time, flow: u16, buf: &mut [u8]) -> Option<usize> {
+    /// Makes one packet of the next fragment, or its head, if `pieces` may take the payload; gives
+    /// the length of both.
+    fn write_fragment(
+        &mut self,
+        now: Time,
+        flow: u16,
+        buf: &mut [u8],
+        pieces: Option<&mut Vec<Piece>>,
+    ) -> Option<usize> {
         let body_at = HEADER_BYTES + self.tag_bytes;
         let fragment = self.outgoing.next(buf.len() - body_at, MORE_BYTES)?;
         let mut writer = Writer::new(&mut buf[body_at..]);
@@ -706,13 +748,27 @@ impl Connection {
                 Kind::More
             }
         };
-        self.outgoing.read(&fragment, writer.space(fragment.bytes as usize));
+        let payload = fragment.bytes as usize;
         let version = self.session.as_ref().map_or(0, |session| session.version);
-        if fragment.is_last
+        let rides = fragment.is_last
             && version >= VERSION_RIDING_ACKS
             && self.acks.is_pending()
-            && writer.room() >= ACK_BYTES_MIN
-        {
+            && writer.room() >= payload + ACK_BYTES_MIN;
+        let is_whole = rides
+            || payload < SPLIT_BYTES_MIN
+            || !matches!(self.config.protection, Protection::Trusted);
+        // What stays where it lies; nothing, if the packet is whole.
+        let pieces: &[Piece] = match pieces.filter(|_| !is_whole) {
+            Some(pieces) => {
+                self.outgoing.pieces(&fragment, pieces);
+                pieces
+            }
+            None => &[],
+        };
+        if pieces.is_empty() {
+            self.outgoing.read(&fragment, writer.space(payload));
+        }
+        if rides {
             self.acks.write(now, &mut writer);
         }
         let len = body_at + writer.at();
@@ -724,22 +780,36 @@ impl Connection {
         }
         let (sequence, at, bytes) = (fragment.sequence, fragment.at, fragment.bytes);
         let cargo = Cargo::Fragment { sequence, at, bytes };
-        self.seal(now, kind, flow, &mut buf[..len], Some(cargo));
-        Some(len)
+        Some(self.seal(now, kind, flow, &mut buf[..len], pieces, Some(cargo)))
     }
 
-    /// Numbers, seals and notes a packet whose body is in place.
-    fn seal(&mut self, now: Time, kind: Kind, flow: u16, packet: &mut [u8], cargo: Option<Cargo>) {
+    /// Numbers, seals and notes a packet whose body is in place, or goes on in `pieces`; gives its
+    /// length.
+    fn seal(
+        &mut self,
+        now: Time,
+        kind: Kind,
+        flow: u16,
+        packet: &mut [u8],
+        pieces: &[Piece],
+        cargo: Option<Cargo>,
+    ) -> usize {
         let session = self.session.as_mut().expect("only a session sends packets");
         let number = self.sent.next();
         let connection_id = self.config.connection_id;
         let header = Header { kind, version: session.version, number, connection_id }.encode();
-        let len = packet.len();
+        let len = packet.len() + pieces.iter().map(|piece| piece.bytes.len()).sum::<usize>();
         let (front, body) = packet.split_at_mut(HEADER_BYTES + self.tag_bytes);
-        front[..HEADER_BYTES].copy_from_slice(&header);
-        session.seal.seal(number, &header, &mut front[HEADER_BYTES..], body);
+        let (clear, tag) = front.split_at_mut(HEADER_BYTES);
+        clear.copy_from_slice(&header);
+        if pieces.is_empty() {
+            session.seal.seal(number, &header, tag, body);
+        } else {
+            session.seal.sign(number, &header, tag, body, pieces);
+        }
         let starved = self.sent.delivered() < self.starved_until;
         self.sent.sent(now, flow, len, cargo, starved);
+        len
     }
 
     /// When to call [`Connection::handle_timeout`] and then [`Connection::poll_transmit`], if nothing

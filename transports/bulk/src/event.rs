@@ -60,6 +60,8 @@ pub struct Statistics {
     pub packets_sent: u64,
     /// Their bytes.
     pub bytes_sent: u64,
+    /// Those of them that carried bytes of a message (or the word of an empty one).
+    pub data_packets: u64,
     /// Datagrams received whose check held.
     pub packets_received: u64,
     /// Their bytes.

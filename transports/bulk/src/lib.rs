@@ -38,6 +38,7 @@ mod ranges;
 mod receive;
 mod send;
 mod sent;
+mod split;
 mod wire;
 
 pub use config::{
@@ -49,3 +50,4 @@ pub use connection::Connection;
 pub use error::{CloseReason, ConfigError, FailReason, PlaceError, WindowError, WriteError};
 pub use event::{Event, Statistics, Transmit};
 pub use memory::{Span, WindowMemory};
+pub use split::{PIECES_MAX, Piece};

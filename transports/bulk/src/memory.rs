@@ -38,6 +38,12 @@ impl Span {
         self.len == 0
     }
 
+    /// The part of it from `at`.
+    pub(crate) fn part(&self, at: usize, len: usize) -> Span {
+        assert!(at <= self.len && len <= self.len - at, "a part lies within its span");
+        Span { ptr: self.ptr.wrapping_add(at), len }
+    }
+
     /// Copies bytes from `at` into `to`.
     ///
     /// # Panics
@@ -113,19 +119,31 @@ impl Parts {
 
     /// Copies the message's bytes from `at` into `to`, which must lie within the message.
     pub(crate) fn read(&self, at: u64, mut to: &mut [u8]) {
-        let mut part = self.ends.partition_point(|&end| end <= at);
-        let mut at = at;
-        while !to.is_empty() {
-            let span = &self.spans[part];
-            let start = self.ends[part] - span.len as u64;
-            let within = (at - start) as usize;
-            let here = to.len().min(span.len - within);
-            let (head, rest) = to.split_at_mut(here);
-            span.read(within, head);
+        for (_, _, piece) in self.pieces(at, to.len()) {
+            let (head, rest) = to.split_at_mut(piece.len);
+            piece.read(0, head);
             to = rest;
-            at += here as u64;
-            part += 1;
         }
+    }
+
+    /// Where `len` bytes of the message lie, from `at`: which span, where in it, and the piece.
+    pub(crate) fn pieces(&self, at: u64, len: usize) -> impl Iterator<Item = (usize, usize, Span)> {
+        let mut part = self.ends.partition_point(|&end| end <= at);
+        let (mut at, mut left) = (at, len);
+        std::iter::from_fn(move || {
+            while left > 0 {
+                let (this, span) = (part, &self.spans[part]);
+                let within = (at - (self.ends[part] - span.len as u64)) as usize;
+                let here = left.min(span.len - within);
+                left -= here;
+                at += here as u64;
+                part += 1;
+                if here > 0 {
+                    return Some((this, within, span.part(within, here)));
+                }
+            }
+            None
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use crate::config::WINDOWS_MAX;
 use crate::error::{CloseReason, FailReason, WriteError};
 use crate::memory::Parts;
 use crate::ranges::RangeSet;
+use crate::split::{PIECES_MAX, Piece};
 use crate::wire::First;
 
 /// Messages up to this length do not wait behind longer ones.
@@ -271,6 +272,22 @@ impl Outgoing {
     pub(crate) fn read(&self, fragment: &Fragment, to: &mut [u8]) {
         let started = self.get(fragment.sequence).expect("it was just taken from here");
         started.parts.read(fragment.at, to);
+    }
+
+    /// Where a fragment's payload lies; nothing, if in too many pieces.
+    pub(crate) fn pieces(&self, fragment: &Fragment, to: &mut Vec<Piece>) {
+        let started = self.get(fragment.sequence).expect("it was just taken from here");
+        let message = started.message;
+        let pieces = started.parts.pieces(fragment.at, fragment.bytes as usize);
+        to.extend(pieces.take(PIECES_MAX + 1).map(|(part, at, bytes)| Piece {
+            message,
+            part,
+            at,
+            bytes,
+        }));
+        if to.len() > PIECES_MAX {
+            to.clear();
+        }
     }
 
     /// A fragment arrived.
