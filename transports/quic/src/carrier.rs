@@ -21,7 +21,7 @@ use quinn::{
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::config::{self, Tuning};
+use crate::config::{self, Judge, Tuning};
 use crate::runtime;
 use crate::wake::Bell;
 
@@ -77,7 +77,7 @@ impl Carrier {
         }
         // Nobody looks at the name on a trusted network; an address always makes one.
         let name = if options.trusted { "genie".to_owned() } else { name.to_owned() };
-        let config = config::client(options, tuning.transport())?;
+        let (config, judge) = config::client(options, tuning.transport())?;
         let runtime = runtime::handle()?;
         let _inside = runtime.enter();
         let any: SocketAddr = match peer.is_ipv4() {
@@ -90,7 +90,7 @@ impl Carrier {
         let endpoint = Endpoint::client(any).map_err(|error| io(&error))?;
         let connecting = endpoint.connect_with(config, peer, &name).map_err(|error| io(&error))?;
         let setup = async move {
-            let connection = connecting.await.map_err(|error| lost(error, false))?;
+            let connection = connecting.await.map_err(|error| refused(error, &judge))?;
             let (send, receive) =
                 connection.accept_bi().await.map_err(|error| lost(error, false))?;
             let (data_send, data_receive) =
@@ -101,10 +101,10 @@ impl Carrier {
     }
 
     /// A peer has begun to connect.
-    pub fn accept(runtime: Handle, connecting: Connecting, trusted: bool) -> Result<Carrier> {
-        let peer = connecting.remote_address();
+    pub fn accept(runtime: Handle, connecting: Connecting, judge: Judge) -> Result<Carrier> {
+        let (peer, trusted) = (connecting.remote_address(), judge.is_none());
         let setup = async move {
-            let connection = connecting.await.map_err(|error| lost(error, false))?;
+            let connection = connecting.await.map_err(|error| refused(error, &judge))?;
             let (send, receive) = connection.open_bi().await.map_err(|error| lost(error, false))?;
             let (data_send, data_receive) =
                 connection.open_bi().await.map_err(|error| lost(error, false))?;
@@ -358,6 +358,17 @@ fn broken(error: WriteError, open: bool) -> TransportError {
     }
 }
 
+/// Why a handshake failed. Of what this end has against the peer, quinn keeps the text of rustls.
+fn refused(error: ConnectionError, judge: &Judge) -> TransportError {
+    if let ConnectionError::TransportError(told) = &error
+        && let Some(certs) = judge
+        && let Some(words) = certs.explain(&told.reason)
+    {
+        return TransportError::new(Cause::Refused, words);
+    }
+    lost(error, false)
+}
+
 /// Why a connection ended, in the words of this repository.
 fn lost(error: ConnectionError, open: bool) -> TransportError {
     let alert = |code: u64| (0x100..0x200).contains(&code).then_some(code as u8);
@@ -386,7 +397,6 @@ fn lost(error: ConnectionError, open: bool) -> TransportError {
         },
         ConnectionError::TransportError(error) => match alert(error.code.into()) {
             Some(NO_APPLICATION_PROTOCOL) => other_protocol(),
-            // quinn keeps the text of what this end has against the peer, and the text alone.
             Some(_) => TransportError::new(early, format!("the peer is refused: {}", error.reason)),
             None => TransportError::new(Cause::Protocol, format!("QUIC failed: {error}")),
         },

@@ -141,17 +141,21 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+/// The certificates that judge a peer; none on a trusted network.
+pub(crate) type Judge = Option<Arc<ReloadingCerts>>;
+
 /// The listening side. Nodes may bring data of other nodes; control is for hosts.
-pub(crate) fn server(options: &Options) -> Result<Arc<QuicServerConfig>> {
-    let tls = match options.trusted {
-        true => trusted_server()?,
-        false => {
+pub(crate) fn server(options: &Options) -> Result<(Arc<QuicServerConfig>, Judge)> {
+    let judge = (!options.trusted).then(|| certificates(options)).transpose()?;
+    let tls = match &judge {
+        None => trusted_server()?,
+        Some(certs) => {
             let accept =
                 if options.secret.is_some() { Accept::HostsAndNodes } else { Accept::Hosts };
-            certificates(options)?.server_config(accept, &[ALPN]).map_err(refused)?
+            certs.server_config(accept, &[ALPN]).map_err(refused)?
         }
     };
-    QuicServerConfig::try_from(tls).map(Arc::new).map_err(failed)
+    Ok((QuicServerConfig::try_from(tls).map(Arc::new).map_err(failed)?, judge))
 }
 
 pub(crate) fn with_transport(
@@ -166,9 +170,13 @@ pub(crate) fn with_transport(
 }
 
 /// The dialling side.
-pub(crate) fn client(options: &Options, transport: Arc<TransportConfig>) -> Result<ClientConfig> {
-    let tls = match options.trusted {
-        true => {
+pub(crate) fn client(
+    options: &Options,
+    transport: Arc<TransportConfig>,
+) -> Result<(ClientConfig, Judge)> {
+    let judge = (!options.trusted).then(|| certificates(options)).transpose()?;
+    let tls = match &judge {
+        None => {
             let mut tls = rustls::ClientConfig::builder_with_provider(provider())
                 .with_protocol_versions(&[&rustls::version::TLS13])
                 .map_err(failed)?
@@ -178,12 +186,12 @@ pub(crate) fn client(options: &Options, transport: Arc<TransportConfig>) -> Resu
             tls.alpn_protocols = vec![ALPN.to_vec()];
             tls
         }
-        false => certificates(options)?.client_config(&[ALPN]).map_err(refused)?,
+        Some(certs) => certs.client_config(&[ALPN]).map_err(refused)?,
     };
     let crypto = QuicClientConfig::try_from(tls).map_err(failed)?;
     let mut config = ClientConfig::new(Arc::new(crypto));
     config.transport_config(transport);
-    Ok(config)
+    Ok((config, judge))
 }
 
 /// A certificate of the moment, which only serves to agree on keys.

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::carrier::Carrier;
-use crate::config::{self, Tuning};
+use crate::config::{self, Judge, Tuning};
 use crate::wake::Bell;
 use crate::{driven, runtime};
 
@@ -20,6 +20,7 @@ pub(crate) struct QuicDoor {
     bell: Arc<Bell>,
     address: SocketAddr,
     options: Options,
+    judge: Judge,
     runtime: Handle,
     endpoint: Endpoint,
     visitors: Receiver<Connecting>,
@@ -29,7 +30,7 @@ pub(crate) struct QuicDoor {
 impl QuicDoor {
     pub fn open(options: &Options) -> Result<Self> {
         let tuning = Tuning::read(options)?;
-        let crypto = config::server(options)?;
+        let (crypto, judge) = config::server(options)?;
         let address = config::resolve(&options.address)?;
         let bell = Bell::new()?;
         let runtime = runtime::handle()?;
@@ -45,7 +46,7 @@ impl QuicDoor {
         let accepting = runtime.spawn(accepting);
         let options = options.clone();
         let runtime = runtime.clone();
-        Ok(QuicDoor { bell, address, options, runtime, endpoint, visitors, accepting })
+        Ok(QuicDoor { bell, address, options, judge, runtime, endpoint, visitors, accepting })
     }
 }
 
@@ -77,7 +78,7 @@ impl Door for QuicDoor {
         let Ok(connecting) = self.visitors.try_recv() else { return Ok(None) };
         // There may be more.
         self.bell.ring();
-        let carrier = Carrier::accept(self.runtime.clone(), connecting, self.options.trusted)?;
+        let carrier = Carrier::accept(self.runtime.clone(), connecting, self.judge.clone())?;
         driven(carrier, &self.options, false).map(Some)
     }
 }

@@ -36,6 +36,8 @@ pub struct ReloadingCerts {
     warn: Warn,
     provider: Arc<CryptoProvider>,
     state: Mutex<State>,
+    /// What was last held against a peer: in the words of rustls, and in ours.
+    refusal: Mutex<Option<(String, String)>>,
 }
 
 struct State {
@@ -80,7 +82,8 @@ impl ReloadingCerts {
         let now = Arc::new(Snapshot::read(&dir, time(&*clock), &provider)?);
         let again = stamps.late().then(|| Instant::now() + AGAIN);
         let state = Mutex::new(State { now, stamps, again, told: None });
-        Ok(Arc::new(Self { dir, clock, warn, provider, state }))
+        let refusal = Mutex::default();
+        Ok(Arc::new(Self { dir, clock, warn, provider, state, refusal }))
     }
 
     /// Who this side is.
@@ -95,6 +98,18 @@ impl ReloadingCerts {
 
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// In plain words what these certificates last held against a peer, if rustls calls it `text`.
+    /// For libraries that pass on an error's text and not the error.
+    pub fn explain(&self, text: &str) -> Option<String> {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        refusal.as_ref().filter(|(rustls, _)| rustls == text).map(|(_, words)| words.clone())
+    }
+
+    pub(crate) fn remember(&self, refusal: &rustls::Error) {
+        let told = (refusal.to_string(), crate::describe(refusal));
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
     }
 
     pub(crate) fn provider(&self) -> &Arc<CryptoProvider> {

@@ -144,10 +144,11 @@ impl ServerCertVerifier for Servers {
         // A host's certificate has no address and is for clients only: say that it is a host's,
         // where the chain is good.
         let servers = &self.0.current().servers;
-        match servers.verify_server_cert(cert, chain, name, ocsp, now) {
+        let checked = match servers.verify_server_cert(cert, chain, name, ocsp, now) {
             Err(error @ Error::InvalidCertificate(CertificateError::UnknownIssuer)) => Err(error),
             checked => role_is(cert, &[Role::Node], "a node").and(checked),
-        }
+        };
+        checked.inspect_err(|error| self.0.remember(error))
     }
 
     fn verify_tls12_signature(
@@ -192,14 +193,13 @@ impl ClientCertVerifier for Clients {
         chain: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.certs.current().clients.verify_client_cert(cert, chain, now)?;
-        match self.accept {
-            Accept::Hosts => role_is(cert, &[Role::Host], "a host")?,
-            Accept::HostsAndNodes => {
-                role_is(cert, &[Role::Host, Role::Node], "a host or a node")?;
-            }
-        }
-        Ok(verified)
+        let verified = self.certs.current().clients.verify_client_cert(cert, chain, now);
+        let roles = || match self.accept {
+            Accept::Hosts => role_is(cert, &[Role::Host], "a host"),
+            Accept::HostsAndNodes => role_is(cert, &[Role::Host, Role::Node], "a host or a node"),
+        };
+        let checked = verified.and_then(|verified| roles().map(|()| verified));
+        checked.inspect_err(|error| self.certs.remember(error))
     }
 
     fn verify_tls12_signature(
