@@ -2,7 +2,9 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use genie_transport::transport::{Cause, FRAME_QUEUE_BYTES_MAX, Result, TransportError};
+use genie_transport::transport::{
+    Cause, Completion, FRAME_QUEUE_BYTES_MAX, Result, TransportError,
+};
 
 use super::{CONTROL, Exchange};
 use crate::memory::invalid;
@@ -53,6 +55,17 @@ impl Exchange {
 
     pub fn queued_bytes(&self) -> usize {
         self.held_bytes + self.lanes[CONTROL].queued()
+    }
+
+    pub(super) fn on_frame(&mut self, kind: u8, beside: bool, body: Vec<u8>) -> Result<()> {
+        let memory = match beside {
+            true => Some(self.take_descriptor()?),
+            false => None,
+        };
+        self.counters.frames_received += 1;
+        self.arrived_bytes += body.len();
+        self.completions.push_back(Completion::Frame { kind, body, memory });
+        Ok(())
     }
 
     pub(super) fn post(&mut self, record: Record<'_>, beside: Option<OwnedFd>) {

@@ -6,7 +6,6 @@ use std::time::Instant;
 use genie_transport::transport::{Cause, Completion, Result, TransportError};
 
 use super::greeting::refused;
-use super::liveness::closed_here;
 use super::{CONTROL, DATA, Exchange, Stage};
 use crate::lane::{Arriving, Span, Whole};
 use crate::record::{Record, Write, protocol};
@@ -115,76 +114,23 @@ impl Exchange {
     ) -> Result<()> {
         match record {
             Record::Frame { kind, beside, body } => {
-                let body = collected.unwrap_or_else(|| body.to_vec());
-                let memory = match beside {
-                    true => Some(self.take_descriptor()?),
-                    false => None,
-                };
-                self.counters.frames_received += 1;
-                self.arrived_bytes += body.len();
-                self.completions.push_back(Completion::Frame { kind, body, memory });
+                self.on_frame(kind, beside, collected.unwrap_or_else(|| body.to_vec()))
             }
-            Record::Offer(offer) => self.on_offer(offer)?,
-            Record::Withdraw { window, generation } => {
-                match self.peer_windows.get(&window) {
-                    Some(open) if open.generation == generation => {
-                        self.peer_windows.remove(&window);
-                    }
-                    _ => return Err(protocol(format!("an end of window {window}, unknown here"))),
-                }
-                if let Some(sharing) = &mut self.sharing {
-                    sharing.forget(generation);
-                }
-            }
-            Record::Write(write) => self.on_write(lane, write)?,
-            Record::Data { bytes } => {
-                let incoming = &mut self.lanes[lane].incoming;
-                match &incoming.arriving {
-                    Some(open) if u64::from(bytes) <= open.write.bytes - open.done => {
-                        incoming.chunk_left = bytes.into();
-                    }
-                    Some(_) => return Err(protocol("more payload than its message has".into())),
-                    None => return Err(protocol("payload of no message".into())),
-                }
-            }
-            Record::Written { message } => {
-                self.answered(message)?;
-                self.counters.messages_written += 1;
-                self.end_message(message);
-                self.completions.push_back(Completion::Written { message });
-            }
-            Record::Dropped { message } => {
-                let window = self.answered(message)?;
-                self.counters.messages_dropped += 1;
-                self.messages.get_mut(&message).expect("checked by answered").sent = false;
-                match self.peer_windows.contains_key(&window) {
-                    true => self.ready.push_back(message),
-                    false => self.waiting.entry(window).or_default().push_back(message),
-                }
-            }
-            Record::Alive => {}
+            Record::Offer(offer) => self.on_offer(offer),
+            Record::Withdraw { window, generation } => self.on_withdraw(window, generation),
+            Record::Write(write) => self.on_write(lane, write),
+            Record::Data { bytes } => self.on_data(lane, bytes),
+            Record::Written { message } => self.on_written(message),
+            Record::Dropped { message } => self.on_dropped(message),
+            Record::Alive => Ok(()),
             Record::Close { reason } => {
-                self.peer_closed = true;
-                let reason = String::from_utf8_lossy(reason);
-                let error = match self.closing {
-                    true => closed_here(),
-                    false => {
-                        // So that the peer knows that its goodbye was heard.
-                        self.push_close("");
-                        let text = match reason.is_empty() {
-                            true => "the peer closed the connection".to_owned(),
-                            false => format!("the peer closed the connection: {reason}"),
-                        };
-                        TransportError::new(Cause::Closed, text)
-                    }
-                };
-                self.failure.get_or_insert(error);
+                self.on_close(reason);
+                Ok(())
             }
             Record::Hello(_) | Record::Proof(_) | Record::Lane => {
-                return Err(protocol("a second greeting".into()));
+                Err(protocol("a second greeting".into()))
             }
         }
-        Ok(())
     }
 
     fn on_write(&mut self, lane: usize, write: Write) -> Result<()> {
@@ -207,6 +153,18 @@ impl Exchange {
             self.lanes[lane].incoming.arriving = Some(arriving);
         }
         Ok(())
+    }
+
+    fn on_data(&mut self, lane: usize, bytes: u32) -> Result<()> {
+        let incoming = &mut self.lanes[lane].incoming;
+        match &incoming.arriving {
+            Some(open) if u64::from(bytes) <= open.write.bytes - open.done => {
+                incoming.chunk_left = bytes.into();
+                Ok(())
+            }
+            Some(_) => Err(protocol("more payload than its message has".into())),
+            None => Err(protocol("payload of no message".into())),
+        }
     }
 
     fn payload_arrived(&mut self, lane: usize, bytes: u64) {

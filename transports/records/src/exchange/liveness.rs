@@ -93,6 +93,25 @@ impl Exchange {
         Some(if sign > now { sign.min(end) } else { end })
     }
 
+    /// The peer said goodbye.
+    pub(super) fn on_close(&mut self, reason: &[u8]) {
+        self.peer_closed = true;
+        let reason = String::from_utf8_lossy(reason);
+        let error = match self.closing {
+            true => closed_here(),
+            false => {
+                // So that the peer knows that its goodbye was heard.
+                self.push_close("");
+                let text = match reason.is_empty() {
+                    true => "the peer closed the connection".to_owned(),
+                    false => format!("the peer closed the connection: {reason}"),
+                };
+                TransportError::new(Cause::Closed, text)
+            }
+        };
+        self.failure.get_or_insert(error);
+    }
+
     pub(super) fn push_close(&mut self, reason: &str) {
         let mut bytes = reason.len().min(REASON_BYTES_MAX);
         while !reason.is_char_boundary(bytes) {
@@ -103,6 +122,6 @@ impl Exchange {
     }
 }
 
-pub(super) fn closed_here() -> TransportError {
+fn closed_here() -> TransportError {
     TransportError::new(Cause::Closed, "the connection was closed by this end")
 }

@@ -75,4 +75,17 @@ impl Exchange {
         }
         Ok(())
     }
+
+    pub(super) fn on_withdraw(&mut self, window: u32, generation: u64) -> Result<()> {
+        match self.peer_windows.get(&window) {
+            Some(open) if open.generation == generation => {
+                self.peer_windows.remove(&window);
+            }
+            _ => return Err(protocol(format!("an end of window {window}, unknown here"))),
+        }
+        if let Some(sharing) = &mut self.sharing {
+            sharing.forget(generation);
+        }
+        Ok(())
+    }
 }

@@ -98,8 +98,28 @@ impl Exchange {
         self.messages.get_mut(&number).expect("it was being sent").sent = true;
     }
 
+    pub(super) fn on_written(&mut self, message: u64) -> Result<()> {
+        self.answered(message)?;
+        self.counters.messages_written += 1;
+        self.end_message(message);
+        self.completions.push_back(Completion::Written { message });
+        Ok(())
+    }
+
+    /// Its window was withdrawn meanwhile: it is sent again into the next of that number.
+    pub(super) fn on_dropped(&mut self, message: u64) -> Result<()> {
+        let window = self.answered(message)?;
+        self.counters.messages_dropped += 1;
+        self.messages.get_mut(&message).expect("checked by answered").sent = false;
+        match self.peer_windows.contains_key(&window) {
+            true => self.ready.push_back(message),
+            false => self.waiting.entry(window).or_default().push_back(message),
+        }
+        Ok(())
+    }
+
     /// The window of a message that the peer may answer now.
-    pub(super) fn answered(&self, message: u64) -> Result<u32> {
+    fn answered(&self, message: u64) -> Result<u32> {
         let sent = self.messages.get(&message).filter(|posted| posted.sent);
         match sent {
             Some(posted) => Ok(posted.window),
@@ -107,7 +127,7 @@ impl Exchange {
         }
     }
 
-    pub(super) fn end_message(&mut self, number: u64) {
+    fn end_message(&mut self, number: u64) {
         if let Some(message) = self.messages.remove(&number) {
             for part in &message.parts {
                 self.memories.release(part);
