@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use genie_remote::LinkSettings;
+use genie_transport::transport::Cause;
 use genie_transport::{Link, LinkError};
 use genie_wire::control::{Device, Hello};
 use rustix::event::{Timespec, epoll};
@@ -375,7 +376,11 @@ fn watch(epoll: impl AsFd, source: BorrowedFd<'_>, name: u64) -> std::io::Result
 
 /// Whether a link's error is the peer's fault and worth telling it.
 fn is_refusable(error: &LinkError) -> bool {
-    matches!(error, LinkError::Wire(_) | LinkError::Memory(_))
+    match error {
+        LinkError::Wire(_) | LinkError::Memory(_) => true,
+        LinkError::Transport(error) => error.cause == Cause::Protocol,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -437,8 +437,10 @@ impl Link for RemoteLink {
         all
     }
 
+    /// It changes when a way is asked for, and again when payloads have it.
     fn changes(&self) -> u32 {
-        self.attempt
+        let open = matches!(self.path, Path::Open(_) | Path::OverControl | Path::Shared);
+        2 * self.attempt + u32::from(open)
     }
 
     fn drive(&mut self) -> Result<(), LinkError> {

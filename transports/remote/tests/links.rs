@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use genie_remote::message::{HELLO, Hello, LINK_VERSION, LINK_VERSION_OLDEST, WELCOME, Welcome};
 use genie_remote::{LinkSettings, RemoteLink, Role};
 use genie_tcp::Tcp;
 use genie_transport::transport::*;
@@ -238,7 +239,9 @@ fn without_a_common_transport_payloads_take_the_control_connection() {
     let one: Arc<dyn Transport> = Arc::new(Frail::new("one", 0));
     let other: Arc<dyn Transport> = Arc::new(Frail::new("other", 0));
     let (mut host, mut node) = pair(&[one], &[other]);
-    assert_eq!(host.way().unwrap().transport, "tcp");
+    let way = host.way().unwrap();
+    assert_eq!(way.transport, "tcp");
+    assert!(way.route.contains("not over one: the node has no such transport"), "{way:?}");
     exchange(&mut host, &mut node, 30);
 }
 
@@ -249,7 +252,9 @@ fn a_transport_that_breaks_gives_way_to_the_next_and_nothing_is_lost() {
         let second: Arc<dyn Transport> = Arc::new(Frail::new("second", 2 * budget));
         let all = [first, second];
         let (mut host, mut node) = pair(&all, &all);
+        let before = host.changes();
         exchange(&mut host, &mut node, 40);
+        assert!(budget == 0 || host.changes() > before + 1, "asked for, and then open");
         let way = host.way().unwrap();
         assert_eq!(way.transport, "tcp", "budget {budget}: {way:?}");
         assert!(way.route.contains("not over second: the cable was pulled"), "{way:?}");
@@ -287,6 +292,57 @@ fn a_region_beyond_the_limit_ends_the_link_with_a_reason() {
     };
     assert!(matches!(&error, LinkError::Transport(error) if error.cause == Cause::Protocol));
     assert!(error.to_string().contains("GENIE_UPLOAD_BYTES"), "{error}");
+}
+
+/// What a node answers to the hello of a host that speaks these versions.
+fn welcome_to(version: u32, oldest: u32) -> Welcome {
+    let options = Options { address: "127.0.0.1:0".into(), trusted: true, ..Options::default() };
+    let mut listener = Tcp.listen(&options).unwrap();
+    let options = Options { address: listener.address(), ..options };
+    let mut peer = Tcp.connect(&options).unwrap();
+    let (started, mut node, mut greeted) = (Instant::now(), None, false);
+    loop {
+        assert!(started.elapsed() < PATIENCE, "no welcome");
+        let mut seen = Vec::new();
+        peer.poll(&mut seen).unwrap();
+        for completion in seen {
+            if let Completion::Frame { kind: WELCOME, body, .. } = completion {
+                return Welcome::decode(&body[..]).unwrap();
+            }
+        }
+        match &mut node {
+            None => {
+                let accepted = listener.accept().unwrap();
+                node = accepted
+                    .map(|link| RemoteLink::new(Role::Node, link, &Tcp, settings(&[])).unwrap());
+            }
+            Some(node) => {
+                if !std::mem::replace(&mut greeted, true) {
+                    let hello = Hello { version, oldest, software: "genie-host 9".into() };
+                    peer.send_frame(HELLO, &[&hello.encode_to_vec()], None).unwrap();
+                }
+                assert!(node.poll().unwrap().is_none());
+            }
+        }
+    }
+}
+
+#[test]
+fn versions_before_and_after_ours_are_served_and_strange_ones_told_both() {
+    for (version, oldest, used) in [
+        (LINK_VERSION, LINK_VERSION_OLDEST, LINK_VERSION),
+        (LINK_VERSION - 1, 1, LINK_VERSION - 1),
+        (LINK_VERSION + 1, LINK_VERSION, LINK_VERSION),
+    ] {
+        let welcome = welcome_to(version, oldest);
+        assert_eq!((welcome.version, &welcome.refused[..]), (used, ""));
+    }
+    for (version, oldest) in [(0, 0), (LINK_VERSION + 2, LINK_VERSION + 1)] {
+        let refused = welcome_to(version, oldest).refused;
+        let theirs = format!("genie-host 9 speaks {oldest} to {version}");
+        let ours = format!("test speaks versions {LINK_VERSION_OLDEST} to {LINK_VERSION}");
+        assert!(refused.contains(&theirs) && refused.contains(&ours), "{refused}");
+    }
 }
 
 #[test]

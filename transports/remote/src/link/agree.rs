@@ -4,6 +4,7 @@
 //! failed (`Gone`). Before either end tells what arrived, it has ended the old connection, so that
 //! nothing is placed in between.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use genie_transport::transport::{Cause, Connection, Options, Transport, TransportError};
@@ -74,7 +75,14 @@ impl RemoteLink {
             return Err(protocol("the node's welcome makes no sense".to_owned()));
         }
         let ours = self.settings.transports.iter().map(|transport| transport.facts().name);
-        self.candidates = ours.filter(|name| welcome.transports.contains(name)).collect();
+        let mut ours: VecDeque<String> = ours.collect();
+        // Only what would have been the strongest is worth a word.
+        let strongest = ours.front().filter(|name| **name != self.control_name);
+        self.not = strongest
+            .filter(|name| !welcome.transports.contains(name))
+            .map(|name| (name.clone(), "the node has no such transport".to_owned()));
+        ours.retain(|name| welcome.transports.contains(name));
+        self.candidates = ours;
         self.welcome = Some(welcome);
         match self.path {
             Path::Shared => Ok(()),
