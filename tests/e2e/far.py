@@ -71,6 +71,7 @@ def answer(line):
         say(end=False, failed=traceback.format_exc())
     finally:
         genie.shutdown()
+        genie._session._chosen = None  # what a job asked for by init() is not for the next
         faulthandler.cancel_dump_traceback_later()
         for name, value in before.items():
             os.environ.pop(name, None)
