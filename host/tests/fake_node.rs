@@ -101,7 +101,8 @@ impl Session {
                     let request = StatusRequest::decode(&frame.body[..]).expect("a request");
                     let value = self.storages.len() as u64;
                     let counter = Counter { name: "node.storages".to_owned(), value };
-                    let status = Status { token: request.token, counters: vec![counter], words: vec![] };
+                    let status =
+                        Status { token: request.token, counters: vec![counter], words: vec![] };
                     self.send(FrameKind::Status, &status.encode_to_vec())?;
                 }
                 FrameKind::Tape => self.tape(&frame.body)?,

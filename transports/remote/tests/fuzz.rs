@@ -148,7 +148,7 @@ fn mutated_messages_never_panic_a_link() {
     let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[3; 32]);
     let (mut delivered, mut refused, mut messages) = (0u64, 0u64, 0u64);
     while messages < cases {
-        let role = if random.next_u32() % 2 == 0 { Role::Host } else { Role::Node };
+        let role = if random.next_u32().is_multiple_of(2) { Role::Host } else { Role::Node };
         let (mut link, script) = link(role);
         script.0.lock().unwrap().push_back(Completion::Connected);
         for _ in 0..1 + random.next_u32() % 12 {
@@ -166,7 +166,7 @@ fn mutated_messages_never_panic_a_link() {
             }
             let mut script = script.0.lock().unwrap();
             script.push_back(Completion::Frame { kind, body, memory: None });
-            if random.next_u32() % 4 == 0 {
+            if random.next_u32().is_multiple_of(4) {
                 let message = random.next_u64() % 20;
                 let placed = Completion::Placed { message, window: 0, offset: 0, bytes: 1 };
                 script.push_back(placed);
