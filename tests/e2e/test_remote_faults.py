@@ -43,7 +43,7 @@ def far(bed):
 # The link is cut
 
 UPLOAD = """
-data = torch.randint(0, 255, (192 << 20,), dtype=torch.uint8)
+data = torch.randint(0, 255, (128 << 20,), dtype=torch.uint8)
 torch.ones(3, device=DEVICE).sum().item()
 say(ready=True)
 far = data.to(DEVICE)
@@ -74,7 +74,7 @@ say(equal=got == list(tokens("cpu", lambda: next(left, None) is not None)), tota
 """
 
 
-@pytest.mark.parametrize("data", ["udp", "tcp", "quic"])
+@pytest.mark.parametrize("data", ["udp", "tcp", pytest.param("quic", marks=pytest.mark.slow)])
 def test_upload_survives_a_cut_of_five_seconds(data, far):
     node = far.node()
     far.worker.begin(UPLOAD, far.environment(node.address, data=data))
@@ -87,7 +87,7 @@ def test_upload_survives_a_cut_of_five_seconds(data, far):
     assert far.link.counters()["cut"][0] > 0, "nothing was lost by the cut"
 
 
-@pytest.mark.parametrize("data", ["udp", "tcp"])
+@pytest.mark.parametrize("data", ["udp", pytest.param("tcp", marks=pytest.mark.slow)])
 def test_decoding_survives_a_cut_of_five_seconds(data, far):
     node = far.node()
     far.worker.begin(DECODE, far.environment(node.address, data=data))
@@ -263,7 +263,7 @@ def test_wrong_authority_is_refused_by_the_node(far):
 
 def test_no_certificate_is_refused(far):
     node = far.node()
-    said = tool("serve", "--node", node.address, prefix=far.at_a, may_fail=True, env={"GENIE_CERTS": ""})
+    said = tool("serve", "--node", node.address, prefix=far.at_a, may_fail=True)
     assert "no certificates were given" in said and "--certs" in said, said
     assert refused(far, far.environment(node.address, GENIE_CERTS=""))["error"] == "RuntimeError"
 
@@ -372,7 +372,7 @@ def test_transport_missing_on_the_node_gives_way_to_the_next(far):
     node = far.node("--transports", some)
     said = far.worker.do(TRY, far.environment(node.address, data="udp,tcp,quic"))
     assert said["error"] is None and "tensors over tcp" in said["route"], said
-    assert "not over udp: the node has no transport" in said["route"], said
+    assert "not over udp: the node has no such transport" in said["route"], said
 
 
 def transports_directory():
@@ -498,17 +498,16 @@ def test_quota_of_message_bytes(far):
 # What must not listen
 
 
-@pytest.mark.parametrize("address", ["quic://0.0.0.0:0", "quic://[::]:0", "tcp://0.0.0.0:0"])
-def test_node_listens_at_no_public_address_without_certificates(address, far):
+@pytest.mark.parametrize("more", [["quic://0.0.0.0:0"], ["tcp://0.0.0.0:0", "--trusted-network"]], ids=["quic", "tcp"])
+def test_node_listens_at_no_public_address_without_certificates(more, far):
     environment = {**os.environ, "LD_LIBRARY_PATH": far_away.TORCH_LIB}
     environment.pop("GENIE_CERTS", None)
-    for more in ([], ["--trusted-network"]):
-        done = subprocess.run(
-            far.link.b.command([node_binary(), "--listen", address, "--device", "cpu", *more]),
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=READY_SECONDS_MAX,
-        )
-        assert done.returncode != 0 and "ready" not in done.stdout, done
-        assert "without certificates" in done.stderr and "--certs" in done.stderr, done.stderr
+    done = subprocess.run(
+        far.link.b.command([node_binary(), "--device", "cpu", "--listen", *more]),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=READY_SECONDS_MAX,
+    )
+    assert done.returncode != 0 and "ready" not in done.stdout, done
+    assert "without certificates" in done.stderr and "--certs" in done.stderr, done.stderr
