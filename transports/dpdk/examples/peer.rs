@@ -6,7 +6,8 @@
 //! ```
 //!
 //! With `--plugins DIR` the transport is loaded from there as the host does it: vetted, probed in a
-//! child process, called through the C ABI. Otherwise it is linked in. The last line on standard
+//! child process, called through the C ABI. Otherwise it is linked in. With `--reverse yes` on both
+//! the listening end streams. The last line on standard
 //! output is a JSON object of what happened.
 
 use std::collections::BTreeMap;
@@ -42,8 +43,10 @@ struct Arguments {
     plugins: Option<String>,
     /// Messages that go there and, changed, back.
     exchange: u64,
-    /// Seconds that the connecting end sends for.
+    /// Seconds that one end sends for.
     stream: f64,
+    /// The listening end streams, the connecting one takes.
+    reverse: bool,
     /// Of a message that is streamed.
     bytes: u64,
     /// Messages on their way at once.
@@ -93,6 +96,7 @@ fn read(words: impl Iterator<Item = String>) -> Result<Arguments, Failure> {
             "--plugins" => read.plugins = Some(value),
             "--exchange" => read.exchange = value.parse()?,
             "--stream" => read.stream = value.parse()?,
+            "--reverse" => read.reverse = value == "yes",
             "--bytes" => read.bytes = value.parse()?,
             "--depth" => read.depth = value.parse()?,
             "--idle" => read.idle = value.parse()?,
@@ -139,10 +143,11 @@ fn run(role: &str, arguments: &Arguments) -> Result<(), Failure> {
     let mut end = End::new(connection, until)?;
     let wall = Instant::now();
     let cpu = cpu_seconds();
+    let streams = (role == "connect") != arguments.reverse;
     match role {
         "connect" if arguments.exchange > 0 => end.ask(arguments.exchange)?,
-        "connect" => end.stream(arguments)?,
         _ if arguments.exchange > 0 => end.answer(arguments.exchange)?,
+        _ if streams => end.stream(arguments)?,
         _ => end.sink()?,
     }
     let busy = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);
@@ -150,7 +155,7 @@ fn run(role: &str, arguments: &Arguments) -> Result<(), Failure> {
         end.idle(Duration::from_secs_f64(arguments.idle))?;
     }
     end.report(busy);
-    if role == "connect" {
+    if streams {
         end.connection.close("done");
         end.until_closed()?;
     }
@@ -338,6 +343,9 @@ impl End {
         for name in [
             "packets_sent",
             "packets_lost",
+            "zero_copy_packets",
+            "copied_packets",
+            "attached_now",
             "packets_received",
             "retransmitted",
             "corrupt_dropped",

@@ -453,13 +453,17 @@ impl Endpoint {
             self.port.send_arp(&ask);
             turn.worked = true;
         }
+        if state.memories.has_out() {
+            self.port.reclaim();
+        }
         state.round(now, known.is_some());
         if let Some(mac) = known {
             while self.port.queued() < QUEUED_MAX {
                 let bytes = datagram_bytes(self.port.mtu());
                 let (ip, own) = (self.settings.ip, self.port.mac());
-                let sent = self.port.send_with(bytes, |buffer| {
-                    let (bytes, flow) = state.transmit(now, buffer)?;
+                let attach = state.attaches();
+                let sent = self.port.send_with(bytes, attach, |buffer, tail| {
+                    let (bytes, flow) = state.transmit(now, buffer, tail)?;
                     Some((bytes, lane.path(flow, ip, own, mac)))
                 });
                 match sent {

@@ -17,6 +17,11 @@ pub struct External {
     mapped_for: Option<u16>,
 }
 
+// SAFETY: an address and a number. DPDK's calls for foreign memory take locks of their own.
+unsafe impl Send for External {}
+// SAFETY: as above; nothing is read or written through a shared reference.
+unsafe impl Sync for External {}
+
 impl External {
     /// Registers `bytes` bytes at `address`, both multiples of `page`.
     ///
@@ -25,6 +30,20 @@ impl External {
     /// the port must stay open as long. It need not be accessible to the processor.
     pub unsafe fn register(
         port: &Port,
+        address: *mut u8,
+        bytes: usize,
+        page: usize,
+    ) -> Result<External> {
+        // SAFETY: as the caller vouches.
+        unsafe { External::register_for(port.id(), address, bytes, page) }
+    }
+
+    /// The same, for a port by its number.
+    ///
+    /// # Safety
+    /// As [`External::register`].
+    pub unsafe fn register_for(
+        port: u16,
         address: *mut u8,
         bytes: usize,
         page: usize,
@@ -42,8 +61,8 @@ impl External {
         }
         let mut external = External { address, bytes, mapped_for: None };
         // SAFETY: as above; the device may read the memory from now on.
-        match unsafe { sys::genie_dma_map(port.id(), address.cast(), bytes) } {
-            0 => external.mapped_for = Some(port.id()),
+        match unsafe { sys::genie_dma_map(port, address.cast(), bytes) } {
+            0 => external.mapped_for = Some(port),
             // No DMA there. (Most software devices answer 0 instead, and do nothing.)
             code if code == -rustix::io::Errno::NOTSUP.raw_os_error() => {}
             code => return Err(failed("mapped for the device (IOMMU)", code)),

@@ -7,17 +7,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use genie_bulk::{CloseReason, Event, Time};
+use genie_bulk::{CloseReason, Event, Piece, Protection, Time};
 use genie_transport::transport::{COMPLETIONS_MAX, Cause, Completion, TransportError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::endpoint::Number;
 use crate::framing::{Datagram, Mac, Path};
-use crate::memories::Memories;
+use crate::memories::{Ended, Memories};
+use crate::tail::Tail;
 
 /// Completions kept for a caller that does not poll; then the protocol keeps its events, and the
 /// peer gets no more credit.
 const COMPLETIONS_KEPT_MAX: usize = 4 * COMPLETIONS_MAX;
+
+/// How long a failure waits for the device to give back memory of messages that the peer has.
+const FAILURE_WAITS: Duration = Duration::from_millis(100);
+/// How soon to look again whether it has.
+const LOOK_AGAIN: Duration = Duration::from_micros(50);
 
 /// The protocol's clock: nanoseconds since some moment of this process.
 pub fn time(at: Instant) -> Time {
@@ -50,6 +56,12 @@ pub struct State {
     /// Messages that the peer will never have, to be told one by one.
     undelivered: VecDeque<TransportError>,
     pub failed: Option<TransportError>,
+    /// When the failure was first to be told.
+    failed_at: Option<Instant>,
+    /// Payloads may be sent from where they lie.
+    zero_copy: bool,
+    zero_copy_packets: u64,
+    pieces: Vec<Piece>,
     /// Until the peer has answered: when to give up, and the milliseconds granted.
     connecting: Option<(Instant, u64)>,
     peer: String,
@@ -61,14 +73,20 @@ impl Shared {
         bulk: genie_bulk::Connection,
         connecting: Option<(Instant, u64)>,
         peer: String,
+        zero_copy: bool,
     ) -> std::io::Result<Arc<Self>> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let is_trusted = matches!(bulk.config().protection, Protection::Trusted);
         let state = State {
             bulk,
             memories: Memories::default(),
             completions: VecDeque::new(),
             undelivered: VecDeque::new(),
             failed: None,
+            failed_at: None,
+            zero_copy: zero_copy && is_trusted,
+            zero_copy_packets: 0,
+            pieces: Vec::new(),
             connecting,
             peer,
             signalled: false,
@@ -94,6 +112,7 @@ impl State {
             self.bulk.handle_timeout(time);
         }
         self.take_events();
+        self.settle_out();
         if self.failed.is_none()
             && let Some((until, granted_ms)) = self.connecting
             && until <= now
@@ -125,15 +144,16 @@ impl State {
                     });
                 }
                 Event::Written { message } => {
-                    self.memories.release_message(message);
-                    self.completions.push_back(Completion::Written { message });
+                    let ended = self.memories.release_message(message, Ended::Written(message));
+                    ended.into_iter().for_each(|ended| self.tell(ended));
                 }
                 Event::Failed { message, reason } => {
-                    self.memories.release_message(message);
-                    self.undelivered.push_back(TransportError::new(
+                    let error = TransportError::new(
                         Cause::Invalid,
                         format!("dpdk: message {message} was not delivered: {reason}"),
-                    ));
+                    );
+                    let ended = self.memories.release_message(message, Ended::Failed(error));
+                    ended.into_iter().for_each(|ended| self.tell(ended));
                 }
                 Event::Writable => self.completions.push_back(Completion::Writable),
                 Event::Closed(reason) => {
@@ -141,6 +161,25 @@ impl State {
                     self.failed.get_or_insert(ended(&self.peer, &reason));
                 }
             }
+        }
+    }
+
+    fn tell(&mut self, ended: Ended) {
+        match ended {
+            Ended::Written(message) => self.completions.push_back(Completion::Written { message }),
+            Ended::Failed(error) => self.undelivered.push_back(error),
+        }
+    }
+
+    /// Tells of messages that waited for the device to give their memory back.
+    pub fn settle_out(&mut self) {
+        if self.memories.has_out() {
+            let mut late = Vec::new();
+            self.memories.reap(|ended| late.push(ended));
+            late.into_iter().for_each(|ended| self.tell(ended));
+        }
+        if self.failed.is_some() {
+            self.failed_at.get_or_insert_with(Instant::now);
         }
     }
 
@@ -175,24 +214,61 @@ impl State {
         self.memories.release_all();
     }
 
-    /// The next datagram, if one is to be sent: its bytes and its flow.
-    pub fn transmit(&mut self, now: Instant, buffer: &mut [u8]) -> Option<(usize, u16)> {
-        let sent = self.bulk.poll_transmit(time(now), buffer, 1)?;
-        Some((sent.bytes, sent.flow))
+    /// Whether payloads may be sent from where they lie, if the device can.
+    pub fn attaches(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// The next datagram, if one is to be sent: its bytes in `buffer` (the rest is in the tail) and
+    /// its flow.
+    pub fn transmit(
+        &mut self,
+        now: Instant,
+        buffer: &mut [u8],
+        tail: Option<&mut Tail>,
+    ) -> Option<(usize, u16)> {
+        let Some(tail) = tail else {
+            let sent = self.bulk.poll_transmit(time(now), buffer, 1)?;
+            return Some((sent.bytes, sent.flow));
+        };
+        let sent = self.bulk.poll_transmit_split(time(now), buffer, &mut self.pieces)?;
+        let behind: usize = self.pieces.iter().map(|piece| piece.bytes.len()).sum();
+        let mut bytes = sent.bytes - behind;
+        if behind > 0 && self.memories.attach(&self.pieces, tail) {
+            self.zero_copy_packets += 1;
+        } else {
+            for piece in &self.pieces {
+                let end = bytes + piece.bytes.len();
+                piece.bytes.read(0, &mut buffer[bytes..end]);
+                bytes = end;
+            }
+        }
+        Some((bytes, sent.flow))
+    }
+
+    /// Packets whose payload was sent from where it lay, and packets whose payload was copied.
+    pub fn copies(&self) -> (u64, u64) {
+        let data = self.bulk.statistics().data_packets;
+        (self.zero_copy_packets, data - self.zero_copy_packets)
     }
 
     /// When the next round is due.
     pub fn due(&self) -> Option<Instant> {
         let now = Instant::now();
         let timer = self.bulk.poll_timeout().map(|at| instant(at, now));
-        match (timer, self.connecting.map(|(until, _)| until)) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let look = self.memories.has_out().then(|| now + LOOK_AGAIN);
+        [timer, self.connecting.map(|(until, _)| until), look].into_iter().flatten().min()
+    }
+
+    /// Whether to tell that the connection failed: behind what its messages came to, for which the
+    /// device may have to give memory back first.
+    fn may_fail(&self) -> bool {
+        let waited = || self.failed_at.is_some_and(|at| at.elapsed() >= FAILURE_WAITS);
+        self.failed.is_some() && (!self.memories.owes() || waited())
     }
 
     fn has_news(&self) -> bool {
-        !self.completions.is_empty() || !self.undelivered.is_empty() || self.failed.is_some()
+        !self.completions.is_empty() || !self.undelivered.is_empty() || self.may_fail()
     }
 
     /// Makes the caller's descriptor readable when there is something to poll.
@@ -210,6 +286,7 @@ impl State {
         shared: &Shared,
         completions: &mut Vec<Completion>,
     ) -> Result<bool, TransportError> {
+        self.settle_out();
         let was_full = self.completions.len() >= COMPLETIONS_KEPT_MAX;
         let count = self.completions.len().min(COMPLETIONS_MAX);
         completions.extend(self.completions.drain(..count));
@@ -218,7 +295,7 @@ impl State {
         } else if let Some(error) = self.undelivered.pop_front() {
             Err(error)
         } else {
-            self.failed.clone().map_or(Ok(false), Err)
+            self.failed.clone().filter(|_| self.may_fail()).map_or(Ok(false), Err)
         };
         if !self.has_news() && self.signalled {
             self.signalled = false;
@@ -384,7 +461,7 @@ mod tests {
         [Role::Client, Role::Server].map(|role| {
             let config = Config::new(1, role, Protection::Trusted, [role as u8 + 1; 16]);
             let bulk = genie_bulk::Connection::new(config, time(Instant::now())).unwrap();
-            Shared::new(bulk, None, "the peer".to_owned()).unwrap()
+            Shared::new(bulk, None, "the peer".to_owned(), true).unwrap()
         })
     }
 
@@ -402,7 +479,7 @@ mod tests {
             for (from, to) in [(0, 1), (1, 0)] {
                 let mut buffer = vec![0; 1472];
                 let now = Instant::now();
-                while let Some((bytes, flow)) = ends[from].lock().transmit(now, &mut buffer) {
+                while let Some((bytes, flow)) = ends[from].lock().transmit(now, &mut buffer, None) {
                     ends[to].lock().bulk.handle(time(now), flow, &mut buffer[..bytes]);
                     quiet = 0;
                 }

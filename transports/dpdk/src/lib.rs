@@ -24,4 +24,5 @@ pub mod neighbours;
 pub mod packet;
 pub mod port;
 pub mod settings;
+pub mod tail;
 pub mod transport;

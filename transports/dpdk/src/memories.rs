@@ -1,21 +1,75 @@
 //! A connection's registered memory, and who uses it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use genie_bulk::{PlaceError, Span, WindowMemory};
+use genie_bulk::{Piece, PlaceError, Span, WindowMemory};
 use genie_transport::transport::{
     Cause, MEMORIES_MAX, Memory, MemoryKey, MemoryKind, Part, Result, TransportError, WINDOWS_MAX,
 };
 
+use crate::external::External;
 use crate::gpu::{ForeignMapping, Gpu};
+use crate::packet::Lease;
+use crate::tail::Tail;
+
+/// Memory of ours is registered with DPDK in such pages.
+const PAGE: usize = 4096;
+
+/// The caller's memory; packets that are attached to it keep it.
+struct Foreign {
+    /// For a device that needs it: asked for with the first packet. Before the memory, to go first.
+    external: OnceLock<Option<External>>,
+    memory: Memory,
+}
+
+impl Foreign {
+    /// Whether the device of `port` may read it now.
+    fn is_registered_for(&self, port: u16) -> bool {
+        let register = || {
+            let (address, bytes) = (self.memory.address(), self.memory.bytes() as usize);
+            // Neighbours in the same pages are not ours to show to a device.
+            let whole_pages = (address as usize).is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE);
+            // SAFETY: the memory lives while `self` does, and packets keep it.
+            let made = || unsafe { External::register_for(port, address, bytes, PAGE) };
+            whole_pages.then(made)?.ok()
+        };
+        self.external.get_or_init(register).is_some()
+    }
+}
 
 struct Registered {
-    memory: Memory,
+    foreign: Arc<Foreign>,
     /// For memory of a GPU: how the processor reaches it.
     gpu: Option<(Gpu, ForeignMapping)>,
     /// Windows and messages that use it.
     uses: usize,
+}
+
+/// A message on its way.
+struct Sending {
+    parts: Vec<Part>,
+    /// Of each part that packets were attached to; empty while there was none.
+    leases: Vec<Option<Lease>>,
+}
+
+impl Sending {
+    /// References that packets hold.
+    fn references(&self) -> usize {
+        // The lease itself is one.
+        self.leases.iter().flatten().map(|lease| usize::from(lease.references()) - 1).sum()
+    }
+
+    fn is_back(&self) -> bool {
+        self.references() == 0
+    }
+}
+
+/// What the protocol said of a message.
+#[derive(Debug)]
+pub enum Ended {
+    Written(u64),
+    Failed(TransportError),
 }
 
 /// Memory stays registered while a window or a message uses it.
@@ -24,8 +78,10 @@ pub struct Memories {
     registered: BTreeMap<u64, Registered>,
     next: u64,
     windows: HashMap<u32, MemoryKey>,
-    /// Of each message that is not yet written: the memory of its parts.
-    messages: HashMap<u64, Vec<MemoryKey>>,
+    /// Messages that are not over.
+    messages: HashMap<u64, Sending>,
+    /// Messages that are over while packets are out, and what is to be told when they are back.
+    out: Vec<(Option<Ended>, Sending)>,
 }
 
 /// Memory that is about to be registered: mapped, where that is needed.
@@ -77,7 +133,7 @@ impl Registered {
     fn address(&self) -> *mut u8 {
         match &self.gpu {
             Some((_, mapping)) => mapping.address(),
-            None => self.memory.address(),
+            None => self.foreign.memory.address(),
         }
     }
 }
@@ -103,15 +159,20 @@ impl Memories {
         }
         self.next += 1;
         let Prepared { memory, gpu } = prepared;
-        self.registered.insert(self.next, Registered { memory, gpu, uses: 0 });
+        let foreign = Arc::new(Foreign { external: OnceLock::new(), memory });
+        self.registered.insert(self.next, Registered { foreign, gpu, uses: 0 });
         Ok(MemoryKey(self.next))
     }
 
     pub fn unregister(&mut self, key: MemoryKey) -> Result<()> {
         let uses = self.get(key)?.uses;
         if uses > 0 {
+            let packets = self.references_to(key);
             let key = key.0;
-            return Err(invalid(format!("memory {key} is used by {uses} windows or messages")));
+            return Err(invalid(format!(
+                "memory {key} is used by {uses} windows or messages, of which the device has \
+                 {packets} packets"
+            )));
         }
         self.registered.remove(&key.0);
         Ok(())
@@ -120,7 +181,7 @@ impl Memories {
     /// The range, checked. Its memory lives while it is counted as used.
     pub fn span(&mut self, part: Part) -> Result<Span> {
         let registered = self.get(part.key)?;
-        let (key, have) = (part.key.0, registered.memory.bytes());
+        let (key, have) = (part.key.0, registered.foreign.memory.bytes());
         if part.offset.checked_add(part.bytes).is_none_or(|end| end > have) {
             let Part { offset, bytes, .. } = part;
             let what = format!("bytes {offset}..{offset}+{bytes} lie outside memory {key}");
@@ -166,22 +227,113 @@ impl Memories {
     }
 
     pub fn hold_for_message(&mut self, message: u64, parts: &[Part]) {
-        let keys: Vec<_> = parts.iter().map(|part| part.key).collect();
-        keys.iter().for_each(|key| self.use_one(*key));
-        self.messages.insert(message, keys);
+        parts.iter().for_each(|part| self.use_one(part.key));
+        let sending = Sending { parts: parts.to_vec(), leases: Vec::new() };
+        self.messages.insert(message, sending);
     }
 
-    pub fn release_message(&mut self, message: u64) {
-        for key in self.messages.remove(&message).unwrap_or_default() {
-            self.release(key);
+    /// A message is over: gives what is to be told, now or, while packets are out, by
+    /// [`Memories::reap`].
+    pub fn release_message(&mut self, message: u64, ended: Ended) -> Option<Ended> {
+        let Some(sending) = self.messages.remove(&message) else { return Some(ended) };
+        if sending.is_back() {
+            self.release_parts(&sending);
+            return Some(ended);
         }
+        self.out.push((Some(ended), sending));
+        None
     }
 
-    /// Nothing reads or writes any more: the connection is closed.
+    /// Gives what is to be told of messages whose packets are back.
+    pub fn reap(&mut self, mut each: impl FnMut(Ended)) {
+        let mut out = std::mem::take(&mut self.out);
+        for (ended, sending) in out.extract_if(.., |(_, sending)| sending.is_back()) {
+            self.release_parts(&sending);
+            ended.into_iter().for_each(&mut each);
+        }
+        self.out = out;
+    }
+
+    /// Whether packets are out whose messages are over.
+    pub fn has_out(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Whether messages are over that nobody was told of.
+    pub fn owes(&self) -> bool {
+        self.out.iter().any(|(ended, _)| ended.is_some())
+    }
+
+    /// Whether nothing but packets in the device uses the memory.
+    pub fn is_only_out(&self, key: MemoryKey) -> bool {
+        let parts = self.out.iter().flat_map(|(_, sending)| &sending.parts);
+        let out = parts.filter(|part| part.key == key).count();
+        out > 0 && self.registered.get(&key.0).is_some_and(|it| it.uses == out)
+    }
+
+    /// References that packets hold to all memory.
+    pub fn references(&self) -> usize {
+        let sendings = self.messages.values().chain(self.out.iter().map(|(_, sending)| sending));
+        sendings.map(Sending::references).sum()
+    }
+
+    fn references_to(&self, key: MemoryKey) -> usize {
+        let sendings = self.messages.values().chain(self.out.iter().map(|(_, sending)| sending));
+        sendings
+            .filter(|sending| sending.parts.iter().any(|part| part.key == key))
+            .map(Sending::references)
+            .sum()
+    }
+
+    /// Attaches pieces of messages behind a datagram's head; `false`: none, they are to be copied.
+    pub fn attach(&mut self, pieces: &[Piece], tail: &mut Tail) -> bool {
+        if !pieces.iter().all(|piece| self.lease(piece, tail.registers())) {
+            return false;
+        }
+        for piece in pieces {
+            let leases = &self.messages[&piece.message].leases;
+            let lease = leases[piece.part].as_ref().expect("leased just now");
+            tail.attach(lease, piece.at, piece.bytes.len());
+        }
+        true
+    }
+
+    /// Leases the part that a piece lies in, unless it is; `false`: the device cannot read it.
+    fn lease(&mut self, piece: &Piece, registers: Option<u16>) -> bool {
+        let Some(sending) = self.messages.get_mut(&piece.message) else { return false };
+        sending.leases.resize_with(sending.parts.len(), || None);
+        if sending.leases[piece.part].is_some() {
+            return true;
+        }
+        let part = sending.parts[piece.part];
+        // Memory of a GPU is reached through a mapping, which is the processor's alone.
+        let Some(Registered { foreign, gpu: None, .. }) = self.registered.get(&part.key.0) else {
+            return false;
+        };
+        if registers.is_some_and(|port| !foreign.is_registered_for(port)) {
+            return false;
+        }
+        let address = foreign.memory.address().wrapping_add(part.offset as usize);
+        // SAFETY: within the memory, as `span` checked before the message was queued. It lives
+        // while the lease does, which keeps it; nobody holds Rust references to it.
+        let lease = unsafe { Lease::new(address, part.bytes as usize, foreign.clone(), || {}) };
+        sending.leases[piece.part] = Some(lease);
+        true
+    }
+
+    /// The connection is closed: nothing reads or writes any more but packets that are out.
     pub fn release_all(&mut self) {
         self.windows.clear();
-        self.messages.clear();
         self.registered.values_mut().for_each(|registered| registered.uses = 0);
+        let messages = std::mem::take(&mut self.messages).into_values();
+        self.out.extend(messages.filter(|sending| !sending.is_back()).map(|it| (None, it)));
+        let keys: Vec<_> = self.out.iter().flat_map(|(_, sending)| &sending.parts).collect();
+        let keys: Vec<_> = keys.into_iter().map(|part| part.key).collect();
+        keys.into_iter().for_each(|key| self.use_one(key));
+    }
+
+    fn release_parts(&mut self, sending: &Sending) {
+        sending.parts.iter().for_each(|part| self.release(part.key));
     }
 
     fn get(&mut self, key: MemoryKey) -> Result<&mut Registered> {
@@ -226,7 +378,7 @@ mod tests {
         assert_eq!(memories.unregister(key).unwrap_err().cause, Cause::Invalid);
         memories.release_window(7);
         assert_eq!(memories.unregister(key).unwrap_err().cause, Cause::Invalid);
-        memories.release_message(1);
+        assert!(matches!(memories.release_message(1, Ended::Written(1)), Some(Ended::Written(1))));
         memories.unregister(key).unwrap();
         assert_eq!(memories.unregister(key).unwrap_err().cause, Cause::Invalid);
     }

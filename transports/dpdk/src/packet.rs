@@ -165,25 +165,31 @@ impl Packet {
     /// The packet's reference is taken here and given up when the packet is freed, here or by a
     /// driver.
     pub fn attached(pool: &Pool, lease: &Lease, offset: usize, bytes: u16) -> Option<Packet> {
+        let mut packet = Packet::new(pool)?;
+        packet.attach(lease, offset, bytes);
+        Some(packet)
+    }
+
+    /// Makes leased memory the data of an empty packet that is attached to nothing yet.
+    pub fn attach(&mut self, lease: &Lease, offset: usize, bytes: u16) {
         assert!(
             offset <= lease.bytes && usize::from(bytes) <= lease.bytes - offset,
             "a packet is attached within its lease"
         );
-        let packet = Packet::new(pool)?;
+        assert!(self.segments().all(|it| it.bytes == 0 && !it.external), "attached once, empty");
         let address = lease.address.wrapping_add(offset);
         // SAFETY: the packet is fresh and ours. The memory and the shared info stay until the last
         // reference goes (`Lease`), and this takes one. The I/O address equals the virtual address:
         // EAL is started with --iova-mode=va.
         unsafe {
             sys::genie_mbuf_attach(
-                packet.head.as_ptr(),
+                self.head.as_ptr(),
                 address.cast(),
                 address as u64,
                 bytes,
                 lease.shared(),
             );
         }
-        Some(packet)
     }
 
     /// Takes over a packet that a driver gave out.
@@ -321,6 +327,10 @@ pub struct Lease {
     /// From `Box::into_raw`; freed by `freed` when the last reference goes.
     state: NonNull<LeaseState>,
 }
+
+// SAFETY: what it keeps is `Send`. References are counted atomically while there is more than one;
+// the first is added by the thread that has the lease, and with one left there is nobody else.
+unsafe impl Send for Lease {}
 
 struct LeaseState {
     shared: sys::SharedInfo,

@@ -11,6 +11,7 @@ use crate::packet::{Lease, Packet, Pool};
 use crate::settings::{
     Checksums, DeviceSettings, MTU_MAX, frame_bytes, interface_of, is_pci_address, socket_made_by,
 };
+use crate::tail::Tail;
 
 /// Packets taken from or given to a device at once.
 pub const BURST: usize = 32;
@@ -18,6 +19,9 @@ pub const BURST: usize = 32;
 const DESCRIPTORS: u16 = 1024;
 /// Buffers of a pool: both queues full, and what is in our hands.
 const BUFFERS: u32 = 4095;
+/// Drivers that copy a packet while it is given to them (or hand on the very packet), and so take
+/// any memory that the processor can read.
+const TAKE_ANY_MEMORY: [&str; 3] = ["net_ring", "net_af_packet", "net_vhost"];
 /// The MTU when neither the settings nor the device say one.
 const MTU_DEFAULT: u16 = 1500;
 
@@ -39,6 +43,8 @@ pub struct Port {
     outgoing: Vec<*mut sys::Mbuf>,
     /// An empty packet, kept for the next time that there is something to send.
     spare: Option<Packet>,
+    /// `None`: the device cannot send attached memory, or we are to sum all payloads.
+    tail: Option<Tail>,
     /// Packets that the device did not take and that were dropped.
     pub refused: u64,
 }
@@ -167,12 +173,15 @@ impl Port {
         }
         // SAFETY: the shim ends the name with a zero within its 32 bytes.
         let driver = unsafe { CStr::from_ptr(info.driver.as_ptr()) };
+        let driver = driver.to_string_lossy().into_owned();
+        let tail = may_attach(id, &driver, offloads, bus.as_ref().is_some_and(|it| it.0 == c"pci"))
+            .filter(|_| settings.checksums != Checksums::On);
         Ok(Port {
             id,
             device: device.clone(),
             mac: Mac(info.mac),
             mtu,
-            driver: driver.to_string_lossy().into_owned(),
+            driver,
             offloads,
             checksums: settings.checksums,
             interrupts,
@@ -180,6 +189,7 @@ impl Port {
             pools,
             outgoing: Vec::with_capacity(4 * BURST),
             spare: None,
+            tail,
             refused: 0,
         })
     }
@@ -214,6 +224,11 @@ impl Port {
         &self.driver
     }
 
+    /// Whether datagrams may have [attached](Tail) payloads.
+    pub fn attaches(&self) -> bool {
+        self.tail.is_some()
+    }
+
     /// `None`: the driver does not say.
     pub fn link_is_up(&self) -> Option<bool> {
         // SAFETY: takes a number of an open port.
@@ -235,7 +250,8 @@ impl Port {
     pub fn is_drained(&self) -> bool {
         let Pools { rx: _, tx, attach } = &self.pools;
         let kept = u32::from(self.spare.is_some());
-        tx.available() + kept == tx.count() && attach.available() == attach.count()
+        let kept_tail = self.tail.as_ref().map_or(0, Tail::kept) as u32;
+        tx.available() + kept == tx.count() && attach.available() + kept_tail == attach.count()
     }
 
     /// Takes what arrived, at most [`BURST`] packets.
@@ -256,26 +272,41 @@ impl Port {
     }
 
     /// Queues a datagram whose payload `fill` writes in place, after room for headers. `fill` says
-    /// how many bytes it wrote and where they go; `None`: there is nothing to send.
+    /// how many bytes it wrote and where they go; `None`: there is nothing to send. With `attach`,
+    /// and if the device can and has descriptors left, the payload may go on in a tail.
     pub fn send_with(
         &mut self,
         payload_max: usize,
-        fill: impl FnOnce(&mut [u8]) -> Option<(usize, Path)>,
+        attach: bool,
+        fill: impl FnOnce(&mut [u8], Option<&mut Tail>) -> Option<(usize, Path)>,
     ) -> Sent {
         let whole = HEADER_BYTES + payload_max;
         let Some(mut packet) = self.spare.take().or_else(|| self.blank()) else {
             return Sent::NoBuffer;
         };
+        let pool = &self.pools.attach;
+        let tail = self.tail.as_mut().filter(|_| attach);
+        let mut tail = tail.and_then(|tail| tail.refill(pool).then_some(tail));
         let frame = packet.append(whole as u16).expect("pools have room for the MTU's frames");
         let (head, payload) = frame.split_at_mut(HEADER_BYTES);
-        let Some((bytes, path)) = fill(payload) else {
+        let Some((bytes, path)) = fill(payload, tail.as_deref_mut()) else {
             packet.trim(whole as u16);
             self.spare = Some(packet);
             return Sent::Nothing;
         };
-        let sum = self.sum_of(|sum| sum.add(&payload[..bytes]));
-        head.copy_from_slice(&framing::headers(&path, bytes, sum, self.device_sums_ipv4()));
+        let behind = tail.map_or(0, |tail| tail.bytes());
+        let sum = if behind > 0 {
+            // Bulk's own check was made by reading it once; another pass would cost as much again.
+            if self.device_sums_udp() { Sum::Device } else { Sum::None }
+        } else {
+            self.sum_of(|sum| sum.add(&payload[..bytes]))
+        };
+        let headers = framing::headers(&path, bytes + behind, sum, self.device_sums_ipv4());
+        head.copy_from_slice(&headers);
         packet.trim((payload_max - bytes) as u16);
+        for piece in self.tail.iter_mut().flat_map(Tail::take) {
+            packet.chain(piece).expect("far fewer segments than a packet may have");
+        }
         self.finish(packet, sum);
         Sent::Queued
     }
@@ -452,6 +483,7 @@ impl Drop for Port {
     fn drop(&mut self) {
         self.drop_queued();
         self.spare = None;
+        self.tail = None;
         // SAFETY: the port is ours; nothing uses it after. Closing frees the packets the driver
         // holds; the pools are dropped behind this, and keep themselves if some are still out.
         unsafe {
@@ -464,6 +496,19 @@ impl Drop for Port {
             let _ = std::fs::remove_file(socket);
         }
     }
+}
+
+/// What attaches memory to datagrams for this device, if it can send that: it must take chains, read
+/// foreign memory (a virtio backend sees EAL's alone), and give memory back when asked.
+fn may_attach(id: u16, driver: &str, offloads: u64, is_pci: bool) -> Option<Tail> {
+    if TAKE_ANY_MEMORY.contains(&driver) {
+        return Some(Tail::new(None));
+    }
+    // SAFETY: returns a constant.
+    let chains = offloads & unsafe { sys::genie_tx_offload_segments() } != 0;
+    // SAFETY: takes a number of an open port.
+    let gives_back = || unsafe { sys::genie_tx_done_cleanup(id) >= 0 };
+    (is_pci && chains && gives_back()).then(|| Tail::new(Some(id)))
 }
 
 fn no_device(device: &str, reason: &str) -> DpdkError {

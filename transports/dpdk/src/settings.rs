@@ -23,6 +23,10 @@ pub const NAMES: &[(&str, &str)] = &[
     ("cores", "CPUs the DPDK thread may run on, such as 0-1 or 3 (default: any of the process)"),
     ("spin_us", "how long the thread polls after the last packet before it sleeps (default 20)"),
     ("sleep_us_max", "the longest sleep without interrupts (default 1000)"),
+    (
+        "zero_copy",
+        "auto (trusted payloads, where the device can), yes (refuse a device that cannot) or no",
+    ),
     ("interrupts", "yes to sleep until the device interrupts, where its driver can"),
 ];
 
@@ -39,6 +43,14 @@ const SLEEP_US_MAX: u64 = 100_000;
 pub enum Checksums {
     Auto,
     On,
+    Off,
+}
+
+/// Whether payloads are sent from where they lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroCopy {
+    Auto,
+    Demanded,
     Off,
 }
 
@@ -75,6 +87,7 @@ pub struct Settings {
     pub device: DeviceSettings,
     pub peer_mac: Option<Mac>,
     pub flows: u16,
+    pub zero_copy: ZeroCopy,
     /// Bytes a second.
     pub rate_max: Option<u64>,
 }
@@ -132,6 +145,14 @@ impl Settings {
             peer_mac: reader
                 .read("peer_mac", |text| Mac::parse(text).filter(|mac| mac.is_unicast()))?,
             flows: reader.number("flows", 1, FLOWS_MAX.into())?.unwrap_or(1) as u16,
+            zero_copy: reader
+                .read("zero_copy", |text| match text {
+                    "auto" => Some(ZeroCopy::Auto),
+                    "yes" => Some(ZeroCopy::Demanded),
+                    "no" => Some(ZeroCopy::Off),
+                    _ => None,
+                })?
+                .unwrap_or(ZeroCopy::Auto),
             rate_max: reader
                 .number("rate_mbps_max", 1, 10_000_000)?
                 .map(|mbps| mbps * 1_000_000 / 8),
@@ -308,6 +329,7 @@ mod tests {
             ("mtu", "many"),
             ("flows", "0"),
             ("checksum", "yes"),
+            ("zero_copy", "on"),
             ("cores", "3-1"),
             ("cores", "a"),
             ("peer_mac", "ff:ff:ff:ff:ff:ff"),

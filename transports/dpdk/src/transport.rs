@@ -18,10 +18,13 @@ use crate::endpoint::{Endpoints, Number, Waiting};
 use crate::error::DpdkError;
 use crate::lane::{Lane, Shared, State, ended, next_number, time};
 use crate::memories::Prepared;
-use crate::settings::Settings;
+use crate::settings::{Settings, ZeroCopy};
 
 /// How long the last user of a device waits for it to have sent everything.
 const LAST_WORDS_MS: u32 = 10;
+/// How long a closed connection waits for the device to give back the caller's memory. After that
+/// the packets keep it: it is given up with the last.
+const GIVE_BACK: Duration = Duration::from_secs(1);
 /// Connections that wait to be accepted.
 const ACCEPTED_MAX: usize = 16;
 
@@ -36,7 +39,10 @@ impl Transport for Dpdk {
         Facts {
             name: "dpdk".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: Capabilities::DATA.with(Capabilities::NETWORK),
+            // Of trusted connections on devices that can: docs/dpdk.md says which.
+            capabilities: Capabilities::DATA
+                .with(Capabilities::NETWORK)
+                .with(Capabilities::ZERO_COPY),
         }
     }
 
@@ -107,6 +113,43 @@ impl Seat {
         Ok(Seat { eal: self.eal, endpoint })
     }
 
+    /// The user's datagrams may be sent from where they lie, if the settings do not forbid it.
+    fn zero_copy(&self, settings: &Settings, options: &Options) -> Result<bool> {
+        if settings.zero_copy != ZeroCopy::Demanded {
+            return Ok(settings.zero_copy == ZeroCopy::Auto);
+        }
+        if !options.trusted {
+            return Err(invalid(
+                "the setting zero_copy is yes, but sealing writes every byte anew: only a trusted \
+                 connection is sent without a copy (zero_copy=auto copies where it must)",
+            ));
+        }
+        let (can, driver) =
+            self.run(|endpoint| (endpoint.port().attaches(), endpoint.port().driver().to_owned()))?;
+        if !can {
+            return Err(invalid(format!(
+                "the setting zero_copy is yes, but {driver} cannot send memory of ours without a \
+                 copy, or checksum=on has us sum it (zero_copy=auto copies then)"
+            )));
+        }
+        Ok(true)
+    }
+
+    /// Waits until the device has given back what `is_back` asks for, at most [`GIVE_BACK`].
+    fn wait_for_packets(&self, mut is_back: impl FnMut() -> bool) {
+        let until = Instant::now() + GIVE_BACK;
+        while !is_back() && Instant::now() < until {
+            let asked = self.run(|endpoint| {
+                endpoint.port().flush();
+                endpoint.port().reclaim();
+            });
+            if asked.is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn run<R: Send + 'static>(
         &self,
         job: impl FnOnce(&mut crate::endpoint::Endpoint) -> R + Send + 'static,
@@ -155,7 +198,9 @@ impl DpdkConnection {
         let now = Instant::now();
         let bulk = genie_bulk::Connection::new(config, time(now)).map_err(invalid)?;
         let until = now + Duration::from_millis(options.connect_ms);
-        let shared = Shared::new(bulk, Some((until, options.connect_ms)), peer.to_string())
+        let zero_copy = seat.zero_copy(&settings, options)?;
+        let connecting = Some((until, options.connect_ms));
+        let shared = Shared::new(bulk, connecting, peer.to_string(), zero_copy)
             .map_err(|error| io("make an event descriptor", &error))?;
         let number = next_number();
         let (id, flows, peer_mac) = (options.connection, settings.flows, settings.peer_mac);
@@ -211,6 +256,12 @@ impl Connection for DpdkConnection {
     }
 
     fn unregister(&mut self, key: MemoryKey) -> Result<()> {
+        // Of a closed connection packets may still be out, for a moment.
+        self.seat.wait_for_packets(|| {
+            let mut state = self.lock();
+            state.settle_out();
+            !state.memories.is_only_out(key)
+        });
         self.lock().memories.unregister(key)
     }
 
@@ -281,7 +332,11 @@ impl Connection for DpdkConnection {
     }
 
     fn statistics(&self) -> Vec<(String, u64)> {
-        let bulk = self.lock().bulk.statistics();
+        let state = self.lock();
+        let bulk = state.bulk.statistics();
+        let (zero_copy_packets, copied_packets) = state.copies();
+        let attached_now = state.memories.references() as u64;
+        drop(state);
         let device = self.seat.run(|endpoint| {
             let refused = endpoint.port().refused;
             (endpoint.port().stats(), endpoint.counters(), refused)
@@ -299,6 +354,9 @@ impl Connection for DpdkConnection {
             ("packets_lost", bulk.packets_lost),
             ("losses_spurious", bulk.losses_spurious),
             ("probes", bulk.probes),
+            ("zero_copy_packets", zero_copy_packets),
+            ("copied_packets", copied_packets),
+            ("attached_now", attached_now),
             ("replays_ignored", bulk.replays_ignored),
             ("duplicate_bytes", bulk.duplicate_bytes),
             ("corrupt_dropped", bulk.corrupt_dropped),
@@ -354,6 +412,11 @@ impl Drop for DpdkConnection {
         // Waited for: when this returns the thread touches nothing of the caller's any more.
         let number = self.number;
         let _ = self.seat.run(move |endpoint| endpoint.remove(number));
+        self.seat.wait_for_packets(|| {
+            let mut state = self.lock();
+            state.settle_out();
+            !state.memories.has_out()
+        });
     }
 }
 
@@ -417,7 +480,8 @@ impl DpdkListener {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| io("make an event descriptor", &error))?;
         let doorway = Arc::new(Doorway { arrived: Mutex::default(), event });
-        let waiting = waiting(options, &settings, doorway.clone());
+        let zero_copy = seat.zero_copy(&settings, options)?;
+        let waiting = waiting(options, &settings, doorway.clone(), zero_copy);
         let address = seat.run(move |endpoint| {
             let port = endpoint.take_port(wanted)?;
             endpoint.listen(port, waiting);
@@ -429,13 +493,18 @@ impl DpdkListener {
     }
 }
 
-fn waiting(options: &Options, settings: &Settings, doorway: Arc<Doorway>) -> Waiting {
+fn waiting(
+    options: &Options,
+    settings: &Settings,
+    doorway: Arc<Doorway>,
+    zero_copy: bool,
+) -> Waiting {
     let (of_options, of_settings) = (options.clone(), settings.clone());
     let make = move |peer: SocketAddrV4, bytes: usize| {
         let config = bulk_config(&of_options, &of_settings, Role::Server, bytes).ok()?;
         let flows = config.flows;
         let bulk = genie_bulk::Connection::new(config, time(Instant::now())).ok()?;
-        let shared = Shared::new(bulk, None, peer.to_string()).ok()?;
+        let shared = Shared::new(bulk, None, peer.to_string(), zero_copy).ok()?;
         Some((shared, flows))
     };
     let taken = move |number: Number, shared: &Arc<Shared>, peer: SocketAddrV4| {

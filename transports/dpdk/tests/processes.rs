@@ -279,6 +279,43 @@ fn tensors_cross_af_packet_in_jumbo_frames() {
     assert_eq!((&asked["exchanged"], &asked["datagram_bytes"]), (&21.0.into(), &8972.0.into()));
 }
 
+/// vhost takes attached memory and copies it into the peer's; virtio_user's peer sees only EAL's
+/// memory, so that end copies by itself.
+#[test]
+fn tensors_cross_vhost_from_where_they_lie() {
+    let (asked, answered) = talk(&Vhost::new(9000), "--exchange 21", "--set zero_copy=yes", "");
+    assert_eq!((&asked["exchanged"], &answered["exchanged"]), (&21.0.into(), &21.0.into()));
+    let count = |end: &serde_json::Value, name: &str| end[name].as_f64().unwrap();
+    assert!(count(&answered, "zero_copy_packets") > 1000.0, "{answered}");
+    assert_eq!(count(&answered, "attached_now"), 0.0, "{answered}");
+    assert_eq!(count(&asked, "zero_copy_packets"), 0.0, "{asked}");
+    assert!(count(&asked, "copied_packets") > 1000.0, "{asked}");
+}
+
+#[test]
+fn tensors_cross_af_packet_from_where_they_lie() {
+    let Some(wire) = Namespaces::new(1500) else { return };
+    let (asked, answered) = talk(&wire, "--exchange 21 --set zero_copy=yes", "", "");
+    assert_eq!((&asked["exchanged"], &answered["exchanged"]), (&21.0.into(), &21.0.into()));
+    for end in [&asked, &answered] {
+        assert!(end["zero_copy_packets"].as_f64().unwrap() > 1000.0, "{end}");
+        assert_eq!(end["attached_now"], 0.0, "{end}");
+    }
+}
+
+#[test]
+fn a_device_that_cannot_is_refused_where_no_copy_is_demanded() {
+    let wire = Vhost::new(1500);
+    let (_, settings) = wire.end(0);
+    let mut listening = Running::start(&command(None, "listen", &settings, "--exchange 1"));
+    let address = listening.line("listening");
+    let (_, settings) = wire.end(1);
+    let more = format!("--address {address} --exchange 1 --set zero_copy=yes");
+    let output = Running::start(&command(None, "connect", &settings, &more)).end();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("zero_copy"), "{errors}");
+}
+
 #[test]
 fn several_flows_use_several_source_ports() {
     let Some(wire) = Namespaces::new(1500) else { return };

@@ -337,6 +337,11 @@ uint64_t genie_tx_offload_udp_checksum(void)
 	return RTE_ETH_TX_OFFLOAD_UDP_CKSUM;
 }
 
+uint64_t genie_tx_offload_segments(void)
+{
+	return RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+}
+
 uint64_t genie_tx_offload_ipv4_checksum(void)
 {
 	return RTE_ETH_TX_OFFLOAD_IPV4_CKSUM;

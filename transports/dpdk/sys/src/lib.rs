@@ -138,6 +138,7 @@ unsafe extern "C" {
         right: *mut u16,
     ) -> c_int;
     pub fn genie_tx_offload_udp_checksum() -> u64;
+    pub fn genie_tx_offload_segments() -> u64;
     pub fn genie_tx_offload_ipv4_checksum() -> u64;
 
     pub fn genie_pool_create(
