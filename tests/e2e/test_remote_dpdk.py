@@ -34,14 +34,18 @@ def device(end):
     return [word for key, value in settings.items() for word in ("--set", f"dpdk.{key}={value}")]
 
 
-def test_answers_are_equal_bit_for_bit_over_dpdk(far):
-    node = far.node(*device(far.link.b))
-    host = far.host(node.address, flags=device(far.link.a))
+@pytest.mark.parametrize("mode", ["remote", "remote_zero_copy"])
+def test_answers_are_equal_bit_for_bit_over_dpdk(mode, far):
+    """Encrypted, or sent from where it lies on a network that is trusted."""
+    trusted = {"remote": [], "remote_zero_copy": ["--trusted-network"]}[mode]
+    node = far.node(*device(far.link.b), *trusted)
+    host = far.host(node.address, flags=device(far.link.a) + trusted)
     said = far.worker.do(WORK, {"GENIE_HOST": host.address})
     assert not said["warnings"]
     assert all(said["answers"].values()), said
-    assert said["transport"] == "dpdk", said
+    assert (said["transport"], said["mode"]) == ("dpdk", mode), said
     assert said["node_pid"] == node.process.pid
+    far.end_all()
 
 
 def test_a_device_that_is_not_there_gives_way_to_udp(far):

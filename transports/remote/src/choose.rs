@@ -36,10 +36,12 @@ fn rank(name: &str, capabilities: Capabilities, wanted: &[String]) -> Option<usi
     Some(1 + ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len()))
 }
 
-/// The mode of a session whose payloads go over this transport.
-pub fn mode(data: &dyn Transport) -> &'static str {
+/// The mode of a session whose payloads go over this transport. Who encrypts by the processor copies,
+/// so zero copy needs a trusted network.
+pub fn mode(data: &dyn Transport, trusted: bool) -> &'static str {
     let capabilities = data.facts().capabilities;
-    match capabilities.has(Capabilities::ZERO_COPY) || capabilities.has(Capabilities::RDMA) {
+    let by_device = capabilities.has(Capabilities::RDMA);
+    match by_device || trusted && capabilities.has(Capabilities::ZERO_COPY) {
         true => "remote_zero_copy",
         false => "remote",
     }

@@ -46,8 +46,9 @@ pub struct RemoteArgs {
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub deadline_s: u32,
 
-    /// A setting of one transport, such as udp.flows=4
-    #[arg(long = "set", value_name = "TRANSPORT.KEY=VALUE", value_parser = setting)]
+    /// A setting of one transport, such as udp.flows=4 (in the variable with semicolons between)
+    #[arg(long = "set", value_name = "TRANSPORT.KEY=VALUE", value_parser = setting,
+          env = "GENIE_TRANSPORT_SETTINGS", value_delimiter = ';')]
     pub settings: Vec<(String, String, String)>,
 }
 

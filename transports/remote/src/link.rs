@@ -136,7 +136,9 @@ impl RemoteLink {
     fn mode(&self) -> &'static str {
         match (&self.path, self.transport()) {
             (Path::Shared, _) => "local_remote",
-            (Path::Open(_), Some(transport)) => crate::choose::mode(transport.as_ref()),
+            (Path::Open(_), Some(transport)) => {
+                crate::choose::mode(transport.as_ref(), self.settings.trusted)
+            }
             _ => "remote",
         }
     }
@@ -417,6 +419,12 @@ impl Link for RemoteLink {
         let mut route = format!("{}://{peer}", self.control_name);
         if !matches!(self.path, Path::Shared) {
             route.push_str(&format!(", tensors over {}", self.data_transport()));
+            let could = |transport: &Arc<dyn Transport>| {
+                transport.facts().capabilities.has(Capabilities::ZERO_COPY)
+            };
+            if self.mode() == "remote" && self.transport().as_ref().is_some_and(could) {
+                route.push_str(", encrypted and so copied once (--trusted-network sends without)");
+            }
         }
         if let Some((name, reason)) = &self.downgraded {
             route.push_str(&format!(" (not over {name}: {reason})"));
