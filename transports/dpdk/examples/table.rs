@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! cargo build --release --examples && cargo run --release --example table [SECONDS [ROUNDS]]
+//! ... --example table zero-copy [SECONDS [ROUNDS]]     the rows with and without copies only
 //! ```
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,14 +17,20 @@ use serde_json::Value;
 const MESSAGE_BYTES: usize = 1 << 20;
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
     match words.first().map(String::as_str) {
         Some("tcp-listen") => return tcp_listen(),
         Some("tcp-connect") => return tcp_connect(&words[1], words[2].parse().unwrap()),
         _ => {}
     }
+    let only_zero_copy = words.first().is_some_and(|word| word == "zero-copy");
+    words.drain(..usize::from(only_zero_copy));
     let seconds: f64 = words.first().map_or(3.0, |word| word.parse().expect("seconds"));
     let rounds: usize = words.get(1).map_or(3, |word| word.parse().expect("a number of rounds"));
+    zero_copy(seconds, rounds);
+    if only_zero_copy {
+        return;
+    }
     println!("| path | MTU | protection | goodput | CPU s/GB, both ends | beside it: kernel TCP |");
     println!("|---|---|---|---|---|---|");
     for (name, mtu, secret) in [
@@ -56,6 +63,49 @@ fn main() {
     }
 }
 
+/// The same path with and without copies, in turns: each way's median, and the median of the ratios
+/// of neighbours. vhost's end sends (virtio_user cannot do without copies).
+fn zero_copy(seconds: f64, rounds: usize) {
+    println!(
+        "| vhost sends, MTU | checksum | copied | from where it lies | ratio of goodput | of CPU |"
+    );
+    println!("|---|---|---|---|---|---|");
+    let median = |mut all: Vec<f64>| {
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    for (mtu, checksum) in [(1500, "off"), (9000, "off"), (1500, "auto"), (9000, "auto")] {
+        let mut found = [Vec::new(), Vec::new()];
+        for round in 0..rounds {
+            // Each is the first as often as the other.
+            for on in [round % 2 == 0, round % 2 == 1] {
+                let mut ends = vhost();
+                let zero_copy = format!("zero_copy={}", if on { "yes" } else { "no" });
+                ends[0].1.push(zero_copy);
+                ends.iter_mut().for_each(|end| end.1.push(format!("checksum={checksum}")));
+                found[usize::from(on)].push(stream_from(&ends, 0, mtu, false, seconds));
+            }
+        }
+        let [off, on] = &found;
+        let of = |way: &[(f64, f64)], what: fn(&(f64, f64)) -> f64| {
+            median(way.iter().map(what).collect())
+        };
+        let ratio = |what: fn(&(f64, f64)) -> f64| {
+            median(on.iter().zip(off).map(|(on, off)| what(on) / what(off)).collect())
+        };
+        println!(
+            "| {mtu} | {checksum} | {:.2} Gb/s, {:.2} s/GB | {:.2} Gb/s, {:.2} s/GB | {:.2} | {:.2} |",
+            of(off, |it| it.0),
+            of(off, |it| it.1),
+            of(on, |it| it.0),
+            of(on, |it| it.1),
+            ratio(|it| it.0),
+            ratio(|it| it.1),
+        );
+    }
+    println!();
+}
+
 /// The commands of two ends, up to the role.
 type Ends = [(Vec<String>, Vec<String>); 2];
 
@@ -72,6 +122,11 @@ fn vhost() -> Ends {
 
 /// Goodput in Gb/s, and CPU seconds of both processes for each GB.
 fn stream(ends: &Ends, mtu: u16, secret: bool, seconds: f64) -> (f64, f64) {
+    stream_from(ends, 1, mtu, secret, seconds)
+}
+
+/// The same, sent by the end of that number; end 0 listens.
+fn stream_from(ends: &Ends, from: usize, mtu: u16, secret: bool, seconds: f64) -> (f64, f64) {
     let peer = std::env::current_exe().unwrap().parent().unwrap().join("peer");
     let command = |end: usize, role: &str, more: &str| {
         let (prefix, settings) = &ends[end];
@@ -85,11 +140,17 @@ fn stream(ends: &Ends, mtu: u16, secret: bool, seconds: f64) -> (f64, f64) {
         words.extend(format!("{more}{secret}").split_whitespace().map(str::to_owned));
         words
     };
-    let mut listening = Running::start(&command(0, "listen", ""));
+    let mut of_stream = format!("--stream {seconds} --bytes {MESSAGE_BYTES} --depth 16");
+    if from == 0 {
+        of_stream.push_str(" --reverse yes");
+    }
+    let mut listening = Running::start(&command(0, "listen", &of_stream));
     let address = listening.line("listening");
-    let more = format!("--address {address} --stream {seconds} --bytes {MESSAGE_BYTES} --depth 16");
-    let sent = Running::start(&command(1, "connect", &more)).result();
-    let received = listening.result();
+    let connecting =
+        Running::start(&command(1, "connect", &format!("--address {address} {of_stream}")));
+    let mut results = [listening, connecting].map(Running::result);
+    results.swap(0, from);
+    let [sent, received] = results;
     let gigabytes = sent["payload_bytes"].as_f64().unwrap() / 1e9;
     let cpu = sent["cpu_s"].as_f64().unwrap() + received["cpu_s"].as_f64().unwrap();
     (sent["goodput_gbps"].as_f64().unwrap(), cpu / gigabytes)

@@ -96,7 +96,11 @@ fn poll_until(
             let mut completions = Vec::new();
             end.poll(&mut completions).unwrap();
             // All are looked at, although one is the last.
-            if completions.into_iter().fold(false, |over, it| done(at, it) || over) {
+            let mut is_over = false;
+            for completion in completions {
+                is_over |= done(at, completion);
+            }
+            if is_over {
                 return;
             }
         }

@@ -10,14 +10,20 @@ use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use genie_bulk::{Config, Protection, Role, Span};
 use genie_dpdk::eal::Eal;
 use genie_dpdk::external::External;
 use genie_dpdk::framing::{HEADER_BYTES, Path};
 use genie_dpdk::gpu::{Gpu, fake};
+use genie_dpdk::lane::{Shared, time};
+use genie_dpdk::memories::Prepared;
 use genie_dpdk::packet::{Lease, Packet, Pool};
 use genie_dpdk::port::Port;
 use genie_dpdk::settings::Settings;
+use genie_dpdk::tail::Tail;
+use genie_transport::transport::{Completion, Memory, Part};
 
 const CHUNK: usize = 1024;
 const CHUNKS: usize = 16;
@@ -206,6 +212,100 @@ fn a_full_pool_refuses_and_recovers() {
         assert!(left.send_attached(&way, b"", &lease, 0, CHUNK as u16));
         left.drop_queued();
     });
+}
+
+/// The peer has a message while the device still has its packets: the sender is not told, and its
+/// memory stays registered, until they are freed; also when the connection ends first.
+#[test]
+fn a_message_is_written_when_the_device_is_done_with_it_too() {
+    const BYTES: usize = 20_000;
+    for ends_first in [false, true] {
+        on_dpdk_thread(move |_| {
+            let pool = Pool::new("late", 255, 0).unwrap();
+            let mut tail = Tail::new(None);
+            let [sender, receiver] = [Role::Client, Role::Server].map(|role| {
+                let config = Config::new(1, role, Protection::Trusted, [role as u8 + 1; 16]);
+                let bulk = genie_bulk::Connection::new(config, time(Instant::now())).unwrap();
+                Shared::new(bulk, None, "the peer".to_owned(), true).unwrap()
+            });
+            let mut kept = Vec::new();
+            let talk = |tail: &mut Tail, kept: &mut Vec<Packet>| {
+                for _ in 0..20 {
+                    for (from, to) in [(&sender, &receiver), (&receiver, &sender)] {
+                        let (mut buffer, now) = (vec![0; 1472], Instant::now());
+                        let mut state = from.lock();
+                        state.round(now, true);
+                        loop {
+                            assert!(tail.refill(&pool));
+                            let sent = state.transmit(now, &mut buffer, Some(tail));
+                            let Some((bytes, flow)) = sent else { break };
+                            let mut datagram = buffer[..bytes].to_vec();
+                            for packet in tail.take() {
+                                let mut behind = Vec::new();
+                                packet.copy_to(&mut behind);
+                                datagram.extend(behind);
+                                kept.push(packet);
+                            }
+                            to.lock().bulk.handle(time(now), flow, &mut datagram);
+                        }
+                        state.round(now, true);
+                    }
+                }
+            };
+            let completions = |of: &Shared| {
+                let mut completions = Vec::new();
+                let outcome = of.lock().poll(of, &mut completions).map(|_| ());
+                (completions, outcome)
+            };
+            let mut window = vec![0u8; BYTES];
+            // SAFETY: the vector outlives the connection.
+            let span = unsafe { Span::new(window.as_mut_ptr(), window.len()) };
+            receiver.lock().bulk.offer(1, Arc::new(span)).unwrap();
+            talk(&mut tail, &mut kept);
+            let (memory, shared) = Memory::allocate(BYTES as u64).unwrap();
+            shared.write(0, &[9; BYTES]).unwrap();
+            let key = {
+                let mut state = sender.lock();
+                let key = state.memories.register(Prepared::new(memory).unwrap()).unwrap();
+                let part = Part { key, offset: 0, bytes: BYTES as u64 };
+                let spans = vec![state.memories.span(part).unwrap()];
+                state.bulk.write(5, spans, 1, 0).unwrap();
+                state.memories.hold_for_message(5, &[part]);
+                key
+            };
+            assert!(matches!(completions(&sender).0[..], [Completion::Connected]));
+            // The first packets find the rate; the peer's word comes within these rounds.
+            let until = Instant::now() + Duration::from_secs(10);
+            while receiver.lock().bulk.statistics().messages_placed == 0
+                || sender.lock().bulk.statistics().messages_written == 0
+            {
+                assert!(Instant::now() < until, "the message arrives");
+                talk(&mut tail, &mut kept);
+            }
+            let out = sender.lock().memories.references();
+            assert!(out > 10 && out == kept.len(), "{out} of {} packets are out", kept.len());
+            assert!(completions(&sender).0.is_empty(), "told while the device has packets");
+            assert!(sender.lock().memories.unregister(key).is_err());
+            if ends_first {
+                sender.lock().end("enough");
+                let (told, outcome) = completions(&sender);
+                assert!(told.is_empty() && outcome.is_ok(), "the failure comes behind");
+            }
+            assert!(sender.lock().memories.is_only_out(key));
+            kept.truncate(1);
+            sender.lock().round(Instant::now(), true);
+            assert!(completions(&sender).0.is_empty(), "one packet is enough");
+            kept.clear();
+            sender.lock().round(Instant::now(), true);
+            let (told, _) = completions(&sender);
+            assert!(matches!(told[..], [Completion::Written { message: 5 }]), "{told:?}");
+            sender.lock().memories.unregister(key).unwrap();
+            assert_eq!((Arc::strong_count(&shared), window), (1, vec![9; BYTES]));
+            assert_eq!(completions(&sender).1.is_err(), ends_first);
+            tail.clear();
+            assert_eq!(pool.available(), pool.count(), "every buffer is back");
+        });
+    }
 }
 
 #[test]
