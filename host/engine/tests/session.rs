@@ -200,13 +200,29 @@ fn frames_out_of_order_are_refused() {
     let weights = SharedWeights::new(1000);
     let tape = client(&mut session_of("u", &weights), FrameKind::Tape, &[]);
     assert_refused(&tape, "before the hello");
-    let hello = Hello { protocol: 99, ..Hello::default() }.encode_to_vec();
+    let hello = Hello { protocol: 0, ..Hello::default() }.encode_to_vec();
     let version = client(&mut session_of("u", &weights), FrameKind::Hello, &hello);
-    assert_refused(&version, "install the same version");
+    assert_refused(&version, "speaks protocol 0, this host speaks 1 to 2");
     let twice = client(&mut running("u", &weights), FrameKind::Hello, &hello);
     assert_refused(&twice, "not expected");
     let reply = client(&mut running("u", &weights), FrameKind::Reply, &reply(1));
     assert_refused(&reply, "not expected");
+}
+
+#[test]
+fn the_lower_protocol_of_both_is_spoken() {
+    for (theirs, spoken) in [(1, 1), (PROTOCOL_VERSION, PROTOCOL_VERSION), (99, PROTOCOL_VERSION)] {
+        let mut session = session_of("u", &SharedWeights::new(1000));
+        let hello = Hello { protocol: theirs, ..Hello::default() }.encode_to_vec();
+        let actions = client(&mut session, FrameKind::Hello, &hello);
+        assert!(matches!(&actions[..], [Action::ConnectNode(_)]), "{theirs}: {actions:?}");
+        let welcome = Welcome { protocol: PROTOCOL_VERSION, ..Welcome::default() };
+        let actions = node(&mut session, FrameKind::Welcome, &welcome.encode_to_vec());
+        let [Action::ToClient(FrameKind::Welcome, body)] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        assert_eq!(Welcome::decode(&body[..]).unwrap().protocol, spoken);
+    }
 }
 
 #[test]
