@@ -191,7 +191,7 @@ fn frames(random: &mut fastrand::Rng) -> Vec<u8> {
                         _ => Sequenced::Abandon { sequence: small(random) },
                     })
                     .collect();
-                encode_sequenced(&mut writer, 3 + small(random), run.iter());
+                encode_sequenced(&mut writer, small(random).saturating_add(3), run.iter());
             }
             _ if random.u8(..50) == 0 => {
                 encode_close(&mut writer, random.bool(), random.u32(..), "wörds");
