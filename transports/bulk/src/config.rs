@@ -10,6 +10,15 @@ pub const MILLISECOND: Time = 1_000_000;
 /// One second in [`Time`].
 pub const SECOND: Time = 1_000_000_000;
 
+/// `a * b / c`, at most `u64::MAX`: without a division of 128 bits where it can be (a small message
+/// would pay for several).
+pub(crate) fn mul_div(a: u64, b: u64, c: u64) -> u64 {
+    match a.checked_mul(b) {
+        Some(product) => product / c,
+        None => (u128::from(a) * u128::from(b) / u128::from(c)).try_into().unwrap_or(u64::MAX),
+    }
+}
+
 /// The newest protocol version this crate speaks.
 pub const VERSION: u8 = 2;
 /// The oldest protocol version this crate still speaks (it has no acknowledgements behind payloads).

@@ -96,25 +96,32 @@ impl WindowMemory for Span {
 #[derive(Debug)]
 pub(crate) struct Parts {
     spans: Vec<Span>,
-    /// Where each span ends in the message.
+    /// Where each span ends in the message; empty for a single one (most messages, no allocation).
     ends: Vec<u64>,
+    bytes: u64,
 }
 
 impl Parts {
     pub(crate) fn new(spans: Vec<Span>) -> Self {
-        let mut end = 0;
-        let ends = spans
-            .iter()
-            .map(|span| {
-                end += span.len as u64;
-                end
-            })
-            .collect();
-        Self { spans, ends }
+        let mut bytes = 0;
+        let mut ends = Vec::new();
+        if let [one] = spans.as_slice() {
+            bytes = one.len as u64;
+        } else {
+            ends.extend(spans.iter().map(|span| {
+                bytes += span.len as u64;
+                bytes
+            }));
+        }
+        Self { spans, ends, bytes }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
+        self.bytes
+    }
+
+    fn end(&self, part: usize) -> u64 {
+        self.ends.get(part).copied().unwrap_or(self.bytes)
     }
 
     /// Copies the message's bytes from `at` into `to`, which must lie within the message.
@@ -133,7 +140,7 @@ impl Parts {
         std::iter::from_fn(move || {
             while left > 0 {
                 let (this, span) = (part, &self.spans[part]);
-                let within = (at - (self.ends[part] - span.len as u64)) as usize;
+                let within = (at - (self.end(part) - span.len as u64)) as usize;
                 let here = left.min(span.len - within);
                 left -= here;
                 at += here as u64;

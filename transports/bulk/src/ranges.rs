@@ -1,9 +1,11 @@
 //! A set of numbers kept as few ranges: which packets came, which bytes of a message are there.
 
-/// Disjoint, not touching, rising half-open ranges.
+use smallvec::SmallVec;
+
+/// Disjoint, not touching, rising half-open ranges. One needs no allocation: a small message's.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct RangeSet {
-    ranges: Vec<(u64, u64)>,
+    ranges: SmallVec<[(u64, u64); 1]>,
     total: u64,
 }
 

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use crate::acks::DELAY_MAX;
-use crate::config::{MILLISECOND, Time};
+use crate::config::{MILLISECOND, SECOND, Time, mul_div};
 
 /// Packets tracked at most, lost and acknowledged ones among them: half the receiver's replay window.
 pub(crate) const TRACKED_MAX: usize = 32_768;
@@ -275,8 +275,7 @@ impl Sent {
             let interval = sending.max(arriving);
             self.flight_from = packet.sent_at;
             if interval > 0 {
-                let bytes = u128::from(self.delivered - packet.delivered);
-                let bytes_per_s = (bytes * 1_000_000_000 / u128::from(interval)) as u64;
+                let bytes_per_s = mul_div(self.delivered - packet.delivered, SECOND, interval);
                 outcome.rate = Some(RateSample { bytes_per_s, starved: packet.starved });
             }
         }

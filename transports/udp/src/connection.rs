@@ -195,7 +195,7 @@ impl Connection for UdpConnection {
         let before = completions.len();
         let UdpConnection { endpoint, bulk, .. } = self;
         let mut more = endpoint.receive(|routes, arrival| routes.feed(bulk, arrival))?;
-        let now = now();
+        let now = endpoint.time();
         if self.bulk.poll_timeout().is_some_and(|at| at <= now) {
             self.bulk.handle_timeout(now);
         }

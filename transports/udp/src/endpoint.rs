@@ -20,6 +20,8 @@ use crate::wake::{Wake, now};
 const SENDS_MAX: usize = 16;
 /// System calls that receive, of one [`Endpoint::receive`] and socket.
 const RECEIVES_MAX: usize = 2;
+/// Received bytes that are handled sooner than a clock is worth reading for.
+const SOON_BYTES_MAX: usize = 2048;
 /// How long a full socket buffer is waited for, at most, before a poll looks again.
 const ROOM_WAIT: Time = genie_bulk::MILLISECOND;
 
@@ -119,6 +121,8 @@ pub(crate) struct Endpoint {
     unsent: Option<Unsent>,
     pub counters: Counters,
     pub last_error: Option<io::Error>,
+    /// The time of the last receive, if what it brought was too little to take time.
+    just_now: Option<Time>,
 }
 
 impl Endpoint {
@@ -153,6 +157,7 @@ impl Endpoint {
             unsent: None,
             counters: Counters::default(),
             last_error: None,
+            just_now: None,
         })
     }
 
@@ -174,8 +179,14 @@ impl Endpoint {
         self.sockets.iter().map(Socket::clipped_bytes).max().unwrap_or(0)
     }
 
+    /// The time after [`Endpoint::receive`]: a look at the clock, unless there was one just now.
+    pub fn time(&mut self) -> Time {
+        self.just_now.take().unwrap_or_else(now)
+    }
+
     /// Hands over what arrived, a bounded amount. `true`: more waits.
     pub fn receive(&mut self, mut take: impl FnMut(&mut Routes, Arrival<'_>)) -> Result<bool> {
+        self.just_now = None;
         if let [_one] = self.sockets.as_slice() {
             return Ok(self.receive_from(0, &mut take));
         }
@@ -212,12 +223,15 @@ impl Endpoint {
             };
             let peer = self.routes.of(socket as u16).filter(|_| !self.routes.learning);
             let at = now();
+            let mut handled = 0;
             for (meta, bytes) in self.received.batches(count) {
+                handled += bytes.len();
                 let from = meta.dst_ip.filter(|_| self.any_address);
                 let route = peer.unwrap_or(Route { socket, to: meta.addr, from });
                 let stride = meta.stride.max(1);
                 take(&mut self.routes, Arrival { route, stride, bytes, at });
             }
+            self.just_now = (handled <= SOON_BYTES_MAX).then_some(at);
             if count < RECEIVE_BUFFERS {
                 return false;
             }

@@ -248,7 +248,7 @@ fn paths_of_other_lengths_are_used_too() {
 #[test]
 fn a_tcp_flow_beside_gets_its_part() {
     let mut shares = Vec::new();
-    for queue in [2, 4, 10, 50].map(|ms| ms * MILLISECOND) {
+    for queue in [1, 2, 4, 10, 50].map(|ms| ms * MILLISECOND) {
         let mut race = Race::new(link(0.0, queue), 1, true);
         race.run_until(2 * SECOND);
         let tcp_before = race.tcp.as_ref().expect("it runs").delivered;
@@ -268,7 +268,9 @@ fn a_tcp_flow_beside_gets_its_part() {
     // A queue below the product of rate and delay is too short for cubic to keep its part.
     for (queue, share) in shares {
         assert!(
-            (0.3..=0.7).contains(&share) || queue == 2 * MILLISECOND && share < 0.9,
+            (0.3..=0.65).contains(&share)
+                || queue == 2 * MILLISECOND && share < 0.75
+                || queue == MILLISECOND && share < 0.9,
             "queue {queue}: {share}"
         );
     }
