@@ -68,6 +68,10 @@ pub struct RemoteLink {
     held_bytes: usize,
     welcome: Option<Welcome>,
     ended: Option<TransportError>,
+    /// The control connection failed: nothing more can be said over it.
+    control_lost: bool,
+    /// The last words are on their way.
+    closing: bool,
     completions: Vec<Completion>,
 }
 
@@ -104,6 +108,8 @@ impl RemoteLink {
             held_bytes: 0,
             welcome: None,
             ended: None,
+            control_lost: false,
+            closing: false,
             completions: Vec::new(),
         })
     }
@@ -145,6 +151,10 @@ impl RemoteLink {
 
     /// Looks at the connections until nothing more happens.
     fn progress(&mut self) -> Result<(), TransportError> {
+        if self.closing {
+            // Only what is queued still matters.
+            return self.control.poll(&mut Vec::new());
+        }
         for _ in 0..ROUNDS_MAX {
             let mut moved = false;
             if !self.control_paused {
@@ -171,6 +181,7 @@ impl RemoteLink {
     fn progress_control(&mut self) -> Result<bool, TransportError> {
         let mut completions = std::mem::take(&mut self.completions);
         let polled = self.control.poll(&mut completions);
+        self.control_lost |= polled.is_err();
         let moved = !completions.is_empty();
         for completion in completions.drain(..) {
             match note(completion, &mut self.posted, &mut self.arrivals) {
@@ -465,7 +476,12 @@ impl Link for RemoteLink {
 
     fn close(&mut self, reason: &str) -> bool {
         self.control.close(reason);
-        self.ended.is_none()
+        self.closing = !self.control_lost;
+        if self.closing {
+            // The end that this side has seen, the peer has still to be told.
+            self.ended = None;
+        }
+        self.closing
     }
 
     fn peer(&self) -> String {
