@@ -263,9 +263,12 @@ def test_wrong_authority_is_refused_by_the_node(far):
 
 def test_no_certificate_is_refused(far):
     node = far.node()
-    said = tool("serve", "--node", node.address, prefix=far.at_a, may_fail=True)
+    # Nor are there any in the usual place.
+    nowhere = {"XDG_CONFIG_HOME": str(far.fresh("config"))}
+    said = tool("serve", "--node", node.address, prefix=far.at_a, may_fail=True, env=nowhere)
     assert "no certificates were given" in said and "--certs" in said, said
-    assert refused(far, far.environment(node.address, GENIE_CERTS=""))["error"] == "RuntimeError"
+    environment = far.environment(node.address, GENIE_CERTS="", **nowhere)
+    assert refused(far, environment)["error"] == "StartFailed"
 
 
 def test_expired_certificate_is_refused(far):
