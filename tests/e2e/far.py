@@ -40,10 +40,10 @@ def node_binary():
     return found
 
 
-def tool(*arguments, prefix=(), may_fail=False):
+def tool(*arguments, prefix=(), may_fail=False, env=None):
     """Runs a subcommand of genie-host to its end; what it printed, errors included."""
     command = [*prefix, host_binary(), *map(str, arguments)]
-    environment = {name: value for name, value in os.environ.items() if name != "GENIE_CERTS"}
+    environment = {name: value for name, value in os.environ.items() if name != "GENIE_CERTS"} | (env or {})
     done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_SECONDS_MAX, env=environment)
     assert may_fail or done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr

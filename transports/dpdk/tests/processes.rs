@@ -496,7 +496,10 @@ fn a_link_that_comes_back_goes_on() {
     let sent = found(&connecting.end());
     let received = found(&listening.end());
     assert_eq!(sent["payload_bytes"], received["payload_bytes"], "all of it arrived");
-    assert!(sent["packets_lost"].as_f64().unwrap() > 0.0, "the link was cut while it was used");
+    // Packets got lost, or the driver did not take them while the link was down.
+    let noticed = ["packets_lost", "probes", "device_tx_refused", "device_tx_errors"];
+    let noticed: f64 = noticed.iter().filter_map(|name| sent[*name].as_f64()).sum();
+    assert!(noticed > 0.0, "the link was cut while it was used: {sent:?}");
 }
 
 #[test]
