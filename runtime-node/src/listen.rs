@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use genie_node::serve::{Door, Relief};
 use genie_remote::Endpoint;
 use genie_remote::cli::RemoteArgs;
+use genie_remote::endpoint::control_transport;
 use genie_transport::load::Transports;
-use genie_transport::transport::{Capabilities, Options, Transport};
+use genie_transport::transport::{Capabilities, Options};
 
 /// One `--listen`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +94,7 @@ fn open_transport(
     instance: u64,
     relief: &Arc<Relief>,
 ) -> anyhow::Result<(Door, String)> {
-    let transport = control_transport(name, transports)?;
+    let transport = control_transport(name, transports).map_err(|reason| anyhow!(reason))?;
     let network = transport.facts().capabilities.has(Capabilities::NETWORK);
     let ip = if network { Some(ip_of(address)?) } else { None };
     if let Some(ip) = ip {
@@ -118,21 +119,6 @@ fn open_transport(
     let settings = Arc::new(settings);
     let relief = relief.clone();
     Ok((Door::Remote { listener, transport, settings, relief }, real))
-}
-
-fn control_transport(name: &str, transports: &Transports) -> anyhow::Result<Arc<dyn Transport>> {
-    let Some(transport) = transports.find(name) else {
-        let known: Vec<&str> = transports.usable().map(|(name, _)| name).collect();
-        bail!(
-            "there is no transport {name:?} (there are: {}); see `genie-host transport list`, or \
-             name the directory of the plugins by --transports",
-            known.join(", ")
-        );
-    };
-    if !transport.facts().capabilities.has(Capabilities::CONTROL) {
-        bail!("the transport {name} carries tensors only; listen at quic://ADDRESS:PORT");
-    }
-    Ok(transport.clone())
 }
 
 fn ip_of(address: &str) -> anyhow::Result<IpAddr> {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use genie_engine::SharedWeights;
 use genie_engine::session::Way;
+use genie_remote::endpoint::control_transport;
 use genie_remote::message::{LINK_VERSION_MOVES, Welcome};
 use genie_remote::{Endpoint, LinkSettings, RemoteLink, Role};
 use genie_transport::load::Transports;
-use genie_transport::transport::{Capabilities, Options, Transport};
+use genie_transport::transport::{Options, Transport};
 use genie_transport::{Link, LinkWay};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -94,7 +95,7 @@ impl RemoteNodes {
     pub fn new(settings: RemoteSettings) -> Self {
         let RemoteSettings { endpoints, transports, link } = settings;
         let node = |(number, endpoint): (usize, Endpoint)| {
-            let transport = control_transport(&endpoint, &transports);
+            let transport = control_transport(&endpoint.transport, &transports);
             let (sessions, failed) = (AtomicUsize::new(0), Mutex::new(None));
             let welcome = Mutex::new(None);
             Arc::new(RemoteNode { number, endpoint, transport, sessions, failed, welcome })
@@ -259,23 +260,6 @@ fn establish(link: &mut RemoteLink) -> Result<(), String> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(format!("cannot wait for it: {errno}")),
         }
-    }
-}
-
-fn control_transport(
-    endpoint: &Endpoint,
-    transports: &Transports,
-) -> Result<Arc<dyn Transport>, String> {
-    let name = &endpoint.transport;
-    let Some(transport) = transports.find(name) else {
-        return Err(format!(
-            "there is no transport {name:?} here; `genie-host transport list` shows those there \
-             are, --transports names the directory of the plugins"
-        ));
-    };
-    match transport.facts().capabilities.has(Capabilities::CONTROL) {
-        true => Ok(transport.clone()),
-        false => Err(format!("the transport {name} carries tensors only; use quic://")),
     }
 }
 

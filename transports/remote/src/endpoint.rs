@@ -20,6 +20,27 @@ impl Endpoint {
     }
 }
 
+/// The transport of this name, for a control connection; or what is wrong and what to do.
+#[cfg(feature = "cli")]
+pub fn control_transport(
+    name: &str,
+    transports: &genie_transport::load::Transports,
+) -> Result<std::sync::Arc<dyn genie_transport::transport::Transport>, String> {
+    use genie_transport::transport::Capabilities;
+    let Some(transport) = transports.find(name) else {
+        let known: Vec<&str> = transports.usable().map(|(name, _)| name).collect();
+        return Err(format!(
+            "there is no transport {name:?} (there are: {}); see `genie-host transport list`, or \
+             name the directory of the plugins by --transports",
+            known.join(", ")
+        ));
+    };
+    match transport.facts().capabilities.has(Capabilities::CONTROL) {
+        true => Ok(transport.clone()),
+        false => Err(format!("the transport {name} carries tensors only; use quic://ADDRESS:PORT")),
+    }
+}
+
 impl FromStr for Endpoint {
     type Err = String;
 
