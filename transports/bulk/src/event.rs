@@ -106,3 +106,34 @@ pub struct Statistics {
     /// Bytes in flight.
     pub in_flight: u64,
 }
+
+impl Statistics {
+    /// Names and values, as carriers tell them; times in microseconds.
+    pub fn entries(&self) -> [(&'static str, u64); 23] {
+        [
+            ("packets_sent", self.packets_sent),
+            ("bytes_sent", self.bytes_sent),
+            ("packets_received", self.packets_received),
+            ("bytes_received", self.bytes_received),
+            ("payload_sent", self.payload_sent),
+            ("payload_placed", self.payload_placed),
+            ("retransmitted", self.payload_resent),
+            ("packets_lost", self.packets_lost),
+            ("losses_spurious", self.losses_spurious),
+            ("probes", self.probes),
+            ("replays_ignored", self.replays_ignored),
+            ("duplicate_bytes", self.duplicate_bytes),
+            ("corrupt_dropped", self.corrupt_dropped),
+            ("foreign_dropped", self.foreign_dropped),
+            ("limit_dropped", self.limit_dropped),
+            ("messages_written", self.messages_written),
+            ("messages_placed", self.messages_placed),
+            ("srtt_us", self.srtt / 1000),
+            ("rtt_min_us", self.rtt_min / 1000),
+            ("delivery_rate", self.delivery_rate),
+            ("pacing_rate", self.pacing_rate),
+            ("window_bytes", self.window_bytes),
+            ("in_flight", self.in_flight),
+        ]
+    }
+}

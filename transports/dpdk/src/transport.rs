@@ -343,33 +343,10 @@ impl Connection for DpdkConnection {
         });
         let (device, counters, refused) = device.unwrap_or_default();
         let cost = self.seat.eal.cost().ok();
-        [
-            ("packets_sent", bulk.packets_sent),
-            ("bytes_sent", bulk.bytes_sent),
-            ("packets_received", bulk.packets_received),
-            ("bytes_received", bulk.bytes_received),
-            ("payload_sent", bulk.payload_sent),
-            ("payload_placed", bulk.payload_placed),
-            ("retransmitted", bulk.payload_resent),
-            ("packets_lost", bulk.packets_lost),
-            ("losses_spurious", bulk.losses_spurious),
-            ("probes", bulk.probes),
+        let own = [
             ("zero_copy_packets", zero_copy_packets),
             ("copied_packets", copied_packets),
             ("attached_now", attached_now),
-            ("replays_ignored", bulk.replays_ignored),
-            ("duplicate_bytes", bulk.duplicate_bytes),
-            ("corrupt_dropped", bulk.corrupt_dropped),
-            ("foreign_dropped", bulk.foreign_dropped),
-            ("limit_dropped", bulk.limit_dropped),
-            ("messages_written", bulk.messages_written),
-            ("messages_placed", bulk.messages_placed),
-            ("srtt_us", bulk.srtt / 1000),
-            ("rtt_min_us", bulk.rtt_min / 1000),
-            ("delivery_rate", bulk.delivery_rate),
-            ("pacing_rate", bulk.pacing_rate),
-            ("window_bytes", bulk.window_bytes),
-            ("in_flight", bulk.in_flight),
             ("datagram_bytes", self.datagram_bytes as u64),
             // Of the whole device and the whole thread, whoever else uses them.
             ("device_rx_packets", device.rx_packets),
@@ -383,10 +360,9 @@ impl Connection for DpdkConnection {
             ("frames_no_connection", counters.no_connection),
             ("thread_cpu_us", cost.map_or(0, |cost| cost.cpu.as_micros() as u64)),
             ("thread_sleeps", cost.map_or(0, |cost| cost.sleeps)),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+        ];
+        let all = bulk.entries().into_iter().chain(own);
+        all.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     fn close(&mut self, reason: &str) {

@@ -286,30 +286,7 @@ impl Connection for UdpConnection {
     fn statistics(&self) -> Vec<(String, u64)> {
         let bulk = self.bulk.statistics();
         let edge = self.endpoint.counters;
-        [
-            ("packets_sent", bulk.packets_sent),
-            ("bytes_sent", bulk.bytes_sent),
-            ("packets_received", bulk.packets_received),
-            ("bytes_received", bulk.bytes_received),
-            ("payload_sent", bulk.payload_sent),
-            ("payload_placed", bulk.payload_placed),
-            ("retransmitted", bulk.payload_resent),
-            ("packets_lost", bulk.packets_lost),
-            ("losses_spurious", bulk.losses_spurious),
-            ("probes", bulk.probes),
-            ("replays_ignored", bulk.replays_ignored),
-            ("duplicate_bytes", bulk.duplicate_bytes),
-            ("corrupt_dropped", bulk.corrupt_dropped),
-            ("foreign_dropped", bulk.foreign_dropped),
-            ("limit_dropped", bulk.limit_dropped),
-            ("messages_written", bulk.messages_written),
-            ("messages_placed", bulk.messages_placed),
-            ("srtt_us", bulk.srtt / 1000),
-            ("rtt_min_us", bulk.rtt_min / 1000),
-            ("delivery_rate", bulk.delivery_rate),
-            ("pacing_rate", bulk.pacing_rate),
-            ("window_bytes", bulk.window_bytes),
-            ("in_flight", bulk.in_flight),
+        let own = [
             ("datagram_bytes", self.datagram_bytes as u64),
             ("system_sends", edge.sends),
             ("system_receives", edge.receives),
@@ -317,10 +294,9 @@ impl Connection for UdpConnection {
             ("network_errors", edge.errors),
             // Not zero: net.core.rmem_max is smaller than what was asked for.
             ("receive_buffer_missing_bytes", self.endpoint.clipped_bytes() as u64),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+        ];
+        let all = bulk.entries().into_iter().chain(own);
+        all.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     fn close(&mut self, reason: &str) {
