@@ -327,6 +327,29 @@ def test_missing_binary_is_named(missing, program, tmp_path):
     assert missing in said["text"]
 
 
+def test_a_failing_start_has_one_type(program, tmp_path):
+    """Whether PyTorch asks Python for the device, as at its first use, or the tape does."""
+    said, _ = program(
+        """
+        import os
+        def refused():
+            try:
+                torch.ones(2, device=DEVICE).sum().item()
+            except genie.StartFailed as error:
+                return str(error)
+        first = refused()
+        missing = os.environ.pop("GENIE_HOST_BINARY")
+        value = torch.ones(2, device=DEVICE).sum().item()
+        genie.shutdown()
+        os.environ["GENIE_HOST_BINARY"] = missing
+        say(first=first, value=value, second=refused())
+        """,
+        env={"GENIE_HOST_BINARY": str(tmp_path / "genie-host"), "GENIE_MODE": "local_remote"},
+    ).finish()
+    assert said["value"] == 2.0
+    assert said["first"] and said["first"] == said["second"]
+
+
 # Bad input
 
 

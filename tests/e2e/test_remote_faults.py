@@ -268,7 +268,8 @@ def test_no_certificate_is_refused(far):
     said = tool("serve", "--node", node.address, prefix=far.at_a, may_fail=True, env=nowhere)
     assert "no certificates were given" in said and "--certs" in said, said
     environment = far.environment(node.address, GENIE_CERTS="", **nowhere)
-    assert refused(far, environment)["error"] == "StartFailed"
+    said = refused(far, environment)
+    assert said["error"] == "StartFailed", said
 
 
 def test_expired_certificate_is_refused(far):

@@ -21,13 +21,14 @@ _autoload()
 from genie._session import init, is_available, shutdown  # noqa: E402
 from genie._stats import stats  # noqa: E402
 from genie._trace import explain, export_graph, reset_trace  # noqa: E402
-from genie.errors import FallbackWarning, NodeLost  # noqa: E402
+from genie.errors import FallbackWarning, NodeLost, StartFailed  # noqa: E402
 from genie.marks import annotate, phase  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
     "FallbackWarning",
     "NodeLost",
+    "StartFailed",
     "annotate",
     "explain",
     "export_graph",

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from genie import _native, env, marks
-from genie.errors import NodeLost
+from genie.errors import NodeLost, StartFailed
 
 MODES = ("auto", "local", "local_remote", "remote", "remote_zero_copy")
 REMOTE = ("remote", "remote_zero_copy")
@@ -33,10 +33,6 @@ log = logging.getLogger("genie")
 _lock = threading.RLock()
 _host: "HostProcess | None" = None
 _mode = ""
-
-
-class StartFailed(RuntimeError):
-    """A session could not start; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def init(
 
     mode: `auto`, `local`, `local_remote`, `remote` or `remote_zero_copy` (default: GENIE_MODE, then
         `auto`: the strongest that works). A mode that cannot start gives way to the next simpler
-        one, with one warning; `genie.mode()` says which runs.
+        one, with one warning; `genie.stats()["mode"]` says which runs.
     host: `unix:PATH` of a running genie-host to join (default: GENIE_HOST; none starts one).
     nodes: nodes on other machines, such as `quic://10.0.0.2:4610` (default: GENIE_NODES).
     certs: the directory of the certificates for them (default: GENIE_CERTS).

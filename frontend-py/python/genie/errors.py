@@ -5,6 +5,8 @@ import warnings
 import torch
 
 NODE_LOST = 3
+# Known to the front end alone; no peer sends it.
+START_FAILED = 254
 
 
 class NodeLost(RuntimeError):
@@ -16,11 +18,17 @@ class NodeLost(RuntimeError):
     code = NODE_LOST
 
 
+class StartFailed(RuntimeError):
+    """A session could not start; the message says what to do."""
+
+    code = START_FAILED
+
+
 class FallbackWarning(UserWarning):
     """An operator ran on the client's CPU, because the node cannot run it. Once per operator."""
 
 
-# genie_wire::ErrorCode -> class; the others become RuntimeError.
+# genie_wire::ErrorCode, or a code of the front end -> class; the others become RuntimeError.
 CLASSES: dict[int, type[Exception]] = {
     2: getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError),
     NODE_LOST: NodeLost,
@@ -29,6 +37,7 @@ CLASSES: dict[int, type[Exception]] = {
     6: TypeError,
     7: NotImplementedError,
     8: torch.linalg.LinAlgError,
+    START_FAILED: StartFailed,
 }
 
 
