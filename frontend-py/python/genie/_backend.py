@@ -18,7 +18,8 @@ def register() -> None:
     from genie import _native, _versions, device, errors
 
     torch.utils.rename_privateuse1_backend(NAME)
-    _native.set_error_type(errors.NODE_LOST, errors.NodeLost)
+    for error in (errors.NodeLost, errors.StartFailed):
+        _native.set_error_type(error.code, error)
     _native.register(
         log_intercepts=env.flag(env.LOG_INTERCEPTS, False),
         meta_infer=env.flag(env.ENABLE_META_INFER, True),
