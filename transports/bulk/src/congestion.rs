@@ -2,7 +2,7 @@
 //!
 //! A model of the path after BBR (draft-cardwell-iccrg-bbr-congestion-control): the delivery rate is the largest of
 //! the last ten round trips, the path's own delay the smallest recent round trip. Sending is paced at that rate,
-//! probing 25 % above for one round trip in eight and draining after; at most twice the product may be in flight.
+//! probing 25 % above for one round trip in eight and draining after; at most one and a half of the product may be in flight.
 //! So a lost packet by itself changes nothing: random loss costs what it loses.
 //!
 //! What differs from BBR, and why:
@@ -11,8 +11,11 @@
 //!   measured round trip then holds that sender's queue, the allowance in flight follows, and the shares stay fair;
 //!   a sender that held on to the empty path's delay for ten seconds would starve. Alone, the dip shows the true delay.
 //!   A queue that this end's packets cannot explain brings the dip forward.
-//! - Heavy loss ([`HEAVY_LOSS`]) over a round trip, or loss while the round trip is the longest
-//!   lately ([`FULL_QUEUE`]), is taken for an overflowing queue: the allowance shrinks towards the product itself (as `inflight_hi` in BBRv2), and grows back when losses end.
+//! - Heavy loss ([`HEAVY_LOSS`]) over a round trip, or any loss while a queue stands on the path (all round trips of
+//!   the round are longer than the path's own, [`SHORT_QUEUE`]), is taken for an overflowing queue. What may be in
+//!   flight then shrinks and grows as TCP cubic's window does (RFC 9438), so that it and cubic get like parts of
+//!   the queue, but not below what fills the path ([`ENOUGH`]): random loss costs no rate. BBR keeps its queue
+//!   whatever is lost, and leaves cubic a fiftieth of a link.
 
 use std::cmp::max;
 
@@ -24,7 +27,7 @@ const STARTUP_GAIN: f64 = 2.89;
 const CYCLE: [f64; 8] = [1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
 /// The first phase of the cycle that neither probes nor drains.
 const CALM: usize = 2;
-const ALLOWANCE_GAIN: f64 = 2.0;
+const ALLOWANCE_GAIN: f64 = 1.5;
 /// Round trips the largest delivery rate is remembered.
 const RATE_ROUNDS: u64 = 10;
 /// A round trip counts as at least this long, a phase of the cycle as half of it: shorter ones drown in
@@ -35,14 +38,21 @@ const FULL_GROWTH: f64 = 1.25;
 const FULL_ROUNDS: u32 = 3;
 /// Of the bytes of a round trip, more lost than this is a queue that overflows.
 const HEAVY_LOSS: f64 = 0.08;
-/// A loss is taken for an overflow too if the queue was this full of what it was at most lately,
-const FULL_QUEUE: f64 = 0.85;
-/// and that is more than this part of the smallest round trip.
-const QUEUE_MIN: f64 = 0.2;
 const HEAVY_LOSS_PACKETS_MIN: u64 = 8;
-const SHRINK: f64 = 0.85;
-/// Slowly: beside a flow of TCP, which grows by less than a packet a round trip, each end must get its turn.
+/// What an overflow leaves of what was in flight, and how that grows while a queue stands: cubic's factor, its packets
+/// a round trip where it takes Reno's part, and its constant in packets per second cubed (RFC 9438, sections 4.2, 4.3).
+const SHRINK: f64 = 0.7;
+const GROW_PACKETS: f64 = 0.53;
+const CUBIC: f64 = 0.4;
+/// An overflow without heavy loss leaves at least so many times the product of the rate and the path's own delay, and [`BUNCHED`].
+const ENOUGH: f64 = 1.4;
+/// A round trip is without a queue up to so many times the path's own, or so much more. Then nobody is pressed by
+/// growing faster.
+const SHORT_QUEUE: f64 = 1.25;
+const SHORT_QUEUE_MIN: Time = MILLISECOND / 10;
 const GROW: f64 = 1.015;
+/// The path's own delay is the smallest round trip of the last such span and of the one that runs.
+const FLOOR_EVERY: Time = 10 * SECOND;
 /// How often the smallest round trip is measured anew.
 const DIP_ROUNDS: u64 = 100;
 const DIP_EVERY_MIN: Time = SECOND / 2;
@@ -103,18 +113,23 @@ pub(crate) struct Congestion {
     is_full: bool,
     rtt_min: Option<Time>,
     rtt_min_at: Time,
+    /// The smallest round trip of this span of [`FLOOR_EVERY`] and of the one before, and when this one began.
+    floors: [Time; 2],
+    floor_at: Time,
     dip_ends: Option<Time>,
     dip_rtt: Time,
     phase: usize,
     phase_at: Time,
-    /// The allowance that heavy loss left.
+    /// What may be in flight since an overflow.
     cap: Option<u64>,
+    /// The last overflow: when, in which round, and what was in flight.
+    overflow_at: Time,
+    overflow_round: u64,
+    overflowing: u64,
     round_acknowledged: u64,
     round_lost: u64,
     round_in_flight: u64,
     round_rtt: Time,
-    round_overflowed: u64,
-    rtts: MaxOfRounds,
     /// Up to here the time has been used for sending.
     paid_until: Time,
 }
@@ -135,17 +150,20 @@ impl Congestion {
             is_full: false,
             rtt_min: None,
             rtt_min_at: now,
+            floors: [Time::MAX; 2],
+            floor_at: now,
             dip_ends: None,
             dip_rtt: Time::MAX,
             phase: CALM,
             phase_at: now,
             cap: None,
+            overflow_at: now,
+            overflow_round: 0,
+            overflowing: 0,
             round_acknowledged: 0,
             round_lost: 0,
             round_in_flight: 0,
             round_rtt: Time::MAX,
-            round_overflowed: 0,
-            rtts: MaxOfRounds::default(),
             paid_until: now,
         }
     }
@@ -185,6 +203,12 @@ impl Congestion {
         (self.rates.max() > 0).then(|| bytes_in(self.rates.max(), rtt_min))
     }
 
+    /// The delay of the path without anybody's queue, so far as it was seen lately.
+    fn floor(&self) -> Option<Time> {
+        let floor = self.floors[0].min(self.floors[1]);
+        (floor < Time::MAX).then_some(floor)
+    }
+
     /// Bytes that may be in flight.
     pub(crate) fn allowance(&self) -> u64 {
         let Some(product) = self.product() else { return PACKETS_INITIAL * self.packet };
@@ -222,14 +246,14 @@ impl Congestion {
         if let Some(rtt) = told.rtt {
             self.dip_rtt = self.dip_rtt.min(rtt);
             self.round_rtt = self.round_rtt.min(rtt);
-            self.rtts.add(self.round, rtt);
+            if told.now.saturating_sub(self.floor_at) > FLOOR_EVERY {
+                (self.floors, self.floor_at) = ([Time::MAX, self.floors[0]], told.now);
+            }
+            self.floors[0] = self.floors[0].min(rtt);
             if self.rtt_min.is_none_or(|least| rtt <= least) {
                 self.rtt_min = Some(rtt);
                 self.rtt_min_at = told.now;
             }
-        }
-        if told.lost > 0 && self.queue_is_full(told.rtt) {
-            self.round_overflowed += told.lost;
         }
         if round_over {
             self.weigh_losses();
@@ -239,32 +263,56 @@ impl Congestion {
         self.turn(told);
     }
 
-    /// Whether a packet with this round trip met the queue as full as it gets.
-    fn queue_is_full(&self, rtt: Option<Time>) -> bool {
-        let (Some(rtt), Some(rtt_min)) = (rtt, self.rtt_min) else { return false };
-        let deepest = self.rtts.max().saturating_sub(rtt_min);
-        let queue = rtt.saturating_sub(rtt_min);
-        deepest > scale(rtt_min, QUEUE_MIN) && queue > scale(deepest, FULL_QUEUE)
+    /// Whether no packet of this round found the path without a queue.
+    fn queue_stands(&self) -> bool {
+        let Some(floor) = self.floor() else { return false };
+        let short = scale(floor, SHORT_QUEUE).max(floor + SHORT_QUEUE_MIN);
+        self.round_rtt < Time::MAX && self.round_rtt > short
     }
 
+    /// Once a round: what may be in flight after its losses, or without any.
     fn weigh_losses(&mut self) {
         let (lost, acknowledged) = (self.round_lost, self.round_acknowledged);
         let part = lost as f64 / (lost + acknowledged).max(1) as f64;
         let is_heavy = lost >= HEAVY_LOSS_PACKETS_MIN * self.packet && part > HEAVY_LOSS;
-        if is_heavy || self.is_full && self.round_overflowed * 2 > lost {
-            let product = self.product().unwrap_or(0);
-            self.cap = Some(max(scale(self.round_in_flight, SHRINK), product));
+        // An overflow shows in two rounds: that in which it happened, and the next.
+        let is_new = self.round > self.overflow_round + 1;
+        if is_heavy || self.is_full && lost > 0 && is_new && self.queue_stands() {
+            let least = if is_heavy { self.product().unwrap_or(0) } else { self.enough() };
+            self.cap = Some(max(scale(self.round_in_flight, SHRINK), least));
+            (self.overflow_round, self.overflow_at) = (self.round, self.round_at);
+            self.overflowing = self.round_in_flight;
             if self.mode == Mode::Startup {
                 self.is_full = true;
                 self.mode = Mode::Drain;
             }
         } else if let Some(cap) = self.cap {
             let wanted = self.product().map_or(u64::MAX, |product| scale(product, STARTUP_GAIN));
-            let cap = scale(cap, GROW);
+            let cap = if self.queue_stands() {
+                let cubic = self.cubic(self.round_at).min(scale(cap, 1.0 / SHRINK));
+                cubic.max(cap + scale(self.packet, GROW_PACKETS))
+            } else {
+                scale(cap, GROW)
+            };
             self.cap = (cap < wanted).then_some(cap);
         }
         (self.round_lost, self.round_acknowledged, self.round_in_flight) = (0, 0, 0);
-        self.round_overflowed = 0;
+    }
+
+    /// What keeps the path full. Beside others the recent round trip may be far above the path's own; then that counts.
+    fn enough(&self) -> u64 {
+        let own = scale(self.floor().unwrap_or(0), ENOUGH) + BUNCHED;
+        bytes_in(self.rates.max(), own.max(self.rtt_min.unwrap_or(0)))
+    }
+
+    /// What cubic's window would be by now, had it filled the queue with what was in flight at the last overflow
+    /// (RFC 9438, section 4.2).
+    fn cubic(&self, now: Time) -> u64 {
+        let passed = (now - self.overflow_at) as f64 / SECOND as f64;
+        let packets = self.overflowing as f64 / self.packet as f64;
+        let returns = (packets * (1.0 - SHRINK) / CUBIC).cbrt();
+        let window = CUBIC * (passed - returns).powi(3) + packets;
+        (window * self.packet as f64) as u64
     }
 
     /// A queue longer than all that is in flight from here could make is another sender's (or the
