@@ -2,8 +2,10 @@
 
 use genie_aten::AtenError;
 use genie_aten::execute::{Device, Generator, Storage, Template, set_threads};
+use genie_transport::SharedMemory;
 use genie_wire::ErrorCode;
 
+use crate::backend::Pinned;
 use crate::{Backend, Failure};
 
 /// Runs templates on `device` through the C++ shim.
@@ -88,6 +90,47 @@ impl Backend for Aten {
 
     fn copy_out(&self, storage: &Storage, offset: u64, to: &mut [u8]) -> Result<(), Failure> {
         Ok(storage.copy_out(offset, to)?)
+    }
+
+    fn pin(&self, memory: &SharedMemory) -> Option<Pinned> {
+        let device = self.device.cuda_index()?;
+        // SAFETY: a region keeps the mapping until after the guard is dropped.
+        let pinned = unsafe { Pinned::new(memory.address(), memory.bytes(), device) };
+        pinned
+            .inspect_err(
+                |why| tracing::warn!(%why, "payloads pass through memory that is not pinned"),
+            )
+            .ok()
+    }
+
+    fn copy_in_shared(
+        &self,
+        storage: &mut Storage,
+        offset: u64,
+        from: &SharedMemory,
+        at: u64,
+        len: u64,
+    ) -> Option<Result<(), Failure>> {
+        self.device.cuda_index()?;
+        Some(from.span(at, len).map_err(Failure::from).and_then(|from| {
+            // SAFETY: `span` checked the range, which stays mapped while `from` is borrowed.
+            Ok(unsafe { storage.copy_in_from(offset, from, len) }?)
+        }))
+    }
+
+    fn copy_out_shared(
+        &self,
+        storage: &Storage,
+        offset: u64,
+        to: &SharedMemory,
+        at: u64,
+        len: u64,
+    ) -> Option<Result<(), Failure>> {
+        self.device.cuda_index()?;
+        Some(to.span(at, len).map_err(Failure::from).and_then(|to| {
+            // SAFETY: as above; other writers of these bytes are peers, in their own processes.
+            Ok(unsafe { storage.copy_out_to(offset, to, len) }?)
+        }))
     }
 
     fn generator(&self) -> Result<Generator, Failure> {

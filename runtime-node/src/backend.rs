@@ -1,6 +1,9 @@
 //! What the executor needs of a device.
 
+use genie_transport::SharedMemory;
+
 use crate::Failure;
+pub use crate::pinned::Pinned;
 
 /// A device that runs templates over storages. libtorch in the product, plain memory in tests.
 ///
@@ -50,6 +53,37 @@ pub trait Backend {
     -> Result<(), Failure>;
     /// The range was checked to lie inside the storage.
     fn copy_out(&self, storage: &Self::Storage, offset: u64, to: &mut [u8]) -> Result<(), Failure>;
+
+    /// Pins memory that copies come from and go to, if the device gains by that.
+    fn pin(&self, _memory: &SharedMemory) -> Option<Pinned> {
+        None
+    }
+
+    /// Copies from memory that a peer may change meanwhile, if the device reads it by itself. The
+    /// ranges were checked.
+    fn copy_in_shared(
+        &self,
+        _storage: &mut Self::Storage,
+        _offset: u64,
+        _from: &SharedMemory,
+        _at: u64,
+        _len: u64,
+    ) -> Option<Result<(), Failure>> {
+        None
+    }
+
+    /// Copies to memory that a peer may read meanwhile, if the device writes it by itself. The
+    /// ranges were checked.
+    fn copy_out_shared(
+        &self,
+        _storage: &Self::Storage,
+        _offset: u64,
+        _to: &SharedMemory,
+        _at: u64,
+        _len: u64,
+    ) -> Option<Result<(), Failure>> {
+        None
+    }
 
     /// A generator in the state PyTorch's default one starts in.
     fn generator(&self) -> Result<Self::Generator, Failure>;

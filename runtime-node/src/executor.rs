@@ -7,6 +7,7 @@ use genie_wire::control::Counter;
 use genie_wire::record::WeightHash;
 
 use crate::ledger::Ledger;
+use crate::region::Region;
 use crate::session::Session;
 use crate::weights::Weights;
 use crate::{Backend, Failure, Outbox, SessionError};
@@ -153,7 +154,7 @@ impl<B: Backend> Executor<B> {
         region: u32,
         memory: SharedMemory,
     ) -> Result<(), SessionError> {
-        session.add_region(region, memory)
+        session.add_region(region, Region::new(memory, &self.backend))
     }
 
     /// Whether a weight is stored for the session's identity, and its bytes; if so the session

@@ -17,6 +17,12 @@ impl Failure {
     }
 }
 
+impl From<MemoryError> for Failure {
+    fn from(error: MemoryError) -> Self {
+        Failure::new(ErrorCode::Runtime, error.to_string())
+    }
+}
+
 /// The peer broke the protocol; its session ends.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {

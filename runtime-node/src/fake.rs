@@ -1,5 +1,6 @@
 //! A backend in plain memory, to test the state machine without libtorch.
 
+use genie_transport::SharedMemory;
 use genie_wire::{ErrorCode, Template};
 
 use crate::{Backend, Failure};
@@ -9,6 +10,8 @@ use crate::{Backend, Failure};
 pub(crate) struct Fake {
     /// Hides the bytes, as a device with its own memory does.
     pub(crate) remote: bool,
+    /// Which it copies by itself all the same.
+    pub(crate) direct: bool,
     pub(crate) threads: std::cell::Cell<u32>,
 }
 
@@ -149,6 +152,30 @@ impl Backend for Fake {
 
     fn slice_mut<'a>(&self, storage: &'a mut FakeStorage) -> Option<&'a mut [u8]> {
         (!self.remote).then(|| storage.0.get_mut().as_mut_slice())
+    }
+
+    fn copy_in_shared(
+        &self,
+        storage: &mut FakeStorage,
+        offset: u64,
+        from: &SharedMemory,
+        at: u64,
+        len: u64,
+    ) -> Option<Result<(), Failure>> {
+        let to = &mut storage.0.get_mut()[offset as usize..][..len as usize];
+        self.direct.then(|| Ok(from.read(at, to)?))
+    }
+
+    fn copy_out_shared(
+        &self,
+        storage: &FakeStorage,
+        offset: u64,
+        to: &SharedMemory,
+        at: u64,
+        len: u64,
+    ) -> Option<Result<(), Failure>> {
+        let from = &storage.bytes()[offset as usize..][..len as usize];
+        self.direct.then(|| Ok(to.write(at, from)?))
     }
 
     fn copy_in(&self, storage: &mut FakeStorage, offset: u64, from: &[u8]) -> Result<(), Failure> {

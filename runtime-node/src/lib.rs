@@ -23,6 +23,8 @@ pub mod local;
 pub mod memory;
 mod modules;
 mod outbox;
+mod pinned;
+mod region;
 pub mod select;
 pub mod serve;
 mod session;

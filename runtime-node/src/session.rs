@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use genie_transport::SharedMemory;
 use genie_wire::control::WeightStored;
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::{FRAME_BYTES_MAX, REGIONS_MAX};
@@ -15,6 +14,7 @@ use prost::Message;
 use crate::credits::Credits;
 use crate::ledger::{Account, Ledger};
 use crate::modules::Modules;
+use crate::region::{Region, for_chunks};
 use crate::storages::{Slot, Storages};
 use crate::weights::{Weight, release};
 use crate::{Backend, Executor, Failure, Outbox, SessionError};
@@ -27,8 +27,6 @@ const WEIGHTS_HELD_MAX: usize = 1 << 17;
 const RUN_TEMPLATES_MAX: usize = 256;
 /// Inputs whose references fit on the stack.
 const INPUTS_INLINE: usize = 12;
-/// Payloads of devices that the host cannot reach directly pass through a buffer of this size.
-const BOUNCE_BYTES: usize = 1 << 20;
 
 /// One client's program on one device.
 ///
@@ -46,7 +44,7 @@ struct State<B: Backend> {
     run_templates: HashMap<Vec<u8>, B::Template>,
     generator: B::Generator,
     modules: Modules,
-    regions: HashMap<u32, SharedMemory>,
+    regions: HashMap<u32, Region>,
     credits: Credits,
     identity: Arc<str>,
     account: Account,
@@ -136,11 +134,7 @@ impl<B: Backend> Session<B> {
         Ok(())
     }
 
-    pub(crate) fn add_region(
-        &mut self,
-        region: u32,
-        memory: SharedMemory,
-    ) -> Result<(), SessionError> {
+    pub(crate) fn add_region(&mut self, region: u32, memory: Region) -> Result<(), SessionError> {
         let regions = &mut self.state.regions;
         if regions.contains_key(&region) {
             return Err(SessionError::RegionTaken { region });
@@ -559,14 +553,14 @@ impl<B: Backend> State<B> {
         // Taken out and put back, so that the rest of the state stays free to use.
         let memory =
             self.regions.remove(&region).ok_or(SessionError::NoRegion { doing, region })?;
-        memory.span(from, len).map_err(|source| SessionError::OutsideRegion {
+        memory.check(from, len).map_err(|source| SessionError::OutsideRegion {
             doing,
             region,
             source,
         })?;
         let done = self.write(id, doing, node, |state, node| {
             let storage = state.upload_target(id, offset, len, node)?;
-            Ok(from_region(&node.backend, storage, offset, len, &memory, from)?)
+            Ok(memory.upload(from, len, &node.backend, storage, offset)?)
         });
         node.counts.upload_bytes += len;
         self.credits.add(region, memory.bytes(), len, outbox);
@@ -686,12 +680,12 @@ impl<B: Backend> State<B> {
             Some(RegionSpan { region, offset: to }) => {
                 let memory =
                     self.regions.get(&region).ok_or(SessionError::NoRegion { doing, region })?;
-                memory.span(to, len).map_err(|source| SessionError::OutsideRegion {
+                memory.check(to, len).map_err(|source| SessionError::OutsideRegion {
                     doing,
                     region,
                     source,
                 })?;
-                to_region(&node.backend, content, offset, len, memory, to).map_err(named)?;
+                memory.download(to, len, &node.backend, content, offset).map_err(named)?;
                 self.encode(token, &Reply::Done);
             }
         }
@@ -772,66 +766,6 @@ fn check_range(offset: u64, len: u64, bytes: u64) -> Result<(), Failure> {
             format!("bytes {offset}..{offset}+{len} lie outside a storage of {bytes} bytes"),
         )),
     }
-}
-
-/// The spans were checked on both sides.
-fn from_region<B: Backend>(
-    backend: &B,
-    storage: &mut B::Storage,
-    offset: u64,
-    len: u64,
-    memory: &SharedMemory,
-    from: u64,
-) -> Result<(), Failure> {
-    if let Some(bytes) = backend.slice_mut(storage) {
-        return memory
-            .read(from, &mut bytes[offset as usize..(offset + len) as usize])
-            .map_err(|error| Failure::new(ErrorCode::Runtime, error.to_string()));
-    }
-    for_chunks(len, |at, chunk| {
-        memory
-            .read(from + at, chunk)
-            .map_err(|error| Failure::new(ErrorCode::Runtime, error.to_string()))?;
-        backend.copy_in(storage, offset + at, chunk)
-    })
-}
-
-/// The spans were checked on both sides.
-fn to_region<B: Backend>(
-    backend: &B,
-    storage: &B::Storage,
-    offset: u64,
-    len: u64,
-    memory: &SharedMemory,
-    to: u64,
-) -> Result<(), Failure> {
-    let write = |at: u64, bytes: &[u8]| {
-        memory
-            .write(to + at, bytes)
-            .map_err(|error| Failure::new(ErrorCode::Runtime, error.to_string()))
-    };
-    if let Some(bytes) = backend.slice(storage) {
-        return write(0, &bytes[offset as usize..(offset + len) as usize]);
-    }
-    for_chunks(len, |at, chunk| {
-        backend.copy_out(storage, offset + at, chunk)?;
-        write(at, chunk)
-    })
-}
-
-/// Calls `copy` with a buffer for each piece of `len` bytes.
-fn for_chunks(
-    len: u64,
-    mut copy: impl FnMut(u64, &mut [u8]) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let mut buffer = vec![0; BOUNCE_BYTES.min(len as usize)];
-    let mut at = 0;
-    while at < len {
-        let piece = (len - at).min(BOUNCE_BYTES as u64);
-        copy(at, &mut buffer[..piece as usize])?;
-        at += piece;
-    }
-    Ok(())
 }
 
 /// BLAKE3 over the storage's bytes.

@@ -1,5 +1,6 @@
 //! What each record does, on a backend in plain memory.
 
+use genie_transport::SharedMemory;
 use genie_wire::control::{Released, WeightStored};
 use genie_wire::{DType, OutputSpec, TapeWriter, TensorMeta};
 use proptest::prelude::*;
@@ -255,8 +256,8 @@ fn a_broken_protocol_ends_the_session() {
 
 #[test]
 fn uploads_and_reads_pass_through_regions_and_credits_come_in_order() {
-    for remote in [false, true] {
-        let mut bench = bench_on(Fake { remote, ..Fake::default() }, &["me"]);
+    for (remote, direct) in [(false, false), (true, false), (true, true)] {
+        let mut bench = bench_on(Fake { remote, direct, ..Fake::default() }, &["me"]);
         let region_bytes = 3 << 20;
         let memory = SharedMemory::create(region_bytes).unwrap();
         let session = bench.clients[0].session.as_mut().unwrap();

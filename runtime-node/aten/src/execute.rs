@@ -26,6 +26,11 @@ impl Device {
         self.kind == 0
     }
 
+    /// The number of a CUDA device.
+    pub fn cuda_index(self) -> Option<u8> {
+        (self.kind == 1).then_some(self.index)
+    }
+
     /// The name of the device's model, as its driver tells it.
     pub fn name(self) -> String {
         let mut name = [0u8; 256];
@@ -276,28 +281,39 @@ impl Storage {
     /// Copies host memory in. The range must lie inside the storage; C++ checks it.
     pub fn copy_in(&mut self, offset: u64, from: &[u8]) -> Result<(), AtenError> {
         // SAFETY: the source slice is valid for its length.
+        unsafe { self.copy_in_from(offset, from.as_ptr(), from.len() as u64) }
+    }
+
+    /// Copies `len` bytes of host memory in, which others may change meanwhile.
+    ///
+    /// # Safety
+    /// `from` must be mapped for `len` bytes.
+    pub unsafe fn copy_in_from(
+        &mut self,
+        offset: u64,
+        from: *const u8,
+        len: u64,
+    ) -> Result<(), AtenError> {
+        // SAFETY: the caller's promise; C++ waits until the device has read it.
         AtenError::check(|error| unsafe {
-            genie_storage_copy_in(
-                self.0.as_ptr(),
-                offset,
-                from.as_ptr().cast(),
-                from.len() as u64,
-                error,
-            )
+            genie_storage_copy_in(self.0.as_ptr(), offset, from.cast(), len, error)
         })
     }
 
     /// Copies out to host memory. The range must lie inside the storage; C++ checks it.
     pub fn copy_out(&self, offset: u64, to: &mut [u8]) -> Result<(), AtenError> {
         // SAFETY: the destination slice is valid for its length.
+        unsafe { self.copy_out_to(offset, to.as_mut_ptr(), to.len() as u64) }
+    }
+
+    /// Copies `len` bytes out to host memory, which others may read meanwhile.
+    ///
+    /// # Safety
+    /// `to` must be mapped for `len` bytes, and no reference to them be held.
+    pub unsafe fn copy_out_to(&self, offset: u64, to: *mut u8, len: u64) -> Result<(), AtenError> {
+        // SAFETY: the caller's promise; C++ waits until the device has written it.
         AtenError::check(|error| unsafe {
-            genie_storage_copy_out(
-                self.0.as_ptr(),
-                offset,
-                to.as_mut_ptr().cast(),
-                to.len() as u64,
-                error,
-            )
+            genie_storage_copy_out(self.0.as_ptr(), offset, to.cast(), len, error)
         })
     }
 
