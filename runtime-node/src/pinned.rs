@@ -179,12 +179,4 @@ mod tests {
         assert_eq!(refused, Some(expected));
         assert_eq!(CALLS.take(), ["device 0", "forget"]);
     }
-
-    #[test]
-    fn without_the_runtime_nothing_is_pinned() {
-        let mut memory = [0u8; 8];
-        // SAFETY: as above.
-        let refused = unsafe { Pinned::new(memory.as_mut_ptr(), 8, 0) }.err();
-        assert_eq!(refused, Some(NotPinned::NoRuntime));
-    }
 }

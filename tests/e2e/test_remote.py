@@ -128,18 +128,31 @@ def test_status_shows_the_transport(way, far, node):
     assert address in words, "the node is named"
 
 
-def test_an_example_of_the_demo_runs_unchanged(far, node):
-    """As `make demo` runs it, over UDP: the environment alone says where the node is."""
-    environment = far.environment(address_of(node, "quic"), data="udp", GENIE_LOG="info")
-    before = far.link.counters()["forward"][1]
+def demo(far, node, way, *names):
+    """Runs the demo's examples as `make demo` does: the environment alone says where the node is. They
+    compare their results with eager PyTorch themselves."""
+    control, data, transport = WAYS[way]
+    environment = far.environment(address_of(node, control), data=data, GENIE_LOG="info")
     done = subprocess.run(
-        [*far.at_a, sys.executable, str(EXAMPLES / "run_demo.py"), "train_digits"],
+        [*far.at_a, sys.executable, str(EXAMPLES / "run_demo.py"), *names],
         env={**os.environ, **{key: str(value) for key, value in environment.items()}},
         capture_output=True,
         text=True,
         timeout=DEMO_SECONDS_MAX,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert "a session runs over quic://" in done.stderr and "tensors over udp" in done.stderr, done.stderr
+    assert f"a session runs over {control}://" in done.stderr, done.stderr
+    assert not data or f"tensors over {transport}" in done.stderr, done.stderr
+
+
+def test_an_example_of_the_demo_runs_unchanged(far, node):
+    before = far.link.counters()["forward"][1]
+    demo(far, node, "udp", "train_digits")
     crossed = far.link.counters()["forward"][1] - before
     assert crossed > 1_000_000, f"only {crossed} bytes went to the node"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_all_examples_of_the_demo_run_unchanged(way, far, node):
+    demo(far, node, way)
