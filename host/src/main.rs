@@ -198,6 +198,8 @@ fn main() -> ExitCode {
     {
         return genie_transport::probe::probe_child_main(plugin.as_ref());
     }
+    // SAFETY: this is the only thread as yet.
+    unsafe { genie_remote::cli::forget_empty_variables() };
     let cli = Cli::parse();
     let serve = match cli.command {
         None => cli.serve,

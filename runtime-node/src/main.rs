@@ -120,10 +120,12 @@ struct ClientArgs {
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    match probed_plugin() {
-        Some(plugin) => Ok(genie_transport::probe::probe_child_main(&plugin)),
-        None => serve(Args::parse()).map(|()| ExitCode::SUCCESS),
+    if let Some(plugin) = probed_plugin() {
+        return Ok(genie_transport::probe::probe_child_main(&plugin));
     }
+    // SAFETY: this is the only thread as yet.
+    unsafe { genie_remote::cli::forget_empty_variables() };
+    serve(Args::parse()).map(|()| ExitCode::SUCCESS)
 }
 
 fn serve(args: Args) -> anyhow::Result<()> {

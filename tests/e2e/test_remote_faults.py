@@ -265,7 +265,7 @@ def test_no_certificate_is_refused(far):
     node = far.node()
     # Nor are there any in the usual place.
     nowhere = {"XDG_CONFIG_HOME": str(far.fresh("config"))}
-    said = tool("serve", "--node", node.address, prefix=far.at_a, may_fail=True, env=nowhere)
+    said = tool("serve", "--node", node.address, prefix=far.at_a, may_fail=True, env={**nowhere, "GENIE_CERTS": ""})
     assert "no certificates were given" in said and "--certs" in said, said
     environment = far.environment(node.address, GENIE_CERTS="", **nowhere)
     said = refused(far, environment)

@@ -14,6 +14,20 @@ pub const PROBE: &str = "probe-transport";
 /// Where plugins lie, from the directory of the program.
 const BESIDE: &str = "../share/genie/transports";
 
+/// Makes empty variables of ours unset ones, which is what `GENIE_CERTS=` says in a shell; clap would
+/// take them for values.
+///
+/// # Safety
+/// Only while no other thread runs.
+pub unsafe fn forget_empty_variables() {
+    for (name, value) in std::env::vars_os() {
+        if value.is_empty() && name.as_encoded_bytes().starts_with(b"GENIE_") {
+            // SAFETY: nobody else reads the environment meanwhile, says the caller.
+            unsafe { std::env::remove_var(&name) };
+        }
+    }
+}
+
 /// Transports, certificates and how patient to be.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RemoteArgs {
@@ -114,6 +128,12 @@ impl RemoteArgs {
             .collect();
         let usable = transports.usable().filter(|(name, _)| !missing.contains(name));
         let data = preferred(usable.map(|(_, transport)| transport), &wanted);
+        for name in wanted.iter().filter(|name| data.iter().all(|one| one.facts().name != **name)) {
+            tracing::warn!(
+                "--data (GENIE_DATA) names {name}, not used: {}",
+                why_not(transports, name)
+            );
+        }
         if let Some(ports) = &self.data_ports {
             for transport in &data {
                 let settings = transport_settings.entry(transport.facts().name).or_default();
@@ -134,9 +154,25 @@ impl RemoteArgs {
     }
 }
 
+/// Why a transport carries no tensors here.
+fn why_not(transports: &Transports, name: &str) -> String {
+    let usable = transports.list().iter().filter_map(|entry| entry.outcome.as_ref().ok());
+    match usable.into_iter().find(|usable| usable.facts.name == name).map(|usable| &usable.probe) {
+        None => "no plugin of this name is loaded (`genie-host transport list`)".to_owned(),
+        Some(Err(missing)) => missing.clone(),
+        Some(Ok(_)) => "it does not carry tensors over a network".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transport_that_is_not_there_is_named_with_the_way_to_find_out() {
+        let why = why_not(&Transports::default(), "carrier-pigeon");
+        assert!(why.contains("transport list"), "{why}");
+    }
 
     #[test]
     fn settings_and_ports_are_read() {
