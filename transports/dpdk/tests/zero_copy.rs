@@ -251,6 +251,8 @@ fn a_message_is_written_when_the_device_is_done_with_it_too() {
                         state.round(now, true);
                     }
                 }
+                // What the last datagram brought.
+                sender.lock().round(Instant::now(), true);
             };
             let completions = |of: &Shared| {
                 let mut completions = Vec::new();
