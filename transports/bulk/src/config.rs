@@ -21,8 +21,12 @@ pub(crate) fn mul_div(a: u64, b: u64, c: u64) -> u64 {
 
 /// The newest protocol version this crate speaks.
 pub const VERSION: u8 = 2;
-/// The oldest protocol version this crate still speaks (it has no acknowledgements behind payloads).
+/// The oldest protocol version this crate still speaks.
 pub const VERSION_OLDEST: u8 = 1;
+/// From this version on, an acknowledgement may ride behind a message's last byte.
+pub(crate) const VERSION_RIDING_ACKS: u8 = 2;
+/// From this version on, messages that meet a withdrawn window return to their sender, and wait for the next offer.
+pub(crate) const VERSION_RETURNS: u8 = 2;
 
 /// The longest message.
 pub const MESSAGE_BYTES_MAX: u64 = 1 << 32;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::acks::Acks;
 use crate::config::{
     Config, MESSAGE_BYTES_MAX, MILLISECOND, PARTS_MAX, Protection, REASON_BYTES_MAX, Role, Time,
+    VERSION_RETURNS,
 };
 use crate::congestion::Congestion;
 use crate::control::{Inbox, Outbox};
@@ -140,8 +141,8 @@ impl Connection {
     }
 
     /// Takes a window back. When this returns nothing will be placed into its memory any more, and
-    /// messages that were partly placed are forgotten (the peer's writes fail). The id may be
-    /// offered again at once.
+    /// messages that were partly placed are forgotten: the peer's writes wait for the next offer (with
+    /// a peer of version 1 they fail). The id may be offered again at once.
     ///
     /// # Errors
     /// The window is not offered.
@@ -149,8 +150,14 @@ impl Connection {
         if let Some(reason) = &self.closed {
             return Err(WindowError::Closed(reason.clone()));
         }
-        let serial = self.incoming.withdraw(window)?;
+        let (serial, returned) = self.incoming.withdraw(window)?;
         self.outbox.push(Sequenced::Withdraw { serial });
+        if self.version() >= VERSION_RETURNS {
+            // Bounded by the messages that the peer may start.
+            returned
+                .into_iter()
+                .for_each(|sequence| self.outbox.push(Sequenced::Return { sequence }));
+        }
         Ok(())
     }
 
@@ -198,6 +205,9 @@ impl Connection {
                     self.statistics.messages_written += 1;
                     self.events.push_back((Event::Written { message }, None));
                 }
+                Over::Returned { abandoned: sequence } => {
+                    self.outbox.push(Sequenced::Abandon { sequence });
+                }
                 Over::Failed { message, reason, abandoned } => {
                     self.events.push_back((Event::Failed { message, reason }, None));
                     if let Some(sequence) = abandoned {
@@ -214,6 +224,11 @@ impl Connection {
         if self.sent.next() >= NUMBERS - 1 {
             self.end(now, CloseReason::Exhausted);
         }
+    }
+
+    /// What the session speaks; 0 before there is one.
+    fn version(&self) -> u8 {
+        self.session.as_ref().map_or(0, |session| session.version)
     }
 
     fn corrupt(&mut self) {

@@ -117,7 +117,8 @@ pub struct PlaceError(pub String);
 /// Why a message was given up by its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FailReason {
-    /// The peer withdrew the window before the last byte was acknowledged. Bytes may have been placed.
+    /// The peer withdrew the window before the last byte was acknowledged, and speaks version 1 of the
+    /// protocol, in which messages cannot begin anew. Bytes may have been placed.
     #[error("the peer withdrew the window")]
     Withdrawn,
     /// The write waited for its window, and does not fit the one that came.

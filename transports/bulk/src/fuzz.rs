@@ -180,7 +180,7 @@ fn frames(random: &mut fastrand::Rng) -> Vec<u8> {
                     _ => random.u64(..8),
                 };
                 let run: Vec<_> = (0..random.usize(1..6))
-                    .map(|_| match random.u8(..4) {
+                    .map(|_| match random.u8(..5) {
                         0 => Sequenced::Offer {
                             serial: small(random) as u32,
                             window: small(random) as u32,
@@ -188,6 +188,7 @@ fn frames(random: &mut fastrand::Rng) -> Vec<u8> {
                         },
                         1 => Sequenced::Withdraw { serial: small(random) as u32 },
                         2 => Sequenced::Credit { messages: integer(random) },
+                        3 => Sequenced::Return { sequence: small(random) },
                         _ => Sequenced::Abandon { sequence: small(random) },
                     })
                     .collect();

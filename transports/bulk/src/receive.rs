@@ -60,6 +60,10 @@ pub(crate) struct Taken {
 pub(crate) enum Refused {
     /// A limit was reached or its window withdrawn: as if it was never received.
     Unheard,
+    /// The first of a message whose window was withdrawn; otherwise as above.
+    Return {
+        sequence: u64,
+    },
     Close(CloseReason),
 }
 
@@ -125,16 +129,18 @@ impl Incoming {
         Ok(serial)
     }
 
-    /// Takes a window back; gives the offer's serial.
-    pub(crate) fn withdraw(&mut self, window: u32) -> Result<u32, WindowError> {
+    /// Takes a window back; gives the offer's serial, and the messages that were partly placed.
+    pub(crate) fn withdraw(&mut self, window: u32) -> Result<(u32, Vec<u64>), WindowError> {
         let serial = self.windows.remove(&window).ok_or(WindowError::NotOffered { window })?;
         self.offers.remove(&serial);
+        let mut returned = Vec::new();
         for at in 0..self.slots.len() {
             if matches!(&self.slots[at], Slot::Partial(partial) if partial.serial == serial) {
                 self.close_slot(at, Slot::Withdrawn);
+                returned.push(self.base + at as u64);
             }
         }
-        Ok(serial)
+        Ok((serial, returned))
     }
 
     /// Forgets all memory: nothing will be placed any more.
@@ -248,7 +254,7 @@ impl Incoming {
         }
         let Some(Window { window, memory }) = self.offers.get(&first.serial) else {
             self.slots[at] = Slot::Withdrawn;
-            return Err(Refused::Unheard);
+            return Err(Refused::Return { sequence: self.base + at as u64 });
         };
         if first.offset.checked_add(first.len).is_none_or(|end| end > memory.bytes()) {
             return Err(broken("a message outside its window"));

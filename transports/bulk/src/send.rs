@@ -26,6 +26,7 @@ struct Waiting {
 struct Started {
     message: u64,
     parts: Parts,
+    window: u32,
     serial: u32,
     offset: u64,
     len: u64,
@@ -56,8 +57,18 @@ struct PeerWindow {
 
 /// A message that is over.
 pub(crate) enum Over {
-    Written { message: u64 },
-    Failed { message: u64, reason: FailReason, abandoned: Option<u64> },
+    Written {
+        message: u64,
+    },
+    Failed {
+        message: u64,
+        reason: FailReason,
+        abandoned: Option<u64>,
+    },
+    /// Not over: it begins anew, under another sequence.
+    Returned {
+        abandoned: u64,
+    },
 }
 
 /// All messages on their way out.
@@ -148,9 +159,19 @@ impl Outgoing {
         self.windows.insert(window, PeerWindow { serial, bytes });
         self.serials.insert(serial, window);
         for waiting in self.parked.remove(&window).unwrap_or_default() {
-            if fits(&waiting.parts, waiting.offset, bytes).is_ok() {
+            self.wait(waiting);
+        }
+        Ok(())
+    }
+
+    /// Queues a message that was taken already, for the offer of its window that there is or will be.
+    fn wait(&mut self, waiting: Waiting) {
+        match self.windows.get(&waiting.window) {
+            None => self.parked.entry(waiting.window).or_default().push(waiting),
+            Some(peer) if fits(&waiting.parts, waiting.offset, peer.bytes).is_ok() => {
                 self.ready(waiting);
-            } else {
+            }
+            Some(_) => {
                 self.queued -= 1;
                 self.over.push(Over::Failed {
                     message: waiting.message,
@@ -159,11 +180,11 @@ impl Outgoing {
                 });
             }
         }
-        Ok(())
     }
 
-    /// The peer withdrew an offer: what was started in it fails, what was not waits for the next.
-    pub(crate) fn withdrawn(&mut self, serial: u32) -> Result<(), CloseReason> {
+    /// The peer withdrew an offer: what was not started waits for the next. What was started fails; or,
+    /// with a peer that `returns`, it goes on until the peer has it all or returns it.
+    pub(crate) fn withdrawn(&mut self, serial: u32, returns: bool) -> Result<(), CloseReason> {
         let Some(window) = self.serials.remove(&serial) else {
             return Err(CloseReason::Protocol { what: "withdrawal of what was not offered" });
         };
@@ -176,12 +197,10 @@ impl Outgoing {
                 self.parked.entry(window).or_default().extend(back);
             }
         }
-        for (at, slot) in self.started.iter_mut().enumerate() {
-            if slot.as_ref().is_some_and(|started| started.serial == serial) {
-                let started = slot.take().expect("it is some");
-                let sequence = self.base + at as u64;
-                self.sending_small = self.sending_small.filter(|&sending| sending != sequence);
-                self.sending_large = self.sending_large.filter(|&sending| sending != sequence);
+        for at in 0..if returns { 0 } else { self.started.len() } {
+            let sequence = self.base + at as u64;
+            if self.get(sequence).is_some_and(|started| started.serial == serial) {
+                let started = self.stop(sequence).expect("it is some");
                 self.queued -= 1;
                 self.over.push(Over::Failed {
                     message: started.message,
@@ -192,6 +211,29 @@ impl Outgoing {
         }
         self.advance();
         Ok(())
+    }
+
+    /// The peer will not tell of a message: its window was withdrawn before it was whole.
+    pub(crate) fn returned(&mut self, sequence: u64) -> Result<(), CloseReason> {
+        if sequence >= self.base + self.started.len() as u64 {
+            return Err(CloseReason::Protocol { what: "a message returned that was not started" });
+        }
+        if let Some(started) = self.stop(sequence) {
+            let Started { message, parts, window, offset, .. } = *started;
+            self.over.push(Over::Returned { abandoned: sequence });
+            self.wait(Waiting { message, parts, window, offset });
+            self.advance();
+        }
+        Ok(())
+    }
+
+    /// Takes a started message out.
+    fn stop(&mut self, sequence: u64) -> Option<Box<Started>> {
+        let at = sequence.checked_sub(self.base)?;
+        let started = self.started.get_mut(at as usize)?.take()?;
+        self.sending_small = self.sending_small.filter(|&sending| sending != sequence);
+        self.sending_large = self.sending_large.filter(|&sending| sending != sequence);
+        Some(started)
     }
 
     /// The peer lets messages below this sequence start.
@@ -253,7 +295,7 @@ impl Outgoing {
         let acknowledged = RangeSet::default();
         let (fresh, is_known) = (0, false);
         let started =
-            Started { message, parts, serial, offset, len, fresh, acknowledged, is_known };
+            Started { message, parts, window, serial, offset, len, fresh, acknowledged, is_known };
         self.started.push_back(Some(Box::new(started)));
         self.base + self.started.len() as u64 - 1
     }

@@ -245,6 +245,8 @@ pub(crate) enum Sequenced {
     Credit { messages: u64 },
     /// A started message will not be finished.
     Abandon { sequence: u64 },
+    /// A started message met an offer that was taken back: none of it will be told.
+    Return { sequence: u64 },
 }
 
 impl Sequenced {
@@ -270,6 +272,10 @@ impl Sequenced {
                 writer.u8(0x13);
                 writer.u64(sequence);
             }
+            Self::Return { sequence } => {
+                writer.u8(0x14);
+                writer.u64(sequence);
+            }
         }
     }
 
@@ -281,6 +287,7 @@ impl Sequenced {
             0x11 => Self::Withdraw { serial: reader.u32()? },
             0x12 => Self::Credit { messages: reader.u64()? },
             0x13 => Self::Abandon { sequence: reader.u64()? },
+            0x14 => Self::Return { sequence: reader.u64()? },
             _ => return Err(Malformed("unknown sequenced frame")),
         })
     }
@@ -528,7 +535,7 @@ mod tests {
             Sequenced::Offer { serial: 1, window: 2, bytes: 3 },
             Sequenced::Withdraw { serial: 4 },
             Sequenced::Credit { messages: 5 },
-            Sequenced::Abandon { sequence: 6 },
+            Sequenced::Return { sequence: 6 },
         ];
         let mut buf = [0; 50];
         let mut writer = Writer::new(&mut buf);

@@ -39,7 +39,11 @@ impl Pair {
     }
 
     fn connected() -> Self {
-        let mut pair = Self::new([config(Role::Client), config(Role::Server)]);
+        Self::connected_as([config(Role::Client), config(Role::Server)])
+    }
+
+    fn connected_as(configs: [Config; 2]) -> Self {
+        let mut pair = Self::new(configs);
         pair.offer(1, 5);
         pair.run(20 * MILLISECOND);
         assert!(pair.ends.iter().all(Connection::is_connected));
@@ -231,9 +235,8 @@ fn a_cut_of_5_s_goes_on_and_one_of_120_s_ends_at_the_deadline() {
     }
 }
 
-#[test]
-fn a_withdrawn_window_fails_the_message_and_stays_untouched() {
-    let mut pair = Pair::connected();
+/// A message of 50,000 bytes of which some are placed when the window is withdrawn.
+fn withdraw_in_the_middle(pair: &mut Pair) {
     pair.write(1, 50_000);
     // Only some of it arrives.
     let mut passed = 0;
@@ -245,9 +248,37 @@ fn a_withdrawn_window_fails_the_message_and_stays_untouched() {
     pair.memory[1].fill(0xee);
     pair.run(100 * MILLISECOND);
     assert!(pair.memory[1].iter().all(|&byte| byte == 0xee), "nothing after withdrawal");
-    let failed = Event::Failed { message: 1, reason: FailReason::Withdrawn };
+}
+
+#[test]
+fn a_message_whose_window_is_withdrawn_waits_for_the_next() {
+    let mut pair = Pair::connected();
+    withdraw_in_the_middle(&mut pair);
+    assert_eq!(pair.take_events(), [vec![], vec![]]);
+    // Begun when the sender cannot know yet that there is no window.
+    pair.write(2, 100);
+    pair.run(30 * MILLISECOND);
+    assert_eq!(pair.take_events(), [vec![], vec![]]);
+    pair.offer(1, 5);
+    pair.run(100 * MILLISECOND);
     let [here, there] = pair.take_events();
-    assert_eq!((here, there), (vec![failed], vec![]));
+    assert_eq!(here.len(), 2, "{here:?}");
+    assert!(here.contains(&Event::Written { message: 1 }));
+    assert!(here.contains(&Event::Written { message: 2 }));
+    assert_eq!(there.len(), 2, "each is told once: {there:?}");
+    assert_eq!(pair.memory[1][..100], pair.source[..100]);
+    assert_eq!(pair.memory[1][1_000..50_000], pair.source[1_000..50_000]);
+    assert!(pair.ends[0].is_idle());
+}
+
+#[test]
+fn with_version_1_a_message_whose_window_is_withdrawn_fails() {
+    let mut configs = [config(Role::Client), config(Role::Server)];
+    configs[1].versions = (1, 1);
+    let mut pair = Pair::connected_as(configs);
+    withdraw_in_the_middle(&mut pair);
+    let failed = Event::Failed { message: 1, reason: FailReason::Withdrawn };
+    assert_eq!(pair.take_events(), [vec![failed], vec![]]);
     pair.offer(1, 5);
     pair.write(2, 100);
     pair.run(30 * MILLISECOND);

@@ -143,7 +143,7 @@ fn what_makes_no_sense_is_refused_and_harms_nothing() {
 }
 
 #[test]
-fn a_write_to_a_withdrawn_window_is_told() {
+fn a_write_to_a_withdrawn_window_waits_for_the_next() {
     for (_, transport) in transports() {
         let (mut a, mut b) = pair(&*transport, |_| {});
         let window = b.offer(1, 8);
@@ -160,6 +160,9 @@ fn a_write_to_a_withdrawn_window_is_told() {
         assert_eq!(content(&window), [0; 8], "nothing is placed after the withdrawal");
         assert_eq!(content(&after), b"12345678");
         assert!(!a.written().contains(&2));
+        let anew = b.offer(1, 8);
+        drive(&mut a, &mut b, |a, _| a.written().contains(&2));
+        assert_eq!(content(&anew), b"12345678");
     }
 }
 

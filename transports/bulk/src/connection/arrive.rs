@@ -1,7 +1,7 @@
 //! What arrives: hellos, packets, their fragments, frames and acknowledgements.
 
 use super::{Connection, Session};
-use crate::config::{MESSAGES_AHEAD_MAX, MICROSECOND, MILLISECOND, Role, Time};
+use crate::config::{MESSAGES_AHEAD_MAX, MICROSECOND, MILLISECOND, Role, Time, VERSION_RETURNS};
 use crate::congestion::Feedback;
 use crate::error::CloseReason;
 use crate::event::Event;
@@ -164,6 +164,10 @@ impl Connection {
                     self.statistics.limit_dropped += 1;
                     return Ok(());
                 }
+                Err(Refused::Return { sequence }) => {
+                    self.statistics.limit_dropped += 1;
+                    return self.give_back(sequence);
+                }
                 Err(Refused::Close(reason)) => return Err(reason),
             };
             frames = &body[taken.frames_at..];
@@ -284,7 +288,10 @@ impl Connection {
             Sequenced::Offer { serial, window, bytes } => {
                 self.outgoing.offered(serial, window, bytes)
             }
-            Sequenced::Withdraw { serial } => self.outgoing.withdrawn(serial),
+            Sequenced::Withdraw { serial } => {
+                self.outgoing.withdrawn(serial, self.version() >= VERSION_RETURNS)
+            }
+            Sequenced::Return { sequence } => self.outgoing.returned(sequence),
             Sequenced::Credit { messages } => {
                 self.outgoing.credited(messages);
                 Ok(())
@@ -295,6 +302,20 @@ impl Connection {
                 Ok(())
             }
         }
+    }
+
+    /// Tells the sender that a message's window is gone, and that it may begin it anew.
+    fn give_back(&mut self, sequence: u64) -> Result<(), CloseReason> {
+        if self.version() < VERSION_RETURNS {
+            return Ok(());
+        }
+        if self.outbox.is_full() {
+            return Err(CloseReason::Protocol {
+                what: "more messages for withdrawn windows than are heard of",
+            });
+        }
+        self.outbox.push(Sequenced::Return { sequence });
+        Ok(())
     }
 
     pub(super) fn grant(&mut self) {

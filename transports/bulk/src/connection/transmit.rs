@@ -1,7 +1,7 @@
 //! What is sent: hellos, control, fragments, the close; each packet numbered and sealed.
 
 use super::{Connection, FLOW_TURN};
-use crate::config::{Protection, Time};
+use crate::config::{Protection, Time, VERSION_RIDING_ACKS};
 use crate::error::CloseReason;
 use crate::event::Transmit;
 use crate::hello::HELLO_BYTES_MAX;
@@ -11,9 +11,6 @@ use crate::wire::{
     ACK_BYTES_MIN, CLOSE_BYTES_MAX, HEADER_BYTES, Header, Kind, MORE_BYTES, Writer, encode_close,
     encode_ping,
 };
-
-/// From this version on, an acknowledgement may ride behind a message's last byte.
-const VERSION_RIDING_ACKS: u8 = 2;
 
 impl Connection {
     /// Fills `buf` with datagrams to send on one flow: as many as `segments_max`, `buf`, credit and
@@ -231,9 +228,8 @@ impl Connection {
             }
         };
         let payload = fragment.bytes as usize;
-        let version = self.session.as_ref().map_or(0, |session| session.version);
         let rides = fragment.is_last
-            && version >= VERSION_RIDING_ACKS
+            && self.version() >= VERSION_RIDING_ACKS
             && self.acks.is_pending()
             && writer.room() >= payload + ACK_BYTES_MIN;
         let is_whole = rides

@@ -360,6 +360,8 @@ impl World {
                 Event::Failed { message, .. } => {
                     assert!(end.tally.failed.insert(message), "message {message} failed twice");
                     assert!(self.scenario.withdraw > 0.0, "message {message} failed");
+                    let returns = self.scenario.configs.iter().all(|it| it.versions.1 >= 2);
+                    assert!(!returns, "message {message} failed instead of waiting");
                     end.release(message);
                 }
                 Event::Closed(reason) => {
