@@ -55,7 +55,7 @@ struct PeerWindow {
     bytes: u64,
 }
 
-/// A message that is over.
+/// A message that is over, for good or under its sequence.
 pub(crate) enum Over {
     Written {
         message: u64,
@@ -65,7 +65,7 @@ pub(crate) enum Over {
         reason: FailReason,
         abandoned: Option<u64>,
     },
-    /// Not over: it begins anew, under another sequence.
+    /// It begins anew, under another sequence.
     Returned {
         abandoned: u64,
     },
@@ -197,8 +197,8 @@ impl Outgoing {
                 self.parked.entry(window).or_default().extend(back);
             }
         }
-        for at in 0..if returns { 0 } else { self.started.len() } {
-            let sequence = self.base + at as u64;
+        let failing = if returns { 0 } else { self.started.len() as u64 };
+        for sequence in self.base..self.base + failing {
             if self.get(sequence).is_some_and(|started| started.serial == serial) {
                 let started = self.stop(sequence).expect("it is some");
                 self.queued -= 1;
