@@ -226,8 +226,11 @@ def page(report):
     lines += ["![the same as a picture](pictures/network.svg)", ""]
     if report["fairness"]:
         lines += ["## Beside one flow of TCP cubic", ""]
-        lines += [f"2 ms, no loss but by overflow, both for {FAIRNESS_SECONDS} s, counted where they arrive. Where the", ""]
-        lines[-2] += " router drops nothing, its processor is the limit: packets then wait in A, and the kernel holds TCP back there."
+        lines += [
+            f"2 ms, no loss but by overflow, both for {FAIRNESS_SECONDS} s, counted where they arrive. Where the router drops",
+            "nothing, its processor is the limit: packets then wait in A, and the kernel holds TCP back there.",
+            "",
+        ]
         lines += ["| link | flow | its share | cubic's share | dropped by the router |", "|---|---|---|---|---|"]
         for gigabits, found in report["fairness"].items():
             for name, shares in found.items():
