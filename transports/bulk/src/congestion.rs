@@ -289,7 +289,7 @@ impl Congestion {
         } else if let Some(cap) = self.cap {
             let wanted = self.product().map_or(u64::MAX, |product| scale(product, STARTUP_GAIN));
             let cap = if self.queue_stands() {
-                let cubic = self.cubic(self.round_at).min(scale(cap, 1.0 / SHRINK));
+                let cubic = self.cubic().min(scale(cap, 1.0 / SHRINK));
                 cubic.max(cap + scale(self.packet, GROW_PACKETS))
             } else {
                 scale(cap, GROW)
@@ -307,8 +307,8 @@ impl Congestion {
 
     /// What cubic's window would be by now, had it filled the queue with what was in flight at the last overflow
     /// (RFC 9438, section 4.2).
-    fn cubic(&self, now: Time) -> u64 {
-        let passed = (now - self.overflow_at) as f64 / SECOND as f64;
+    fn cubic(&self) -> u64 {
+        let passed = (self.round_at - self.overflow_at) as f64 / SECOND as f64;
         let packets = self.overflowing as f64 / self.packet as f64;
         let returns = (packets * (1.0 - SHRINK) / CUBIC).cbrt();
         let window = CUBIC * (passed - returns).powi(3) + packets;

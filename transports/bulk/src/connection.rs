@@ -152,7 +152,7 @@ impl Connection {
         }
         let (serial, returned) = self.incoming.withdraw(window)?;
         self.outbox.push(Sequenced::Withdraw { serial });
-        if self.version() >= VERSION_RETURNS {
+        if self.returns() {
             // Bounded by the messages that the peer may start.
             returned
                 .into_iter()
@@ -205,15 +205,10 @@ impl Connection {
                     self.statistics.messages_written += 1;
                     self.events.push_back((Event::Written { message }, None));
                 }
-                Over::Returned { abandoned: sequence } => {
-                    self.outbox.push(Sequenced::Abandon { sequence });
-                }
-                Over::Failed { message, reason, abandoned } => {
+                Over::Failed { message, reason } => {
                     self.events.push_back((Event::Failed { message, reason }, None));
-                    if let Some(sequence) = abandoned {
-                        self.outbox.push(Sequenced::Abandon { sequence });
-                    }
                 }
+                Over::Abandoned { sequence } => self.outbox.push(Sequenced::Abandon { sequence }),
             }
         }
         self.outgoing.over = over;
@@ -229,6 +224,11 @@ impl Connection {
     /// What the session speaks; 0 before there is one.
     fn version(&self) -> u8 {
         self.session.as_ref().map_or(0, |session| session.version)
+    }
+
+    /// Whether messages that meet a withdrawn window return to their sender.
+    fn returns(&self) -> bool {
+        self.version() >= VERSION_RETURNS
     }
 
     fn corrupt(&mut self) {

@@ -55,20 +55,11 @@ struct PeerWindow {
     bytes: u64,
 }
 
-/// A message that is over, for good or under its sequence.
+/// What is over: a message, or its sequence, whether or not the message begins anew under another.
 pub(crate) enum Over {
-    Written {
-        message: u64,
-    },
-    Failed {
-        message: u64,
-        reason: FailReason,
-        abandoned: Option<u64>,
-    },
-    /// It begins anew, under another sequence.
-    Returned {
-        abandoned: u64,
-    },
+    Written { message: u64 },
+    Failed { message: u64, reason: FailReason },
+    Abandoned { sequence: u64 },
 }
 
 /// All messages on their way out.
@@ -176,7 +167,6 @@ impl Outgoing {
                 self.over.push(Over::Failed {
                     message: waiting.message,
                     reason: FailReason::OutsideWindow,
-                    abandoned: None,
                 });
             }
         }
@@ -202,11 +192,9 @@ impl Outgoing {
             if self.get(sequence).is_some_and(|started| started.serial == serial) {
                 let started = self.stop(sequence).expect("it is some");
                 self.queued -= 1;
-                self.over.push(Over::Failed {
-                    message: started.message,
-                    reason: FailReason::Withdrawn,
-                    abandoned: Some(sequence),
-                });
+                self.over
+                    .push(Over::Failed { message: started.message, reason: FailReason::Withdrawn });
+                self.over.push(Over::Abandoned { sequence });
             }
         }
         self.advance();
@@ -220,7 +208,7 @@ impl Outgoing {
         }
         if let Some(started) = self.stop(sequence) {
             let Started { message, parts, window, offset, .. } = *started;
-            self.over.push(Over::Returned { abandoned: sequence });
+            self.over.push(Over::Abandoned { sequence });
             self.wait(Waiting { message, parts, window, offset });
             self.advance();
         }

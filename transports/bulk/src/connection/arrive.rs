@@ -1,7 +1,7 @@
 //! What arrives: hellos, packets, their fragments, frames and acknowledgements.
 
 use super::{Connection, Session};
-use crate::config::{MESSAGES_AHEAD_MAX, MICROSECOND, MILLISECOND, Role, Time, VERSION_RETURNS};
+use crate::config::{MESSAGES_AHEAD_MAX, MICROSECOND, MILLISECOND, Role, Time};
 use crate::congestion::Feedback;
 use crate::error::CloseReason;
 use crate::event::Event;
@@ -288,9 +288,7 @@ impl Connection {
             Sequenced::Offer { serial, window, bytes } => {
                 self.outgoing.offered(serial, window, bytes)
             }
-            Sequenced::Withdraw { serial } => {
-                self.outgoing.withdrawn(serial, self.version() >= VERSION_RETURNS)
-            }
+            Sequenced::Withdraw { serial } => self.outgoing.withdrawn(serial, self.returns()),
             Sequenced::Return { sequence } => self.outgoing.returned(sequence),
             Sequenced::Credit { messages } => {
                 self.outgoing.credited(messages);
@@ -306,7 +304,7 @@ impl Connection {
 
     /// Tells the sender that a message's window is gone, and that it may begin it anew.
     fn give_back(&mut self, sequence: u64) -> Result<(), CloseReason> {
-        if self.version() < VERSION_RETURNS {
+        if !self.returns() {
             return Ok(());
         }
         if self.outbox.is_full() {
