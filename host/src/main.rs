@@ -177,7 +177,7 @@ impl NodeArgs {
             device: self.device.clone(),
             memory_bytes: self.memory_bytes,
             sessions_max: None,
-            torch_lib: std::env::var_os("GENIE_TORCH_LIB").filter(|path| !path.is_empty()),
+            torch_lib: std::env::var_os("GENIE_TORCH_LIB"),
             library_path: std::env::var_os("LD_LIBRARY_PATH").filter(|path| !path.is_empty()),
             path: std::env::var_os("PATH").unwrap_or_default(),
         }

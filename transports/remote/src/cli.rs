@@ -114,7 +114,7 @@ impl RemoteArgs {
             let settings = transport_settings.entry(transport.clone()).or_default();
             settings.insert(key.clone(), value.clone());
         }
-        // An empty variable names nothing.
+        // `udp,` names one.
         let wanted: Vec<String> =
             self.data.iter().filter(|name| !name.is_empty()).cloned().collect();
         // One that misses something may still work with settings that the probe did not have.
@@ -156,8 +156,8 @@ impl RemoteArgs {
 
 /// Why a transport carries no tensors here.
 fn why_not(transports: &Transports, name: &str) -> String {
-    let usable = transports.list().iter().filter_map(|entry| entry.outcome.as_ref().ok());
-    match usable.into_iter().find(|usable| usable.facts.name == name).map(|usable| &usable.probe) {
+    let mut usable = transports.list().iter().filter_map(|entry| entry.outcome.as_ref().ok());
+    match usable.find(|usable| usable.facts.name == name).map(|usable| &usable.probe) {
         None => "no plugin of this name is loaded (`genie-host transport list`)".to_owned(),
         Some(Err(missing)) => missing.clone(),
         Some(Ok(_)) => "it does not carry tensors over a network".to_owned(),
