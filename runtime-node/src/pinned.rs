@@ -1,8 +1,6 @@
 //! Host memory that a GPU reads and writes directly, without the driver's own copy between.
 
-use std::ffi::{c_int, c_uint, c_void};
-
-use libloading::os::unix::Library;
+use std::ffi::{CStr, c_int, c_uint, c_void};
 
 /// `cudaHostRegisterPortable`: pinned for every device of this process.
 const PORTABLE: c_uint = 1;
@@ -20,15 +18,32 @@ struct Runtime {
 impl Runtime {
     /// The runtime that libtorch's CUDA library brought along, if it is loaded.
     fn loaded() -> Option<Self> {
-        let process = Library::this();
-        // SAFETY: the fields' types are the declarations of cuda_runtime_api.h, the same since CUDA 4; libtorch
-        // stays loaded, and so does what it brought.
+        fn symbol(name: &CStr) -> Option<*mut c_void> {
+            // SAFETY: looks a symbol up by a terminated name.
+            let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+            (!found.is_null()).then_some(found)
+        }
+        let set_device = symbol(c"cudaSetDevice")?;
+        let register = symbol(c"cudaHostRegister")?;
+        let unregister = symbol(c"cudaHostUnregister")?;
+        let last_error = symbol(c"cudaGetLastError")?;
+        // SAFETY: these are the declarations of cuda_runtime_api.h, the same since CUDA 4.
         unsafe {
             Some(Runtime {
-                set_device: *process.get(b"cudaSetDevice\0").ok()?,
-                register: *process.get(b"cudaHostRegister\0").ok()?,
-                unregister: *process.get(b"cudaHostUnregister\0").ok()?,
-                last_error: *process.get(b"cudaGetLastError\0").ok()?,
+                set_device: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int) -> c_int>(
+                    set_device,
+                ),
+                register: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*mut c_void, usize, c_uint) -> c_int,
+                >(register),
+                unregister: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*mut c_void) -> c_int,
+                >(unregister),
+                last_error: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> c_int>(
+                    last_error,
+                ),
             })
         }
     }
