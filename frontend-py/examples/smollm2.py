@@ -37,7 +37,7 @@ def load():
             shutil.rmtree(fresh)
     _example.progress("loading SmolLM2-135M (float32)")
     model = AutoModelForCausalLM.from_pretrained(cached, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(cached)
+    return _example.own_memory(model).eval(), AutoTokenizer.from_pretrained(cached)
 
 
 def prepare(device):

@@ -73,6 +73,14 @@ def descendants(pid):
         return []
 
 
+def name_of(process):
+    """The process's name, or None: it may end while it is looked at."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return None
+
+
 def wait_until(condition, seconds, what):
     """Polls `condition` until it holds; fails with `what` when the time is over."""
     deadline = time.monotonic() + seconds
@@ -102,7 +110,13 @@ def say(**fields):
 def children():
     "{name: pid} of the host and the node behind this process."
     import psutil
-    return {p.name(): p.pid for p in psutil.Process().children(recursive=True) if p.name().startswith("genie-")}
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            found[process.name()] = process.pid
+        except psutil.NoSuchProcess:
+            pass
+    return {name: pid for name, pid in found.items() if name.startswith("genie-")}
 """
 
 
@@ -128,7 +142,7 @@ class Program:
 
     def note_processes(self):
         """Remembers the host and the node behind this program, to look for them afterwards."""
-        self.seen.update(p for p in descendants(self.pid) if p.name() in PROCESS_NAMES)
+        self.seen.update(p for p in descendants(self.pid) if name_of(p) in PROCESS_NAMES)
 
     @property
     def pid(self):
@@ -209,7 +223,7 @@ class Host:
 
     def node(self):
         """The node, once a program has used the host."""
-        found = [c for c in psutil.Process(self.process.pid).children() if c.name() == "genie-node"]
+        found = [c for c in psutil.Process(self.process.pid).children() if name_of(c) == "genie-node"]
         assert len(found) == 1, found
         return found[0]
 
