@@ -37,7 +37,10 @@ def init() -> None:
     _session.start_at_first_use()
 
 
-_lazy_init = init
+def _lazy_init() -> None:
+    """PyTorch calls it for whoever names the device or asks for the accelerator's stream or index,
+    as `torch.compile` and `nn.DataParallel` do for programs on the CPU. Nothing to do: what needs
+    the session starts it."""
 
 
 def device_count() -> int:

@@ -1,10 +1,13 @@
 """Semantic context on the tape: module paths, phases, stages of training.
 
-Marks cost a few dozen bytes each and change no answer. Hooks are installed only while a session
-runs, so programs that do not use the device pay nothing.
+Marks cost a few dozen bytes each and change no answer. Calls of modules are marked only while a
+session runs, so programs that do not use the device pay nothing. No hook is registered for that:
+`torch.compile` would trace it in every module, guard against it, and warn of it. And nothing is
+marked while a program is compiled or exported: PyTorch must find no call into C on its way.
 """
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -14,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch.nn.modules import module as _modules
+from torch.compiler import is_compiling
 from torch.optim import optimizer as _optimizers
 
 from genie import _native, env
@@ -34,11 +37,13 @@ class phase(contextlib.ContextDecorator):
         self.name = _checked(name)
 
     def __enter__(self) -> "phase":
-        _native.mark(PHASE_ENTER, self.name)
+        if not is_compiling():
+            _native.mark(PHASE_ENTER, self.name)
         return self
 
     def __exit__(self, *error: object) -> None:
-        _native.mark(PHASE_EXIT, self.name)
+        if not is_compiling():
+            _native.mark(PHASE_EXIT, self.name)
 
 
 def annotate(module: torch.nn.Module, phase: str) -> torch.nn.Module:
@@ -46,10 +51,12 @@ def annotate(module: torch.nn.Module, phase: str) -> torch.nn.Module:
     name = _checked(phase)
 
     def enter(_module: torch.nn.Module, _args: Any) -> None:
-        _native.mark(PHASE_ENTER, name)
+        if not is_compiling():
+            _native.mark(PHASE_ENTER, name)
 
     def leave(_module: torch.nn.Module, _args: Any, _output: Any) -> None:
-        _native.mark(PHASE_EXIT, name)
+        if not is_compiling():
+            _native.mark(PHASE_EXIT, name)
 
     module.register_forward_pre_hook(enter)
     module.register_forward_hook(leave, always_call=True)
@@ -66,27 +73,67 @@ def _checked(name: str) -> str:
 _by_id: dict[int, str] = {}
 _depth = threading.local()
 _handles: list[Any] = []
+# What a call of any module does: by PyTorch, and marked. A program or library may have put
+# something of its own there before, which goes on to work.
+_unmarked_call: Any = torch.nn.Module.__call__
+
+
+def _marked_call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if is_compiling():
+        return _unmarked_call(self, *args, **kwargs)
+    _enter_module(self)
+    try:
+        return _unmarked_call(self, *args, **kwargs)
+    finally:
+        _leave_module(self)
 
 
 def install() -> None:
     """Begins to record marks. Nothing when they are being recorded."""
-    if _handles or not env.flag(env.MODULE_MARKS, True):
+    global _unmarked_call
+    if not env.flag(env.MODULE_MARKS, True):
         return
-    _handles.append(_modules.register_module_forward_pre_hook(_enter_module))
-    _handles.append(_modules.register_module_forward_hook(_leave_module, always_call=True))
-    if hasattr(_optimizers, "register_optimizer_step_pre_hook"):
+    if torch.nn.Module.__call__ is not _marked_call:
+        _unmarked_call = torch.nn.Module.__call__
+        functools.update_wrapper(_marked_call, _unmarked_call)
+        _skip_frames(_marked_call)
+        _replace_call(_unmarked_call, _marked_call)
+    if not _handles and hasattr(_optimizers, "register_optimizer_step_pre_hook"):
         _handles.append(_optimizers.register_optimizer_step_pre_hook(_enter_step))
         _handles.append(_optimizers.register_optimizer_step_post_hook(_leave_step))
 
 
 def uninstall() -> None:
     """Records no more marks."""
+    if torch.nn.Module.__call__ is _marked_call:
+        _replace_call(_marked_call, _unmarked_call)
     while _handles:
         _handles.pop().remove()
     _depth.__dict__.clear()
 
 
-def _enter_module(module: torch.nn.Module, _args: Any) -> None:
+def _replace_call(old: Any, new: Any) -> None:
+    torch.nn.Module.__call__ = new
+    # Here `torch.compile` remembers the call by which it knows modules that nobody changed: those
+    # it takes straight to their `forward`.
+    for name in ("torch._dynamo.utils", "torch._dynamo.variables.nn_module"):
+        module = sys.modules.get(name)
+        if getattr(module, "unpatched_nn_module_call", None) is old:
+            module.unpatched_nn_module_call = new  # type: ignore[union-attr]
+
+
+def _skip_frames(function: Any) -> None:
+    """Makes `torch.compile` begin with what `function` calls, as it does for PyTorch's own call."""
+    # Importing torch._dynamo would take a second.
+    frames = torch._C._dynamo.eval_frame
+    if hasattr(frames, "skip_code"):
+        frames.skip_code(function.__code__)
+    elif hasattr(frames, "set_code_exec_strategy"):
+        skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, default))
+
+
+def _enter_module(module: torch.nn.Module) -> None:
     depth = _depth.__dict__.get("now", 0)
     _depth.now = depth + 1
     text = _by_id.get(id(module))
@@ -95,8 +142,8 @@ def _enter_module(module: torch.nn.Module, _args: Any) -> None:
     _native.mark(MODULE_ENTER, text)
 
 
-def _leave_module(module: torch.nn.Module, _args: Any, _output: Any) -> None:
-    # A module that was entered before the hooks were installed is left without having entered.
+def _leave_module(module: torch.nn.Module) -> None:
+    # A session may have ended, and another begun, since the module was entered.
     depth = _depth.__dict__.get("now", 0)
     if depth:
         _depth.now = depth - 1
@@ -138,8 +185,10 @@ def line_of_program() -> str | None:
 
 
 def _enter_step(_optimizer: Any, _args: Any, _kwargs: Any) -> None:
-    _native.set_stage(True)
+    if not is_compiling():
+        _native.set_stage(True)
 
 
 def _leave_step(_optimizer: Any, _args: Any, _kwargs: Any) -> None:
-    _native.set_stage(False)
+    if not is_compiling():
+        _native.set_stage(False)
