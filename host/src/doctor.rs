@@ -22,8 +22,6 @@ use crate::runtime_dir::RuntimeDir;
 const MEMORY_BYTES_MIN: u64 = 1 << 30;
 /// Descriptors for a few sessions.
 const DESCRIPTORS_MIN: u64 = 256;
-/// Weights that the doctor's own node may keep: none.
-const WEIGHT_CACHE_BYTES: u64 = 0;
 
 struct Check {
     name: &'static str,
@@ -163,7 +161,7 @@ fn gpu_libraries() -> anyhow::Result<String> {
 }
 
 fn node_checks(settings: &NodeSettings, dir: &Path, checks: &mut Vec<Check>) {
-    let supervisor = NodeSupervisor::new(settings.clone(), dir.to_owned(), WEIGHT_CACHE_BYTES);
+    let supervisor = NodeSupervisor::new(settings.clone(), dir.to_owned());
     let found = check(
         "genie-node",
         "build it with `make build`, or name it by --node-binary or GENIE_NODE_BINARY",

@@ -36,8 +36,6 @@ use crate::address::Address;
 use crate::nodes::{NodeSettings, RemoteSettings};
 use crate::serve::ServeSettings;
 
-/// Weights the node keeps by default, in bytes, before the least recently used are dropped.
-const WEIGHT_CACHE_BYTES: u64 = 8 << 30;
 /// Sessions served at a time by default.
 const SESSIONS_DEFAULT: usize = 64;
 /// The most sessions that may be asked for; each has a thread and two connections.
@@ -99,9 +97,10 @@ struct ServeArgs {
     /// Exit when this process does.
     #[arg(long, value_name = "PID")]
     parent_pid: Option<u32>,
-    /// Bytes of weights that the node keeps for later sessions.
-    #[arg(long, value_name = "N", default_value_t = WEIGHT_CACHE_BYTES)]
-    weight_cache_bytes: u64,
+    /// Bytes of weights that the node keeps while no tensor uses them [default: a quarter of its
+    /// memory, at most 8 GiB].
+    #[arg(long, value_name = "N")]
+    weight_cache_bytes: Option<u64>,
     /// Sessions served at a time.
     #[arg(long, value_name = "N", default_value_t = SESSIONS_DEFAULT,
           value_parser = sessions)]
@@ -176,6 +175,7 @@ impl NodeArgs {
             threads: self.threads,
             device: self.device.clone(),
             memory_bytes: self.memory_bytes,
+            weight_cache_bytes: None,
             sessions_max: None,
             torch_lib: std::env::var_os("GENIE_TORCH_LIB"),
             library_path: std::env::var_os("LD_LIBRARY_PATH").filter(|path| !path.is_empty()),
@@ -241,9 +241,12 @@ fn main() -> ExitCode {
             listen: serve.listen,
             analysis,
             parent_pid: serve.parent_pid,
-            weight_cache_bytes: serve.weight_cache_bytes,
             sessions_max: serve.max_sessions,
-            node: NodeSettings { sessions_max: Some(serve.max_sessions), ..serve.node.settings() },
+            node: NodeSettings {
+                sessions_max: Some(serve.max_sessions),
+                weight_cache_bytes: serve.weight_cache_bytes,
+                ..serve.node.settings()
+            },
             runtime_base: runtime_base(),
             spin,
         })

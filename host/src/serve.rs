@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use genie_engine::session::HostCounters;
-use genie_engine::{Limits, Session, SessionConfig, SharedWeights};
+use genie_engine::{Limits, Session, SessionConfig};
 use genie_shm::{Listener, UnixLink};
 use genie_transport::Link;
 use genie_wire::ErrorCode;
@@ -37,7 +37,6 @@ pub struct ServeSettings {
     pub listen: Option<Address>,
     pub analysis: AnalysisSettings,
     pub parent_pid: Option<u32>,
-    pub weight_cache_bytes: u64,
     pub sessions_max: usize,
     pub node: NodeSettings,
     /// Nodes elsewhere, and whether sessions may run on this machine when none is reached.
@@ -56,8 +55,7 @@ pub fn run(settings: ServeSettings) -> anyhow::Result<()> {
     let dir = RuntimeDir::create(settings.runtime_base)?;
     let address = settings.listen.unwrap_or_else(|| Address::unix(dir.path().join("host.sock")));
     let listener = Listener::bind(address.path()).context("cannot listen for programs")?;
-    let child =
-        NodeSupervisor::new(settings.node, dir.path().to_owned(), settings.weight_cache_bytes);
+    let child = NodeSupervisor::new(settings.node, dir.path().to_owned());
     let remote = settings.remote.map(RemoteNodes::new);
     let nodes = Arc::new(Nodes::new(remote, child, settings.child_allowed));
     let totals = Arc::new(Totals::default());
@@ -198,7 +196,7 @@ impl Host {
         };
         let thread = SessionThread {
             client: link,
-            session: Session::new(config, SharedWeights::new(0)),
+            session: Session::new(config),
             nodes: self.nodes.clone(),
             analysis: self.analysis.clone(),
             slot,

@@ -182,8 +182,11 @@ impl Running {
             FrameKind::HaveAnswer => {
                 // What makes no sense is the session's to refuse.
                 let Ok(answer) = HaveAnswer::decode(&frame.body[..]) else { return false };
-                let Some(hash) = self.session.weight_asked(answer.token) else { return false };
-                moves.answered(&answer, hash, Instant::now())
+                let now = Instant::now();
+                match self.session.weights_asked(answer.token) {
+                    Some(wanted) => moves.answered(&answer, wanted, now),
+                    None => moves.fetched(&answer, now),
+                }
             }
             _ => false,
         }
@@ -201,8 +204,7 @@ impl Running {
                 Step::Fetch(fetch) => {
                     self.send_node(FrameKind::WeightFetch, &fetch.encode_to_vec(), None);
                 }
-                Step::Absent { token } => {
-                    let answer = HaveAnswer { token, ..HaveAnswer::default() };
+                Step::Answer(answer) => {
                     let (kind, body) = (FrameKind::HaveAnswer, answer.encode_to_vec());
                     self.node_said(&Frame { kind, body, memory: None });
                 }
@@ -252,12 +254,11 @@ impl Running {
 
     fn connect_node(&mut self, mut hello: genie_wire::control::Hello) {
         match self.nodes.connect() {
-            Ok(Reached { link, node, way, weights }) => {
+            Ok(Reached { link, node, way }) => {
                 if let Some(threads) = self.nodes.threads() {
                     hello.threads = threads;
                 }
                 self.moves = self.nodes.moves(&node, &hello.identity, hello.device);
-                self.session.use_weights(weights);
                 self.session.use_way(way);
                 let changes = link.changes();
                 // A remote link may have taken frames in already.
@@ -299,7 +300,7 @@ impl Running {
         {
             node.changes = changes;
             let LinkWay { mode, route, transport } = way;
-            self.session.use_way(Way { mode, route, transport, node_knows_weights: true });
+            self.session.use_way(Way { mode, route, transport });
         }
     }
 

@@ -113,8 +113,6 @@ impl HostCounters for Totals {
             let facts = nodes.child().facts();
             push("node_pid", facts.pid.into());
             push("node_starts", facts.starts);
-            push("weights", facts.weights);
-            push("weight_bytes", facts.weight_bytes);
             entries.extend(nodes.remote().map(RemoteNodes::entries).unwrap_or_default());
         }
         if let Some(analysis) = self.analysis.get().and_then(Weak::upgrade) {

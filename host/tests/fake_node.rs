@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use genie_shm::{Listener, UnixLink};
 use genie_transport::{Link, LinkError, SharedMemory};
-use genie_wire::control::WeightStored;
 use genie_wire::control::{Counter, Hello, Region, Released, Status, StatusRequest, Welcome};
+use genie_wire::control::{Have, HaveAnswer, WeightStored};
 use genie_wire::frame::FrameKind;
 use genie_wire::record::{StorageId, WeightHash};
 use genie_wire::{ErrorCode, PROTOCOL_VERSION, Record, Reply, TapeDecoder};
@@ -106,6 +106,17 @@ impl Session {
                     self.send(FrameKind::Status, &status.encode_to_vec())?;
                 }
                 FrameKind::Tape => self.tape(&frame.body)?,
+                FrameKind::Have => {
+                    let have = Have::decode(&frame.body[..]).expect("a question");
+                    let weights = self.weights.lock().unwrap().clone();
+                    let found = have.wanted.iter().map(|wanted| {
+                        let weight = weights.get(&wanted.hash[..]);
+                        let id = StorageId(wanted.storage);
+                        weight.map(|bytes| self.storages.insert(id, bytes.clone())).is_some()
+                    });
+                    let answer = HaveAnswer { token: have.token, found: found.collect() };
+                    self.send(FrameKind::HaveAnswer, &answer.encode_to_vec())?;
+                }
                 _ => return Err(LinkError::Closed),
             }
         }
@@ -172,9 +183,6 @@ impl Session {
             Record::BindWeight { id, hash } => {
                 let bytes = self.weights.lock().unwrap()[&hash].clone();
                 self.storages.insert(id, bytes);
-            }
-            Record::ForgetWeight { hash } => {
-                self.weights.lock().unwrap().remove(&hash);
             }
             Record::Read { token, id, offset, len, dest } => {
                 let bytes = self.storages[&id][offset as usize..(offset + len) as usize].to_vec();

@@ -129,44 +129,35 @@ fn a_weight_is_uploaded_once_for_all_clients() {
     let host = Host::start();
     let mut one = host.client();
     let hash = [7; 32];
-    assert!(!one.have(hash));
     let x = one.tape.alloc(4);
+    assert!(!one.have(x, 4, hash));
     one.tape.upload_inline(x, 0, b"wght");
     one.tape.store_weight(x, &hash);
-    one.flush();
-    assert!(one.have(hash), "the answer waits for the node");
+    let same = one.tape.alloc(4);
+    assert!(one.have(same, 4, hash), "the node answers in order");
     drop(one);
     let mut other = host.client();
-    assert!(other.have(hash));
     let y = other.tape.alloc(4);
-    other.tape.bind_weight(y, &hash);
+    assert!(other.have(y, 4, hash));
     other.tape.read(1, y, 0, 4, None);
     other.flush();
     assert_eq!(other.reply().unwrap(), b"wght");
     assert_eq!(other.counter("host.session.upload_bytes"), 0);
-    let mut thief = host.client();
-    let z = thief.tape.alloc(4);
-    thief.tape.bind_weight(z, &[8; 32]);
-    thief.flush();
-    assert!(thief.reply().unwrap_err().contains("does not hold"));
 }
 
 #[test]
-fn the_store_keeps_its_budget() {
-    let host = Host::start_with(&fake_node(), &["--weight-cache-bytes", "10"], &[]);
-    for byte in 0..5u8 {
-        let mut client = host.client();
-        let x = client.tape.alloc(4);
-        client.tape.store_weight(x, &[byte; 32]);
-        client.tape.fence(1);
-        client.flush();
-        client.reply().unwrap();
-        assert!(client.have([byte; 32]));
-        assert!(client.counter("host.weight_bytes") <= 12);
-    }
-    let mut client = host.client();
-    assert!(!client.have([0; 32]));
-    assert!(client.have([4; 32]));
+fn the_node_is_told_how_much_it_may_keep() {
+    let dir = tempfile::tempdir().unwrap();
+    let (told, script) = (dir.path().join("told"), dir.path().join("node"));
+    let text = format!("#!/bin/sh\necho \"$@\" > {}\nexit 1\n", told.display());
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let _host = Host::start_with(&script, &["--weight-cache-bytes", "10"], &[]);
+    eventually("the node's start", || {
+        std::fs::read_to_string(&told).is_ok_and(|told| told.ends_with('\n'))
+    });
+    let told = std::fs::read_to_string(&told).unwrap();
+    assert!(told.contains("--weight-cache-bytes 10"), "{told}");
 }
 
 #[test]

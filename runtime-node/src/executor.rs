@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use genie_transport::SharedMemory;
+use genie_wire::StorageId;
 use genie_wire::control::Counter;
 use genie_wire::record::WeightHash;
 
 use crate::ledger::Ledger;
 use crate::region::Region;
 use crate::session::Session;
-use crate::weights::Weights;
+use crate::weights::Holdings;
 use crate::{Backend, Failure, Outbox, SessionError};
 
 /// Threads a client may ask one operator to use.
@@ -18,8 +19,7 @@ const THREADS_MAX: u32 = 256;
 /// Executes the tapes of any number of sessions on one device, one record at a time.
 pub struct Executor<B: Backend> {
     pub(crate) backend: B,
-    pub(crate) ledger: Ledger,
-    pub(crate) weights: Weights<B::Storage>,
+    pub(crate) holdings: Holdings<B::Storage>,
     pub(crate) counts: Counts,
     sessions: u64,
     /// What the backend was last told; 0 before.
@@ -55,14 +55,15 @@ pub struct ExecutorLimits {
     pub budget_bytes: u64,
     /// The sessions and weights of one client identity.
     pub client_bytes_max: u64,
-    /// Weights that are kept for later sessions; above it the least recently used are dropped.
-    pub weight_bytes_max: u64,
+    /// Weights that are kept while no storage refers to them; above it the least recently used
+    /// are dropped.
+    pub unheld_bytes_max: u64,
 }
 
 impl ExecutorLimits {
     /// One budget, and no other limit.
     pub fn of(budget_bytes: u64) -> Self {
-        ExecutorLimits { budget_bytes, client_bytes_max: u64::MAX, weight_bytes_max: u64::MAX }
+        ExecutorLimits { budget_bytes, client_bytes_max: u64::MAX, unheld_bytes_max: u64::MAX }
     }
 }
 
@@ -84,8 +85,10 @@ impl<B: Backend> Executor<B> {
     pub fn with_limits(backend: B, limits: ExecutorLimits) -> Self {
         Executor {
             backend,
-            ledger: Ledger::new(limits.budget_bytes, limits.client_bytes_max),
-            weights: Weights::new(limits.weight_bytes_max),
+            holdings: Holdings::new(
+                Ledger::new(limits.budget_bytes, limits.client_bytes_max),
+                limits.unheld_bytes_max,
+            ),
             counts: Counts::default(),
             sessions: 0,
             threads: 0,
@@ -96,16 +99,15 @@ impl<B: Backend> Executor<B> {
         let generator = self.backend.generator()?;
         self.sessions += 1;
         let threads = settings.threads.min(THREADS_MAX);
-        let identity = Arc::from(settings.identity);
-        let account = self.ledger.account(&identity);
-        Ok(Session::new(generator, identity, account, threads))
+        let account = self.holdings.ledger.account(&Arc::from(settings.identity));
+        Ok(Session::new(generator, account, threads))
     }
 
     /// Gives back everything a session holds. Every session that was opened is closed here.
     pub fn close(&mut self, mut session: Session<B>) {
         self.counts.templates -= session.templates_defined();
-        self.ledger.enter(session.account());
-        session.clear(&mut self.ledger);
+        self.holdings.ledger.enter(session.account());
+        session.clear(&mut self.holdings);
         self.sessions -= 1;
     }
 
@@ -123,23 +125,11 @@ impl<B: Backend> Executor<B> {
             self.threads = session.threads;
             self.backend.set_threads(session.threads);
         }
-        self.ledger.enter(session.account());
+        self.holdings.ledger.enter(session.account());
         let start = *position;
         let done = session.execute(self, tape, position, records_max, outbox);
         self.counts.bytes_in += (*position - start) as u64;
         done
-    }
-
-    /// Reads the rest of the tape of a session whose peer is gone, without executing operators:
-    /// only weights that it forgets are forgotten.
-    pub fn wind_up(
-        &mut self,
-        session: &mut Session<B>,
-        tape: &[u8],
-        position: &mut usize,
-    ) -> Result<(), SessionError> {
-        self.ledger.enter(session.account());
-        session.wind_up(self, tape, position)
     }
 
     /// Tells the peer what it may not know yet; call when a session has nothing more to do now.
@@ -157,14 +147,17 @@ impl<B: Backend> Executor<B> {
         session.add_region(region, Region::new(memory, &self.backend))
     }
 
-    /// Whether a weight is stored for the session's identity, and its bytes; if so the session
-    /// keeps it.
-    pub fn hold_weight(
+    /// Makes a stored weight the content of a storage of the session, or of an id that its tape
+    /// passed over. `false` when none is stored for the session's identity, or it does not fit.
+    pub fn bind_if_stored(
         &mut self,
         session: &mut Session<B>,
+        id: StorageId,
+        bytes: u64,
         hash: &WeightHash,
-    ) -> Result<Option<u64>, SessionError> {
-        session.hold_weight(self, hash)
+    ) -> Result<bool, SessionError> {
+        self.holdings.ledger.enter(session.account());
+        session.bind_if_stored(self, id, bytes, hash)
     }
 
     /// Bytes of tape and uploads so far.
@@ -178,21 +171,23 @@ impl<B: Backend> Executor<B> {
 
     /// Counters by name, `node.` before each.
     pub fn counters(&self) -> Vec<Counter> {
-        let counts = &self.counts;
+        let (counts, holdings) = (&self.counts, &self.holdings);
+        let (weight_bytes, used) = (holdings.weight_bytes(), holdings.ledger.used());
         [
             ("node.sessions", self.sessions),
-            ("node.storages", self.ledger.storages),
-            ("node.storage_bytes", self.ledger.used().saturating_sub(self.weights.bytes())),
-            ("node.weights", self.weights.len() as u64),
-            ("node.weight_bytes", self.weights.bytes()),
+            ("node.storages", holdings.ledger.storages),
+            ("node.storage_bytes", used.saturating_sub(weight_bytes)),
+            ("node.weights", holdings.weights() as u64),
+            ("node.weight_bytes", weight_bytes),
+            ("node.weight_bytes_unheld", holdings.unheld_bytes()),
             ("node.weight_hits", counts.weight_hits),
             ("node.weight_copies", counts.weight_copies),
-            ("node.weights_evicted", self.weights.evicted()),
+            ("node.weights_evicted", holdings.evicted()),
             ("node.weights_moved_in", counts.moved_in.weights),
             ("node.weight_bytes_moved_in", counts.moved_in.bytes),
             ("node.weights_moved_out", counts.moved_out.weights),
             ("node.weight_bytes_moved_out", counts.moved_out.bytes),
-            ("node.budget_bytes", self.ledger.budget()),
+            ("node.budget_bytes", holdings.ledger.budget()),
             ("node.ops_executed", counts.ops),
             ("node.op_errors", counts.op_errors),
             ("node.templates", counts.templates),

@@ -8,7 +8,7 @@ use genie_wire::ErrorCode;
 use crate::Failure;
 
 /// The account of one client identity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Account(usize);
 
 #[derive(Debug)]
@@ -65,6 +65,16 @@ impl Ledger {
         std::mem::replace(&mut self.current, account)
     }
 
+    /// Whom is charged now.
+    pub(crate) fn current(&self) -> Account {
+        self.current
+    }
+
+    /// Whether it is the current client's share that has no room for `bytes` more.
+    pub(crate) fn share_is_short(&self, bytes: u64) -> bool {
+        bytes > self.client_max.saturating_sub(self.used_by(self.current))
+    }
+
     pub(crate) fn used(&self) -> u64 {
         self.used
     }
@@ -89,7 +99,7 @@ impl Ledger {
     #[cold]
     fn full(&self, bytes: u64) -> Failure {
         let client = &self.clients[self.current.0];
-        let message = if bytes > self.client_max.saturating_sub(client.used) {
+        let message = if self.share_is_short(bytes) {
             format!(
                 "out of memory on the node: {bytes} bytes were asked for, the client {:?} has {} \
                  of the {} bytes that one client may hold; free tensors, use a smaller batch, or \

@@ -2,10 +2,15 @@
 
 use genie_aten::execute::{Device, init};
 use genie_transport::SharedMemory;
+use genie_wire::StorageId;
+use genie_wire::control::WantedWeight;
 use genie_wire::frame::FrameKind;
+use genie_wire::record::WeightHash;
 
 use crate::aten::Aten;
-use crate::{Executor, Failure, SentFrames, Session, SessionError, SessionSettings};
+use crate::{
+    Executor, ExecutorLimits, Failure, SentFrames, Session, SessionError, SessionSettings,
+};
 
 /// One session on the CPU of this process.
 pub struct LocalNode {
@@ -15,10 +20,12 @@ pub struct LocalNode {
 }
 
 impl LocalNode {
-    /// Its storages may hold `budget_bytes`; operators use as many threads as the process does.
-    pub fn new(budget_bytes: u64) -> Result<Self, Failure> {
+    /// Its storages may hold `budget_bytes`, weights that no storage refers to `unheld_bytes_max`
+    /// of it; operators use as many threads as the process does.
+    pub fn new(budget_bytes: u64, unheld_bytes_max: u64) -> Result<Self, Failure> {
         init()?;
-        let mut executor = Executor::new(Aten::new(Device::CPU), budget_bytes);
+        let limits = ExecutorLimits { unheld_bytes_max, ..ExecutorLimits::of(budget_bytes) };
+        let mut executor = Executor::with_limits(Aten::new(Device::CPU), limits);
         let session = executor.open(SessionSettings::default())?;
         Ok(LocalNode { executor, session, sent: SentFrames::default() })
     }
@@ -46,6 +53,20 @@ impl LocalNode {
         )?;
         self.executor.idle(&mut self.session, &mut self.sent);
         Ok(())
+    }
+
+    /// Makes stored weights the content of their storages; which were.
+    pub fn have(&mut self, wanted: &[WantedWeight]) -> Result<Vec<bool>, SessionError> {
+        wanted
+            .iter()
+            .map(|wanted| {
+                let Ok(hash) = WeightHash::try_from(&wanted.hash[..]) else {
+                    return Ok(false);
+                };
+                let id = StorageId(wanted.storage);
+                self.executor.bind_if_stored(&mut self.session, id, wanted.bytes, &hash)
+            })
+            .collect()
     }
 
     /// The next frame for the client: replies, credits, stored weights.

@@ -31,7 +31,7 @@ use supervise::{Ended, Supervisor};
 
 /// Bytes of regions of one session by default: two of 64 MiB, and as much to spare.
 const CLIENT_MESSAGE_BYTES: u64 = 256 << 20;
-/// Weights a node keeps by default for hosts elsewhere.
+/// Weights that a node keeps at most, by default, while no tensor uses them.
 const WEIGHT_CACHE_BYTES: u64 = 8 << 30;
 
 const SOFTWARE: &str = concat!("genie-node ", env!("CARGO_PKG_VERSION"));
@@ -113,8 +113,8 @@ struct ClientArgs {
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1 << 10..))]
     client_bytes_per_s: Option<u64>,
 
-    /// Bytes of weights kept for later sessions; above it the least recently used that no session
-    /// holds are dropped [default: no limit for a host's own node, else 8 GiB]
+    /// Bytes of weights kept on each device while no tensor uses them; above it the least recently
+    /// used are dropped [default: a quarter of its memory, at most 8 GiB]
     #[arg(long, value_name = "BYTES")]
     weight_cache_bytes: Option<u64>,
 }
@@ -233,12 +233,11 @@ fn quota_limits(args: &Args) -> QuotaLimits {
 }
 
 fn limits(args: &Args, budget_bytes: u64) -> ExecutorLimits {
-    // A host keeps the books of its own node's weights.
-    let default = if args.parent_pid.is_some() { u64::MAX } else { WEIGHT_CACHE_BYTES };
+    let default = WEIGHT_CACHE_BYTES.min(budget_bytes / 4);
     ExecutorLimits {
         budget_bytes,
         client_bytes_max: args.clients.client_memory_bytes.unwrap_or(u64::MAX),
-        weight_bytes_max: args.clients.weight_cache_bytes.unwrap_or(default),
+        unheld_bytes_max: args.clients.weight_cache_bytes.unwrap_or(default),
     }
 }
 

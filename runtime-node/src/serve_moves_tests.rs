@@ -4,7 +4,10 @@ use genie_tcp::Tcp;
 use genie_transport::transport::{
     Completion, Connection, Listener, Memory, Options, Part, Transport, TransportError,
 };
-use genie_wire::control::{Have, HaveAnswer, WeightFetch, WeightServe, WeightServing};
+use genie_wire::StorageId;
+use genie_wire::control::{
+    Have, HaveAnswer, WantedWeight, WeightFetch, WeightServe, WeightServing,
+};
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::INLINE_BYTES_MAX;
 use prost::Message;
@@ -72,7 +75,16 @@ fn serve(host: &mut Client, number: u64, hash: [u8; 32], identity: &str) -> Weig
     WeightServing::decode(&frame.body[..]).unwrap()
 }
 
-fn ask_to_fetch(client: &mut Client, number: u64, hash: [u8; 32], address: &str, bytes: u64) {
+/// Asks to fetch a weight for a storage, whose id is returned.
+fn ask_to_fetch(
+    client: &mut Client,
+    number: u64,
+    hash: [u8; 32],
+    address: &str,
+    bytes: u64,
+) -> StorageId {
+    let id = client.tape.alloc(bytes);
+    client.flush();
     let fetch = WeightFetch {
         token: number,
         hash: hash.to_vec(),
@@ -82,8 +94,10 @@ fn ask_to_fetch(client: &mut Client, number: u64, hash: [u8; 32], address: &str,
         secret: SECRET.to_vec(),
         transport: "tcp".to_owned(),
         deadline_ms: 10_000,
+        storage: id.0,
     };
     client.send(FrameKind::WeightFetch, &fetch.encode_to_vec());
+    id
 }
 
 fn answer(client: &mut Client) -> HaveAnswer {
@@ -93,8 +107,18 @@ fn answer(client: &mut Client) -> HaveAnswer {
 }
 
 fn has(client: &mut Client, hash: [u8; 32]) -> bool {
-    client.send(FrameKind::Have, &Have { token: 99, hash: hash.to_vec() }.encode_to_vec());
-    answer(client).present
+    let id = client.tape.next_storage();
+    client.tape.skip(1);
+    client.flush();
+    let storage = id.0;
+    let wanted = WantedWeight { storage, bytes: BYTES as u64, hash: hash.to_vec() };
+    client.send(FrameKind::Have, &Have { token: 99, wanted: vec![wanted] }.encode_to_vec());
+    let found = answer(client).found == [true];
+    if found {
+        client.tape.free(id);
+        client.flush();
+    }
+    found
 }
 
 #[test]
@@ -108,15 +132,14 @@ fn a_weight_moves_and_can_be_used() {
     assert!(!has(&mut second, hash));
 
     // The serving connection is good for more than one.
+    let mut id = StorageId(0);
     for number in [1, 2] {
         let serving = serve(&mut host, number, hash, "");
         assert_eq!((serving.refused.as_str(), serving.bytes), ("", BYTES as u64));
-        ask_to_fetch(&mut second, number, hash, &serving.address, serving.bytes);
+        id = ask_to_fetch(&mut second, number, hash, &serving.address, serving.bytes);
         let answer = answer(&mut second);
-        assert_eq!((answer.token, answer.present, answer.bytes), (number, true, BYTES as u64));
+        assert_eq!((answer.token, answer.found), (number, vec![true]));
     }
-    let id = second.tape.alloc(BYTES as u64);
-    second.tape.bind_weight(id, &hash);
     for offset in (0..BYTES).step_by(INLINE_BYTES_MAX) {
         let len = INLINE_BYTES_MAX.min(BYTES - offset);
         let read = second.read_at(id, offset as u64, len as u64).unwrap();
@@ -137,13 +160,13 @@ fn a_weight_moves_and_can_be_used() {
     assert_eq!(first.counter("node.weight_bytes_moved_out"), 2 * BYTES as u64);
     assert_eq!(first.counter("node.storage_bytes"), 0, "the copies are given back");
 
-    // It is the session's: forgetting it in the store leaves it bound.
-    second.tape.forget_weight(&hash);
-    assert_eq!(second.read_at(id, 0, 4).unwrap(), content[..4]);
+    // The storages that it came for hold it.
+    assert_eq!(second.counter("node.weight_bytes_unheld"), 0);
     drop(second);
     let mut witness = taking.client();
     while witness.counter("node.sessions") > 1 {}
     assert_eq!(witness.counter("node.storage_bytes"), 0);
+    assert_eq!(witness.counter("node.weight_bytes_unheld"), BYTES as u64);
 }
 
 #[test]
@@ -157,7 +180,7 @@ fn what_does_not_have_the_hash_is_not_stored() {
     let serving = serve(&mut host, 1, hash(&content), "");
     ask_to_fetch(&mut second, 1, wanted, &serving.address, serving.bytes);
     let answer = answer(&mut second);
-    assert_eq!((answer.token, answer.present), (1, false));
+    assert_eq!((answer.token, answer.found), (1, vec![false]));
     assert!(!has(&mut second, wanted) && !has(&mut second, hash(&content)));
     assert_eq!(second.counter("node.storage_bytes"), 0);
     assert_eq!(second.counter("node.weights_moved_in"), 0);
@@ -209,7 +232,7 @@ fn what_cannot_be_fetched_is_answered_at_once() {
     ] {
         ask_to_fetch(&mut second, 5, hash, address, bytes);
         let answer = answer(&mut second);
-        assert_eq!((answer.token, answer.present), (5, false), "{what}");
+        assert_eq!((answer.token, answer.found), (5, vec![false]), "{what}");
         assert_eq!(second.counter("node.storage_bytes"), 0, "{what}");
     }
 }
@@ -278,7 +301,7 @@ fn a_giving_node_that_vanishes_ends_the_move() {
     assert_eq!(second.counter("node.storage_bytes"), 2 * BYTES as u64, "storage and copy");
     drop(giver);
     let answer = answer(&mut second);
-    assert_eq!((answer.token, answer.present), (3, false));
+    assert_eq!((answer.token, answer.found), (3, vec![false]));
     assert_eq!(second.counter("node.storage_bytes"), 0);
 }
 
@@ -296,12 +319,13 @@ fn a_deadline_and_a_session_that_ends_end_the_move() {
         secret: SECRET.to_vec(),
         transport: "tcp".to_owned(),
         deadline_ms: 100,
+        storage: 0,
     };
     second.send(FrameKind::WeightFetch, &fetch.encode_to_vec());
     // It is there, and gives nothing.
     let _giver = Giver::accept(listener);
     let answered = answer(&mut second);
-    assert_eq!((answered.token, answered.present), (4, false));
+    assert_eq!((answered.token, answered.found), (4, vec![false]));
 
     let (listener, address) = listen(5);
     ask_to_fetch(&mut second, 5, hash(b"x"), &address, BYTES as u64);
@@ -342,5 +366,5 @@ fn a_weight_is_served_by_the_device_that_has_it() {
     assert!(ask(&mut giving.connect(), 7).refused.contains("device 7"));
     let mut second = taking.client();
     ask_to_fetch(&mut second, 6, of, &serving.address, serving.bytes);
-    assert!(answer(&mut second).present);
+    assert_eq!(answer(&mut second).found, [true]);
 }

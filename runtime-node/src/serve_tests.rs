@@ -373,30 +373,6 @@ fn a_peer_that_does_not_read_waits_and_loses_nothing() {
 }
 
 #[test]
-fn a_peer_that_leaves_still_forgets_its_weights() {
-    let node = node(1, 8);
-    let mut witness = node.client();
-    let mut client = node.client();
-    let x = client.upload(b"weight");
-    let hash = *blake3::hash(b"weight").as_bytes();
-    client.tape.store_weight(x, &hash);
-    client.flush();
-    assert_eq!(client.next().unwrap().kind, FrameKind::WeightStored);
-    assert_eq!(witness.counter("node.weights"), 1);
-    // Much work before the last word, which is not waited for.
-    let add = client.tape.define(&op("fake::add", 1, &[6]));
-    for _ in 0..1000 {
-        client.tape.op(add, &[x.0], &[], 1);
-    }
-    client.flush();
-    client.tape.forget_weight(&hash);
-    client.flush();
-    drop(client);
-    while witness.counter("node.sessions") > 1 {}
-    assert_eq!(witness.counter("node.weight_bytes"), 0);
-}
-
-#[test]
 fn connections_are_bounded_and_a_place_is_given_on() {
     let node = node(1, 2);
     let (one, _two) = (node.client(), node.client());

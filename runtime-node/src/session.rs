@@ -12,17 +12,15 @@ use genie_wire::{ErrorCode, Record, Reply, StorageId, TapeDecoder, Template, Tem
 use prost::Message;
 
 use crate::credits::Credits;
-use crate::ledger::{Account, Ledger};
+use crate::ledger::Account;
 use crate::modules::Modules;
 use crate::region::{Region, for_chunks};
 use crate::storages::{Slot, Storages};
-use crate::weights::{Weight, release};
+use crate::weights::Holdings;
 use crate::{Backend, Executor, Failure, Outbox, SessionError};
 
 /// Encoded bytes of all templates of a session.
 const TEMPLATE_BYTES_MAX: u64 = 64 << 20;
-/// Weights one session may hold.
-const WEIGHTS_HELD_MAX: usize = 1 << 17;
 /// Templates of `Run` records that are kept bound; when full, all are dropped.
 const RUN_TEMPLATES_MAX: usize = 256;
 /// Inputs whose references fit on the stack.
@@ -46,10 +44,7 @@ struct State<B: Backend> {
     modules: Modules,
     regions: HashMap<u32, Region>,
     credits: Credits,
-    identity: Arc<str>,
     account: Account,
-    /// Weights that the session asked for: they stay while it lives.
-    held: HashMap<WeightHash, Arc<Weight<B::Storage>>>,
     /// Scratch space: the storages an operator made, and an encoded reply.
     made: Vec<B::Storage>,
     encoded: Vec<u8>,
@@ -78,12 +73,7 @@ impl From<Failure> for Stop {
 }
 
 impl<B: Backend> Session<B> {
-    pub(crate) fn new(
-        generator: B::Generator,
-        identity: Arc<str>,
-        account: Account,
-        threads: u32,
-    ) -> Self {
+    pub(crate) fn new(generator: B::Generator, account: Account, threads: u32) -> Self {
         let state = State {
             storages: Storages::new(),
             templates: Vec::new(),
@@ -93,9 +83,7 @@ impl<B: Backend> Session<B> {
             modules: Modules::default(),
             regions: HashMap::new(),
             credits: Credits::default(),
-            identity,
             account,
-            held: HashMap::new(),
             made: Vec::new(),
             encoded: Vec::new(),
         };
@@ -114,21 +102,6 @@ impl<B: Backend> Session<B> {
             match self.decoder.next(tape, position)? {
                 Some(record) => self.state.record(record, node, outbox)?,
                 None => break,
-            }
-        }
-        Ok(())
-    }
-
-    /// Of the tape of a peer that is gone only what concerns others is done: weights it forgets.
-    pub(crate) fn wind_up(
-        &mut self,
-        node: &mut Executor<B>,
-        tape: &[u8],
-        position: &mut usize,
-    ) -> Result<(), SessionError> {
-        while let Some(record) = self.decoder.next(tape, position)? {
-            if let Record::ForgetWeight { hash } = record {
-                node.weights.forget(&self.state.identity, &hash, &mut node.ledger);
             }
         }
         Ok(())
@@ -158,35 +131,38 @@ impl<B: Backend> Session<B> {
         self.state.account
     }
 
-    pub(crate) fn identity(&self) -> &Arc<str> {
-        &self.state.identity
-    }
-
-    pub(crate) fn hold_weight(
+    /// Makes a weight the content of a storage, or of an id that was passed over; whether it is
+    /// stored and fits.
+    pub(crate) fn bind_if_stored(
         &mut self,
         node: &mut Executor<B>,
+        id: StorageId,
+        bytes: u64,
         hash: &WeightHash,
-    ) -> Result<Option<u64>, SessionError> {
+    ) -> Result<bool, SessionError> {
         let state = &mut self.state;
-        let Some(weight) = node.weights.get(&state.identity, hash) else {
-            return Ok(None);
-        };
-        let bytes = weight.bytes;
-        if state.held.len() >= WEIGHTS_HELD_MAX && !state.held.contains_key(hash) {
-            return Err(SessionError::TooMany {
-                what: "weights held",
-                max: WEIGHTS_HELD_MAX as u64,
-            });
+        if id >= self.decoder.next_storage() {
+            return Err(SessionError::NotAlive { doing: "a question for a weight", id });
         }
-        state.held.entry(*hash).or_insert_with(|| weight.clone());
-        Ok(Some(bytes))
+        match state.storages.get(id) {
+            Some(Slot::Poisoned(_)) => return Ok(false),
+            Some(_) if state.storages.bytes(id) != Some(bytes) => return Ok(false),
+            _ => {}
+        }
+        let Some(weight) = node.holdings.hold(state.account, hash) else {
+            return Ok(false);
+        };
+        if weight.bytes != bytes {
+            node.holdings.release(weight);
+            return Ok(false);
+        }
+        node.counts.weight_hits += 1;
+        state.storages.put(id, Slot::Shared(weight), &mut node.holdings)?;
+        Ok(true)
     }
 
-    pub(crate) fn clear(&mut self, ledger: &mut Ledger) {
-        for (_, weight) in self.state.held.drain() {
-            release(weight, ledger);
-        }
-        self.state.storages.clear(ledger);
+    pub(crate) fn clear(&mut self, holdings: &mut Holdings<B::Storage>) {
+        self.state.storages.clear(holdings);
     }
 }
 
@@ -201,7 +177,7 @@ impl<B: Backend> State<B> {
             Record::Op { id, template, inputs, scalars, first_new } => {
                 self.op(id, template, inputs, scalars, first_new, node)
             }
-            Record::Free { id } => match self.storages.remove(id, &mut node.ledger) {
+            Record::Free { id } => match self.storages.remove(id, &mut node.holdings) {
                 true => Ok(()),
                 false => Err(SessionError::NotAlive { doing: "a free", id }),
             },
@@ -211,10 +187,10 @@ impl<B: Backend> State<B> {
                 self.run(token, operands, reserve, node, outbox)
             }
             Record::Alloc { id, bytes } => {
-                self.storages.put(id, Slot::Unallocated { bytes }, &mut node.ledger)
+                self.storages.put(id, Slot::Unallocated { bytes }, &mut node.holdings)
             }
             Record::Resize { id, bytes } => self.write(id, "a resize", node, |state, node| {
-                Ok(state.storages.resize(id, bytes, &node.backend, &mut node.ledger)?)
+                Ok(state.storages.resize(id, bytes, &node.backend, &mut node.holdings)?)
             }),
             Record::Upload { id, offset, len, source } => {
                 self.upload(id, offset, len, source, node, outbox)
@@ -232,10 +208,6 @@ impl<B: Backend> State<B> {
                 })
             }
             Record::StoreWeight { id, hash } => self.store_weight(id, hash, node, outbox),
-            Record::ForgetWeight { hash } => {
-                node.weights.forget(&self.identity, &hash, &mut node.ledger);
-                Ok(())
-            }
             Record::Read { token, id, offset, len, dest } => {
                 let read = self.read(token, id, offset, len, dest, node);
                 if let (Ok(()), Some(dest)) = (&read, dest) {
@@ -326,7 +298,7 @@ impl<B: Backend> State<B> {
         self.prepare(operands, node)?;
         if !new_storages.is_empty() {
             let bytes = new_storages.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
-            node.ledger.check(bytes)?;
+            node.holdings.room(bytes)?;
         }
         let bound = match &self.templates[id.0 as usize] {
             Ok(bound) => bound,
@@ -364,14 +336,14 @@ impl<B: Backend> State<B> {
         }
         if promised {
             for id in operands.inputs {
-                self.storages.materialize(*id, &node.backend, &mut node.ledger)?;
+                self.storages.materialize(*id, &node.backend, &mut node.holdings)?;
             }
         }
         for slot in &operands.template.mutated {
             let id = operands.inputs[*slot as usize];
             if let Some(Slot::Shared(_)) = self.storages.get(id) {
                 node.counts.weight_copies += 1;
-                self.storages.own(id, false, &node.backend, &mut node.ledger)?;
+                self.storages.own(id, false, &node.backend, &mut node.holdings)?;
             }
         }
         Ok(())
@@ -385,11 +357,11 @@ impl<B: Backend> State<B> {
     ) -> Result<(), SessionError> {
         for (id, storage) in (operands.first_new.0..).zip(self.made.drain(..)) {
             let slot = Slot::Live { bytes: node.backend.bytes(&storage), storage };
-            self.storages.put(StorageId(id), slot, &mut node.ledger)?;
+            self.storages.put(StorageId(id), slot, &mut node.holdings)?;
         }
         for slot in &operands.template.mutated {
             let id = operands.inputs[*slot as usize];
-            self.storages.recount(id, &node.backend, &mut node.ledger);
+            self.storages.recount(id, &node.backend, &mut node.holdings);
         }
         Ok(())
     }
@@ -404,7 +376,7 @@ impl<B: Backend> State<B> {
     ) -> Result<(), SessionError> {
         for id in (operands.first_new.0..).take(new) {
             let slot = Slot::Poisoned(failure.clone());
-            self.storages.put(StorageId(id), slot, &mut node.ledger)?;
+            self.storages.put(StorageId(id), slot, &mut node.holdings)?;
         }
         for slot in &operands.template.mutated {
             self.poison(operands.inputs[*slot as usize], failure, node)?;
@@ -421,7 +393,7 @@ impl<B: Backend> State<B> {
         if matches!(self.storages.get(id), Some(Slot::Poisoned(_))) {
             return Ok(());
         }
-        self.storages.put(id, Slot::Poisoned(failure.clone()), &mut node.ledger)
+        self.storages.put(id, Slot::Poisoned(failure.clone()), &mut node.holdings)
     }
 
     /// What the program will be told, with operator and module; only a broken protocol goes on.
@@ -536,7 +508,7 @@ impl<B: Backend> State<B> {
     ) -> Result<&'a mut B::Storage, Failure> {
         let bytes = self.storages.bytes(id).unwrap_or(0);
         check_range(offset, len, bytes)?;
-        self.storages.own(id, len == bytes, &node.backend, &mut node.ledger)
+        self.storages.own(id, len == bytes, &node.backend, &mut node.holdings)
     }
 
     fn upload(
@@ -574,19 +546,18 @@ impl<B: Backend> State<B> {
         hash: &WeightHash,
         node: &mut Executor<B>,
     ) -> Result<(), Stop> {
-        let stored = node.weights.get(&self.identity, hash).or(self.held.get(hash)).cloned();
-        let Some(weight) = stored else {
+        let Some(weight) = node.holdings.hold(self.account, hash) else {
             let message = "the weight is not, or no longer, in the node's store; upload it again";
             return Err(Failure::new(ErrorCode::WeightMissing, message).into());
         };
         let bytes = self.storages.bytes(id).unwrap_or(0);
         if weight.bytes != bytes {
             let message = format!("the weight has {} bytes, its storage {bytes}", weight.bytes);
-            release(weight, &mut node.ledger);
+            node.holdings.release(weight);
             return Err(Failure::new(ErrorCode::Value, message).into());
         }
         node.counts.weight_hits += 1;
-        Ok(self.storages.put(id, Slot::Shared(weight), &mut node.ledger)?)
+        Ok(self.storages.put(id, Slot::Shared(weight), &mut node.holdings)?)
     }
 
     fn store_weight(
@@ -599,11 +570,10 @@ impl<B: Backend> State<B> {
         let bytes = self.storages.bytes(id).unwrap_or(0);
         let refused = match self.try_store_weight(id, hash, node) {
             Ok(()) => String::new(),
-            Err(stop) => {
-                let failure = self.failure("storing a weight", stop, node)?;
-                self.poison(id, &failure, node)?;
-                failure.message.clone()
-            }
+            Err(Stop::Session(error)) => return Err(error),
+            // What cannot be shared stays the session's own, as if it had not been asked for.
+            Err(Stop::Inherited(failure)) => failure.message.clone(),
+            Err(Stop::Fresh(failure)) => failure.message,
         };
         let stored = WeightStored { hash: hash.to_vec(), bytes, refused };
         outbox.send(FrameKind::WeightStored, &stored.encode_to_vec());
@@ -625,15 +595,16 @@ impl<B: Backend> State<B> {
             Some(Slot::Shared(weight)) if weight.hash == hash => return Ok(()),
             Some(_) => {}
         }
-        let storage = self.storages.own(id, false, &node.backend, &mut node.ledger)?;
+        let storage = self.storages.own(id, false, &node.backend, &mut node.holdings)?;
+        // The program may have written its tensor between the client's two looks at it, one for
+        // the hash and one for the bytes.
         if content_hash(&node.backend, storage)? != hash {
             let message = "its content does not have the announced hash";
             return Err(Failure::new(ErrorCode::Value, message).into());
         }
-        if let Some(stored) = node.weights.get(&self.identity, &hash).cloned() {
-            self.storages.put(id, Slot::Shared(stored), &mut node.ledger)?;
-        } else if let Some(weight) = self.storages.share(id, hash) {
-            node.weights.insert(&self.identity, weight, &mut node.ledger);
+        match node.holdings.hold(self.account, &hash) {
+            Some(stored) => self.storages.put(id, Slot::Shared(stored), &mut node.holdings)?,
+            None => self.storages.share(id, hash, &mut node.holdings),
         }
         Ok(())
     }
@@ -659,7 +630,7 @@ impl<B: Backend> State<B> {
             ..failure
         };
         check_range(offset, len, self.storages.bytes(id).unwrap_or(0)).map_err(named)?;
-        self.storages.materialize(id, &node.backend, &mut node.ledger).map_err(named)?;
+        self.storages.materialize(id, &node.backend, &mut node.holdings).map_err(named)?;
         let content = self.storages.content(id).expect("checked and materialized above");
         node.counts.read_bytes += len;
         match dest {

@@ -5,10 +5,10 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use genie_wire::limits::STORAGES_MAX;
+use genie_wire::record::WeightHash;
 use genie_wire::{ErrorCode, StorageId};
 
-use crate::ledger::Ledger;
-use crate::weights::{Weight, release};
+use crate::weights::{Holdings, Weight};
 use crate::{Backend, Failure, SessionError};
 
 /// One storage.
@@ -64,36 +64,36 @@ impl<S> Storages<S> {
         &mut self,
         id: StorageId,
         slot: Slot<S>,
-        ledger: &mut Ledger,
+        holdings: &mut Holdings<S>,
     ) -> Result<(), SessionError> {
         if self.slots.len() >= STORAGES_MAX && !self.slots.contains_key(&id.0) {
             return Err(SessionError::TooMany { what: "storages", max: STORAGES_MAX as u64 });
         }
         if let Slot::Live { bytes, .. } = slot {
-            ledger.charge(bytes);
+            holdings.ledger.charge(bytes);
         }
         match self.slots.insert(id.0, slot) {
-            None => ledger.storages += 1,
-            Some(before) => discharge(before, ledger),
+            None => holdings.ledger.storages += 1,
+            Some(before) => discharge(before, holdings),
         }
         Ok(())
     }
 
     /// Whether there was such a storage.
     #[inline]
-    pub(crate) fn remove(&mut self, id: StorageId, ledger: &mut Ledger) -> bool {
+    pub(crate) fn remove(&mut self, id: StorageId, holdings: &mut Holdings<S>) -> bool {
         let Some(slot) = self.slots.remove(&id.0) else {
             return false;
         };
-        ledger.storages -= 1;
-        discharge(slot, ledger);
+        holdings.ledger.storages -= 1;
+        discharge(slot, holdings);
         true
     }
 
-    pub(crate) fn clear(&mut self, ledger: &mut Ledger) {
-        ledger.storages -= self.slots.len() as u64;
+    pub(crate) fn clear(&mut self, holdings: &mut Holdings<S>) {
+        holdings.ledger.storages -= self.slots.len() as u64;
         for (_, slot) in self.slots.drain() {
-            discharge(slot, ledger);
+            discharge(slot, holdings);
         }
     }
 
@@ -102,11 +102,11 @@ impl<S> Storages<S> {
         &mut self,
         id: StorageId,
         backend: &B,
-        ledger: &mut Ledger,
+        holdings: &mut Holdings<S>,
     ) -> Result<(), Failure> {
         if let Some(slot @ Slot::Unallocated { .. }) = self.slots.get_mut(&id.0) {
             let Slot::Unallocated { bytes } = *slot else { unreachable!("matched above") };
-            *slot = fresh(bytes, backend, ledger)?;
+            *slot = fresh(bytes, backend, holdings)?;
         }
         Ok(())
     }
@@ -118,23 +118,23 @@ impl<S> Storages<S> {
         id: StorageId,
         overwrite: bool,
         backend: &B,
-        ledger: &mut Ledger,
+        holdings: &mut Holdings<S>,
     ) -> Result<&mut S, Failure> {
         let slot = self.slots.get_mut(&id.0).ok_or_else(gone)?;
         let owned = match slot {
             Slot::Live { .. } => None,
-            Slot::Unallocated { bytes } => Some(fresh(*bytes, backend, ledger)?),
-            Slot::Shared(weight) if overwrite => Some(fresh(weight.bytes, backend, ledger)?),
+            Slot::Unallocated { bytes } => Some(fresh(*bytes, backend, holdings)?),
+            Slot::Shared(weight) if overwrite => Some(fresh(weight.bytes, backend, holdings)?),
             Slot::Shared(weight) => {
-                ledger.check(weight.bytes)?;
+                holdings.room(weight.bytes)?;
                 let storage = backend.duplicate(&weight.storage)?;
-                ledger.charge(weight.bytes);
+                holdings.ledger.charge(weight.bytes);
                 Some(Slot::Live { storage, bytes: weight.bytes })
             }
             Slot::Poisoned(failure) => return Err(failure.as_ref().clone()),
         };
         if let Some(owned) = owned {
-            discharge(std::mem::replace(slot, owned), ledger);
+            discharge(std::mem::replace(slot, owned), holdings);
         }
         match slot {
             Slot::Live { storage, .. } => Ok(storage),
@@ -148,17 +148,17 @@ impl<S> Storages<S> {
         id: StorageId,
         bytes: u64,
         backend: &B,
-        ledger: &mut Ledger,
+        holdings: &mut Holdings<S>,
     ) -> Result<(), Failure> {
         if let Some(Slot::Unallocated { bytes: promised }) = self.slots.get_mut(&id.0) {
             *promised = bytes;
             return Ok(());
         }
         let before = self.bytes(id).unwrap_or(0);
-        let storage = self.own(id, false, backend, ledger)?;
-        ledger.check(bytes.saturating_sub(before))?;
+        let storage = self.own(id, false, backend, holdings)?;
+        holdings.room(bytes.saturating_sub(before))?;
         backend.resize(storage, bytes)?;
-        self.recount(id, backend, ledger);
+        self.recount(id, backend, holdings);
         Ok(())
     }
 
@@ -167,48 +167,49 @@ impl<S> Storages<S> {
         &mut self,
         id: StorageId,
         backend: &B,
-        ledger: &mut Ledger,
+        holdings: &mut Holdings<S>,
     ) {
         if let Some(Slot::Live { storage, bytes }) = self.slots.get_mut(&id.0) {
             let now = backend.bytes(storage);
             if now != *bytes {
-                ledger.release(*bytes);
-                ledger.charge(now);
+                holdings.ledger.release(*bytes);
+                holdings.ledger.charge(now);
                 *bytes = now;
             }
         }
     }
 
-    /// Turns a session's own storage into a stored weight that it keeps sharing.
-    pub(crate) fn share(&mut self, id: StorageId, hash: [u8; 32]) -> Option<Arc<Weight<S>>> {
+    /// Turns a session's own storage into a stored weight that it keeps holding.
+    pub(crate) fn share(&mut self, id: StorageId, hash: WeightHash, holdings: &mut Holdings<S>) {
         if !matches!(self.slots.get(&id.0), Some(Slot::Live { .. })) {
-            return None;
+            return;
         }
         let Some(Slot::Live { storage, bytes }) = self.slots.remove(&id.0) else {
-            return None;
+            return;
         };
         // The ledger's charge passes on to the weight.
-        let weight = Arc::new(Weight { storage, bytes, hash });
-        self.slots.insert(id.0, Slot::Shared(weight.clone()));
-        Some(weight)
+        let account = holdings.ledger.current();
+        let weight = Arc::new(Weight { storage, bytes, hash, account });
+        holdings.store(&weight);
+        self.slots.insert(id.0, Slot::Shared(weight));
     }
 }
 
 fn fresh<B: Backend>(
     bytes: u64,
     backend: &B,
-    ledger: &mut Ledger,
+    holdings: &mut Holdings<B::Storage>,
 ) -> Result<Slot<B::Storage>, Failure> {
-    ledger.check(bytes)?;
+    holdings.room(bytes)?;
     let storage = backend.allocate(bytes)?;
-    ledger.charge(bytes);
+    holdings.ledger.charge(bytes);
     Ok(Slot::Live { storage, bytes })
 }
 
-fn discharge<S>(slot: Slot<S>, ledger: &mut Ledger) {
+fn discharge<S>(slot: Slot<S>, holdings: &mut Holdings<S>) {
     match slot {
-        Slot::Live { bytes, .. } => ledger.release(bytes),
-        Slot::Shared(weight) => release(weight, ledger),
+        Slot::Live { bytes, .. } => holdings.ledger.release(bytes),
+        Slot::Shared(weight) => holdings.release(weight),
         Slot::Unallocated { .. } | Slot::Poisoned(_) => {}
     }
 }

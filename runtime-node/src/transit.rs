@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use genie_transport::SharedMemory;
-use genie_wire::ErrorCode;
 use genie_wire::record::WeightHash;
+use genie_wire::{ErrorCode, StorageId};
 
 use crate::executor::Moved;
 use crate::ledger::{Account, Ledger};
-use crate::weights::{Weight, release};
+use crate::weights::{Holdings, Weight};
 use crate::{Backend, Executor, Failure, Session};
 
 /// Bytes that are copied in one step; it takes about a millisecond.
@@ -26,12 +26,12 @@ struct Staging {
 }
 
 impl Staging {
-    fn new(bytes: u64, account: Account, ledger: &mut Ledger) -> Result<Self, Failure> {
-        ledger.enter(account);
-        ledger.check(bytes)?;
+    fn new<S>(bytes: u64, account: Account, holdings: &mut Holdings<S>) -> Result<Self, Failure> {
+        holdings.ledger.enter(account);
+        holdings.room(bytes)?;
         let memory = SharedMemory::create(bytes)
             .map_err(|error| Failure::new(ErrorCode::OutOfMemory, error.to_string()))?;
-        ledger.charge(bytes);
+        holdings.ledger.charge(bytes);
         Ok(Staging { memory: Arc::new(memory), done: 0, account })
     }
 
@@ -79,7 +79,6 @@ impl<S> Leaving<S> {
 pub struct Arriving<S> {
     storage: S,
     hash: WeightHash,
-    identity: Arc<str>,
     hasher: blake3::Hasher,
     copy: Staging,
 }
@@ -101,16 +100,15 @@ impl<B: Backend> Executor<B> {
         identity: &str,
         hash: &WeightHash,
     ) -> Result<Leaving<B::Storage>, Failure> {
-        let identity: Arc<str> = Arc::from(identity);
-        let Some(weight) = self.weights.get(&identity, hash).cloned() else {
+        let account = self.holdings.ledger.account(&Arc::from(identity));
+        let Some(weight) = self.holdings.hold(account, hash) else {
             let message = "the weight is not, or no longer, in the node's store";
             return Err(Failure::new(ErrorCode::WeightMissing, message));
         };
-        let account = self.ledger.account(&identity);
-        match Staging::new(weight.bytes, account, &mut self.ledger) {
+        match Staging::new(weight.bytes, account, &mut self.holdings) {
             Ok(copy) => Ok(Leaving { weight, copy }),
             Err(failure) => {
-                release(weight, &mut self.ledger);
+                self.holdings.release(weight);
                 Err(failure)
             }
         }
@@ -139,8 +137,8 @@ impl<B: Backend> Executor<B> {
         if whole {
             self.counts.moved_out.add(leaving.bytes());
         }
-        leaving.copy.give_up(&mut self.ledger);
-        release(leaving.weight, &mut self.ledger);
+        leaving.copy.give_up(&mut self.holdings.ledger);
+        self.holdings.release(leaving.weight);
     }
 
     /// Begins to take a weight for a session; end it by [`Executor::arrived`] or
@@ -151,16 +149,15 @@ impl<B: Backend> Executor<B> {
         hash: &WeightHash,
         bytes: u64,
     ) -> Result<Arriving<B::Storage>, Failure> {
-        let copy = Staging::new(bytes, session.account(), &mut self.ledger)?;
-        let storage = self.ledger.check(bytes).and_then(|()| self.backend.allocate(bytes));
+        let copy = Staging::new(bytes, session.account(), &mut self.holdings)?;
+        let storage = self.holdings.room(bytes).and_then(|()| self.backend.allocate(bytes));
         match storage {
             Ok(storage) => {
-                self.ledger.charge(bytes);
-                let (identity, hasher) = (session.identity().clone(), blake3::Hasher::new());
-                Ok(Arriving { storage, hash: *hash, identity, hasher, copy })
+                self.holdings.ledger.charge(bytes);
+                Ok(Arriving { storage, hash: *hash, hasher: blake3::Hasher::new(), copy })
             }
             Err(failure) => {
-                copy.give_up(&mut self.ledger);
+                copy.give_up(&mut self.holdings.ledger);
                 Err(failure)
             }
         }
@@ -181,36 +178,42 @@ impl<B: Backend> Executor<B> {
         Ok(arriving.copy.is_done())
     }
 
-    /// Stores a weight that was copied whole, and holds it for the session, if it is the one that
-    /// was asked for. Returns its bytes.
+    /// Stores a weight that was copied whole, if it is the one that was asked for, and makes it
+    /// the content of a storage of the session; see [`Executor::bind_if_stored`]. Returns its bytes.
     pub fn arrived(
         &mut self,
         session: &mut Session<B>,
         arriving: Arriving<B::Storage>,
+        id: StorageId,
     ) -> Result<u64, Failure> {
         if !arriving.copy.is_done() || *arriving.hasher.finalize().as_bytes() != arriving.hash {
             self.abandon(arriving);
             let message = "what came does not have the weight's hash";
             return Err(Failure::new(ErrorCode::Value, message));
         }
-        let (bytes, hash) = (arriving.bytes(), arriving.hash);
+        let (bytes, hash, account) = (arriving.bytes(), arriving.hash, session.account());
         self.counts.moved_in.add(bytes);
-        if self.weights.get(&arriving.identity, &hash).is_some() {
+        let weight = match self.holdings.hold(account, &hash) {
             // Another session brought it meanwhile.
-            self.abandon(arriving);
-        } else {
-            let Arriving { storage, identity, copy, .. } = arriving;
-            copy.give_up(&mut self.ledger);
-            // The storage's charge passes on to the weight, which this hold keeps while room is
-            // made for it.
-            let weight = Arc::new(Weight { storage, bytes, hash });
-            self.weights.insert(&identity, weight.clone(), &mut self.ledger);
-            self.ledger.enter(session.account());
-            release(weight, &mut self.ledger);
-        }
-        match session.hold_weight(self, &hash) {
-            Ok(Some(bytes)) => Ok(bytes),
-            Ok(None) => Err(Failure::new(ErrorCode::WeightMissing, "the weight vanished")),
+            Some(weight) => {
+                self.abandon(arriving);
+                weight
+            }
+            None => {
+                let Arriving { storage, copy, .. } = arriving;
+                copy.give_up(&mut self.holdings.ledger);
+                // The storage's charge passes on to the weight.
+                let weight = Arc::new(Weight { storage, bytes, hash, account });
+                self.holdings.store(&weight);
+                weight
+            }
+        };
+        // Bound while it is held here, so that it cannot go before.
+        let bound = self.bind_if_stored(session, id, bytes, &hash);
+        self.holdings.release(weight);
+        match bound {
+            Ok(true) => Ok(bytes),
+            Ok(false) => Err(Failure::new(ErrorCode::WeightMissing, "its storage is gone")),
             Err(error) => Err(Failure::new(ErrorCode::Runtime, error.to_string())),
         }
     }
@@ -218,8 +221,8 @@ impl<B: Backend> Executor<B> {
     /// A weight does not come.
     pub fn abandon(&mut self, arriving: Arriving<B::Storage>) {
         let bytes = arriving.bytes();
-        arriving.copy.give_up(&mut self.ledger);
-        self.ledger.release(bytes);
+        arriving.copy.give_up(&mut self.holdings.ledger);
+        self.holdings.ledger.release(bytes);
     }
 }
 

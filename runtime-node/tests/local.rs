@@ -8,7 +8,7 @@ use genie_wire::{DType, OutputSpec, Reply, TapeWriter, Template, TensorMeta, Val
 
 #[test]
 fn a_tape_is_executed_in_this_process() {
-    let mut node = LocalNode::new(1 << 20).unwrap();
+    let mut node = LocalNode::new(1 << 20, 1 << 20).unwrap();
     assert!(node.ops().len() > 1000);
     let memory = SharedMemory::create(4096).unwrap();
     let theirs = SharedMemory::adopt(memory.fd().try_clone_to_owned().unwrap(), 4096).unwrap();

@@ -15,7 +15,7 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from genie import _native, _versions, device, errors
+    from genie import _native, _versions, _weights, device, errors
 
     torch.utils.rename_privateuse1_backend(NAME)
     for error in (errors.NodeLost, errors.StartFailed):
@@ -30,6 +30,7 @@ def register() -> None:
     torch._register_device_module(NAME, device)
     # `x.remote_accelerator()`, `x.is_remote_accelerator`, the same of modules and storages.
     _versions.generate_methods()
+    _weights.install()
     # `torch.manual_seed` before this line did not know the device yet.
     seed = torch.initial_seed()
     if seed != _DEFAULT_SEED:

@@ -1,6 +1,6 @@
 //! What a session's lock protects: the tape, the link and the answers waited for.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -8,15 +8,14 @@ use genie_transport::{Frame, Link, LinkError};
 use genie_wire::control::{HaveAnswer, Refusal, Released, Status, TraceAnswer};
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::SYMBOLS_MAX;
-use genie_wire::record::{MarkKind, WeightHash};
+use genie_wire::record::MarkKind;
 use genie_wire::{ErrorCode, Reply, StorageId, TapeWriter, WireError};
 use prost::Message;
 
-use crate::client::limits::{
-    FLUSH_BYTES, FLUSH_OPS, HELD_WEIGHTS_MAX, QUEUE_BYTES_MAX, TRACE_BYTES_MAX,
-};
+use crate::client::limits::{FLUSH_BYTES, FLUSH_OPS, QUEUE_BYTES_MAX, TRACE_BYTES_MAX};
 use crate::client::linger::Sleeper;
 use crate::client::session::Stage;
+use crate::client::sights::Sights;
 use crate::client::{ClientError, Counters};
 
 /// Regions as the client numbers them.
@@ -28,7 +27,8 @@ pub(super) const DOWNLOAD_REGION: u32 = 1;
 pub(super) enum Answer {
     /// The body of a `Reply` frame.
     Reply(Vec<u8>),
-    Have(bool),
+    /// Which of the weights asked for are there.
+    Have(Vec<bool>),
     Status(Status),
     /// The whole answer about the trace, or why there is none.
     Trace(Result<Vec<u8>, String>),
@@ -40,6 +40,10 @@ pub(super) enum Leftover {
     Nothing,
     /// Give a slot of the download region back.
     Slot(u32),
+    /// Free the storages that were bound to weights, the first of the question's being this.
+    Held {
+        first: u64,
+    },
     /// Free the storages that a `Run` made from this id on.
     Run {
         first_new: u64,
@@ -70,7 +74,7 @@ pub(super) struct Core {
     /// One bit a slot of the download region.
     pub busy_slots: u64,
     symbols: HashMap<Box<str>, u32>,
-    held: HashSet<WeightHash>,
+    pub sights: Sights,
     stage: Stage,
     /// Marks of entering, not written yet: what is left before an operator comes leaves no trace,
     /// so modules that compute elsewhere cost nothing.
@@ -98,7 +102,7 @@ impl Core {
             released: 0,
             busy_slots: 0,
             symbols: HashMap::new(),
-            held: HashSet::new(),
+            sights: Sights::default(),
             stage: Stage::Forward,
             entering: Vec::new(),
             polling: false,
@@ -308,7 +312,7 @@ impl Core {
             }
             FrameKind::HaveAnswer => {
                 let answer = HaveAnswer::decode(&*frame.body).map_err(decode)?;
-                self.arrive(answer.token, Answer::Have(answer.present))
+                self.arrive(answer.token, Answer::Have(answer.found))
             }
             FrameKind::Status => {
                 let status = Status::decode(&*frame.body).map_err(decode)?;
@@ -325,8 +329,6 @@ impl Core {
                 }
                 Ok(())
             }
-            // The host keeps the index; the client asks it.
-            FrameKind::WeightStored => Ok(()),
             FrameKind::Refusal => {
                 let refusal = Refusal::decode(&*frame.body).map_err(decode)?;
                 Err(self.refused(&refusal))
@@ -350,6 +352,12 @@ impl Core {
     /// Closes the link; the session is over.
     pub fn drop_link(&mut self) {
         self.link = None;
+    }
+
+    /// An upload found its content on the node.
+    pub fn count_bound(&mut self, bytes: u64) {
+        self.counters.weights_bound += 1;
+        self.counters.weight_bytes_saved += bytes;
     }
 
     // Tokens.
@@ -436,6 +444,12 @@ impl Core {
         match leftover {
             Leftover::Nothing => {}
             Leftover::Slot(slot) => self.busy_slots &= !(1 << slot),
+            Leftover::Held { first } => {
+                let Answer::Have(found) = answer else { return };
+                for (id, _) in (first..).zip(found).filter(|(_, found)| **found) {
+                    self.tape.free(StorageId(id));
+                }
+            }
             Leftover::Run { first_new } => {
                 let Answer::Reply(body) = answer else { return };
                 let Ok((_, Reply::Outputs { storage_bytes, .. })) = Reply::decode(body) else {
@@ -445,19 +459,6 @@ impl Core {
                     self.tape.free(StorageId(id));
                 }
             }
-        }
-    }
-
-    // Weights.
-
-    pub fn is_held(&self, hash: &WeightHash) -> bool {
-        self.held.contains(hash)
-    }
-
-    /// The host holds this weight for the session's life.
-    pub fn hold(&mut self, hash: WeightHash) {
-        if self.held.len() < HELD_WEIGHTS_MAX {
-            self.held.insert(hash);
         }
     }
 }

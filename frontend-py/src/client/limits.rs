@@ -20,10 +20,15 @@ pub const QUEUE_BYTES_MAX: usize = 256 << 10;
 pub const WAIT_SLICE: Duration = Duration::from_millis(50);
 /// The largest upload that travels inside the tape.
 pub const INLINE_UPLOAD_BYTES_MAX: u64 = 4 << 10;
-/// The smallest upload that is looked up by content: smaller ones cost less than the question.
+/// The smallest announced weight that is asked for by content, among others.
 pub const WEIGHT_BYTES_MIN: u64 = 64;
-/// Hashes that a session remembers to be held for it; it asks again for others.
-pub const HELD_WEIGHTS_MAX: usize = 1 << 16;
+/// Announced weights are hashed and asked for until they have as many bytes, then uploaded.
+pub const ASK_AHEAD_BYTES: u64 = 64 << 20;
+/// The smallest upload of other content that may be a weight at its second sight: to send smaller
+/// ones again costs less than to hash them and to ask.
+pub const SIGHT_BYTES_MIN: u64 = 64 << 10;
+/// Uploads that are remembered, to know them at second sight; twice as many at most.
+pub const SIGHTS_MAX: usize = 1 << 14;
 /// One step of a large transfer; several are in flight.
 pub const CHUNK_BYTES: u64 = 4 << 20;
 /// Shared memory for uploads, and for downloads, unless configured.

@@ -13,12 +13,16 @@ pub mod limits;
 mod linger;
 mod pause;
 mod session;
+mod sights;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod weights;
 
 pub use counters::{Counters, MemoryUse};
 pub use error::{ClientError, INTERRUPTED};
 pub use handshake::Options;
 pub use pause::{Hooks, NO_INTERPRETER, Pause};
 pub use session::{Session, Stage};
+pub use transfer::Content;
+pub use weights::{begin_weights, end_weights};

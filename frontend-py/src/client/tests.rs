@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use genie_wire::record::MarkKind;
-use genie_wire::{ErrorCode, Template};
+use genie_wire::{ErrorCode, StorageId, Template};
 
-use crate::client::limits::INLINE_UPLOAD_BYTES_MAX;
-use crate::client::{Hooks, NO_INTERPRETER, Options, Session, Stage};
+use crate::client::limits::{INLINE_UPLOAD_BYTES_MAX, SIGHT_BYTES_MIN, WEIGHT_BYTES_MIN};
+use crate::client::{
+    Content, Hooks, NO_INTERPRETER, Options, Session, Stage, begin_weights, end_weights,
+};
 use fake_host::{Behaviour, FakeHost};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,7 +60,8 @@ fn bytes_of_every_size_come_back() {
         for whole in [false, true] {
             let sent = pattern(len, u8::from(whole));
             let id = session.alloc(len as u64);
-            session.upload(id, 0, &sent, whole).unwrap();
+            let content = if whole { Content::Whole } else { Content::Part };
+            session.upload(id, 0, &sent, content).unwrap();
             let mut back = vec![0; len];
             session.read(id, 0, &mut back).unwrap();
             assert!(back == sent, "{len} bytes, whole {whole}");
@@ -70,29 +73,110 @@ fn bytes_of_every_size_come_back() {
     }
 }
 
+/// Uploads to a storage of its own and checks what is there; returns the payload bytes it took.
+fn moved(session: &Session, bytes: &[u8], content: Content) -> u64 {
+    let before = session.counters().payload_bytes_up;
+    let id = session.alloc(bytes.len() as u64);
+    session.upload(id, 0, bytes, content).unwrap();
+    let mut back = vec![0; bytes.len()];
+    session.read(id, 0, &mut back).unwrap();
+    assert!(back == bytes);
+    session.free(id, bytes.len() as u64);
+    session.counters().payload_bytes_up - before
+}
+
 #[test]
-fn the_same_weights_move_once() {
+fn a_parameter_moves_once_and_other_content_twice() {
     let (session, host) = start(Behaviour::default());
-    let large = pattern(INLINE_UPLOAD_BYTES_MAX as usize * 100, 1);
-    for weight in [&large[..], &large[..256]] {
-        let first = session.alloc(weight.len() as u64);
-        session.upload(first, 0, weight, true).unwrap();
-        session.synchronize().unwrap();
-        let moved = session.counters().payload_bytes_up;
-        for _ in 0..3 {
-            let id = session.alloc(weight.len() as u64);
-            session.upload(id, 0, weight, true).unwrap();
-            let mut back = vec![0; weight.len()];
-            session.read(id, 0, &mut back).unwrap();
-            assert!(back == weight);
-        }
-        assert_eq!(session.counters().payload_bytes_up, moved, "later uploads are bound by hash");
-    }
-    // Asked once when it was new, once when it was there; then the answer holds.
-    assert_eq!(session.counters().weight_queries, 4);
-    assert_eq!(session.counters().weights_bound, 6);
+    let weight = pattern(INLINE_UPLOAD_BYTES_MAX as usize * 100, 1);
+    let len = weight.len() as u64;
+    let times = |content, bytes: &[u8]| [0; 4].map(|_| moved(&session, bytes, content));
+    assert_eq!(times(Content::Weight, &weight), [len, 0, 0, 0]);
+    assert_eq!(times(Content::Whole, &pattern(weight.len(), 2)), [len, len, 0, 0]);
+    assert_eq!(session.counters().weights_bound, 5);
+    assert_eq!(session.counters().weight_queries, 7, "new content is not asked for");
     drop(session);
-    host.join();
+    assert_eq!(host.join().live_storages, 0);
+}
+
+#[test]
+fn fresh_batches_cost_no_question() {
+    let (session, _host) = start(Behaviour::default());
+    for seed in 0..=255 {
+        assert_eq!(
+            moved(&session, &pattern(SIGHT_BYTES_MIN as usize, seed), Content::Whole),
+            SIGHT_BYTES_MIN
+        );
+    }
+    assert_eq!(session.counters().weight_queries, 0);
+}
+
+#[test]
+fn announced_weights_are_asked_for_in_one_question() {
+    let (session, host) = start(Behaviour::default());
+    let weights: Vec<Vec<u8>> =
+        (0..100).map(|at| pattern(WEIGHT_BYTES_MIN as usize + at, at as u8)).collect();
+    let places = || weights.iter().map(|weight| (weight.as_ptr().addr(), weight.len()));
+    for round in 0..3 {
+        let before = session.counters();
+        // SAFETY: the weights live longer.
+        unsafe { begin_weights(places().chain(places())) };
+        for weight in &weights {
+            let up = moved(&session, weight, Content::Whole);
+            assert_eq!(up, if round == 0 { weight.len() as u64 } else { 0 });
+        }
+        end_weights(Some(&session));
+        let after = session.counters();
+        assert_eq!(after.weight_queries - before.weight_queries, 1);
+        assert_eq!(after.weights_bound - before.weights_bound, if round == 0 { 0 } else { 100 });
+    }
+    // What was announced and never came holds nothing.
+    // SAFETY: as above.
+    unsafe { begin_weights(places()) };
+    assert_eq!(moved(&session, &weights[50], Content::Whole), 0);
+    end_weights(Some(&session));
+    session.synchronize().unwrap();
+    drop(session);
+    assert_eq!(host.join().live_storages, 0);
+}
+
+#[test]
+fn an_announcement_is_its_threads_own_and_ends() {
+    let (session, _host) = start(Behaviour::default());
+    let weight = pattern(256, 1);
+    // SAFETY: the weight lives longer.
+    unsafe { begin_weights([(weight.as_ptr().addr(), weight.len())]) };
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(moved(&session, &weight, Content::Whole), 256));
+    });
+    assert_eq!(session.counters().weight_queries, 0);
+    end_weights(Some(&session));
+    assert_eq!(moved(&session, &weight, Content::Whole), 256);
+    assert_eq!(session.counters().weight_queries, 0);
+}
+
+#[test]
+fn a_question_that_is_interrupted_leaves_nothing_on_the_node() {
+    let behaviour = Behaviour { hold_answers: true, ..Behaviour::default() };
+    let (session, host) = start_with(behaviour, &INTERRUPTING);
+    let weight = pattern(256, 1);
+    let store = session.alloc(256);
+    session.upload(store, 0, &weight, Content::Part).unwrap();
+    session.lock().tape.store_weight(StorageId(store), &blake3::hash(&weight).into());
+    // SAFETY: the weight lives longer.
+    unsafe { begin_weights([(weight.as_ptr().addr(), weight.len())]) };
+    let id = session.alloc(256);
+    INTERRUPT.store(true, Ordering::SeqCst);
+    assert!(session.upload(id, 0, &weight, Content::Whole).unwrap_err().is_interrupt());
+    end_weights(Some(&session));
+    host.release_reads();
+    session.free(store, 256);
+    session.free(id, 256);
+    session.synchronize().unwrap();
+    // The late answer came before the fence's; what it bound is freed behind it.
+    session.synchronize().unwrap();
+    drop(session);
+    assert_eq!(host.join().live_storages, 0);
 }
 
 #[test]
@@ -154,7 +238,8 @@ fn many_threads_wait_at_once() {
                 for round in 0..50usize {
                     let sent = pattern(1 + round * 3001, seed);
                     let id = session.alloc(sent.len() as u64);
-                    session.upload(id, 0, &sent, round % 2 == 0).unwrap();
+                    let content = if round % 2 == 0 { Content::Weight } else { Content::Part };
+                    session.upload(id, 0, &sent, content).unwrap();
                     let mut back = vec![0; sent.len()];
                     session.read(id, 0, &mut back).unwrap();
                     assert!(back == sent);
@@ -220,7 +305,7 @@ fn an_interrupted_read_leaves_the_session_usable() {
     let (session, host) = start_with(held, &INTERRUPTING);
     let sent = pattern(1 << 20, 3);
     let id = session.alloc(sent.len() as u64);
-    session.upload(id, 0, &sent, false).unwrap();
+    session.upload(id, 0, &sent, Content::Part).unwrap();
     for len in [8, 1 << 20] {
         let mut back = vec![0; len];
         INTERRUPT.store(true, Ordering::SeqCst);

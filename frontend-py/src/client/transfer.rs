@@ -4,17 +4,18 @@
 use std::collections::VecDeque;
 
 use genie_transport::SharedMemory;
-use genie_wire::control::Have;
-use genie_wire::frame::FrameKind;
+use genie_wire::control::WantedWeight;
 use genie_wire::limits::INLINE_BYTES_MAX;
 use genie_wire::record::{RegionSpan, WeightHash};
-use genie_wire::{Reply, StorageId};
+use genie_wire::{PROTOCOL_WANTED, Reply, StorageId};
 
 use crate::client::core::{Answer, DOWNLOAD_REGION, Leftover, UPLOAD_REGION};
 use crate::client::limits::{
-    CHUNK_BYTES, DOWNLOAD_SLOTS, INLINE_UPLOAD_BYTES_MAX, WEIGHT_BYTES_MIN,
+    CHUNK_BYTES, DOWNLOAD_SLOTS, INLINE_UPLOAD_BYTES_MAX, SIGHT_BYTES_MIN, WEIGHT_BYTES_MIN,
 };
 use crate::client::session::{Session, lock};
+use crate::client::sights::{Look, Sample};
+use crate::client::weights::{self, Known};
 use crate::client::{ClientError, Pause};
 
 /// The upload region as a ring. Positions count bytes since the session began; the host's
@@ -64,6 +65,17 @@ impl Download {
     }
 }
 
+/// What an upload brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Some bytes of a storage.
+    Part,
+    /// All of a storage, so the node may have it already.
+    Whole,
+    /// All of a storage, and a parameter: the node shall know it the next time.
+    Weight,
+}
+
 /// One step of a download in flight.
 struct Step {
     token: u64,
@@ -73,63 +85,82 @@ struct Step {
 }
 
 impl Session {
-    /// Copies `from` into a storage at `offset`; returns after it was read. `whole`: it is all
-    /// of the storage, so the node may have the same content already.
+    /// Copies `from` into a storage at `offset`; returns after it was read.
     pub fn upload(
         &self,
         id: u64,
         offset: u64,
         from: &[u8],
-        whole: bool,
+        content: Content,
     ) -> Result<(), ClientError> {
-        let len = from.len() as u64;
-        if len == 0 {
+        if from.is_empty() {
             return Ok(());
         }
+        let len = from.len() as u64;
         let mut pause = Pause::new(self.hooks);
         if len > INLINE_UPLOAD_BYTES_MAX {
             pause.enter();
         }
-        if !whole || len < WEIGHT_BYTES_MIN {
+        if content == Content::Part || self.welcome().protocol < PROTOCOL_WANTED {
             return self.upload_payload(id, offset, from, &mut pause);
         }
-        let hash: WeightHash = blake3::hash(from).into();
-        if self.ask_for_weight(&hash, &mut pause)? {
-            let mut core = self.lock();
-            core.tape.bind_weight(StorageId(id), &hash);
-            core.counters.weights_bound += 1;
-            core.counters.weight_bytes_saved += len;
-        } else {
-            self.upload_payload(id, offset, from, &mut pause)?;
-            self.lock().tape.store_weight(StorageId(id), &hash);
+        let moving = weights::is_moving();
+        let announced = if moving { self.announced(from, &mut pause)? } else { None };
+        if let Some(Known { hash, held_by }) = announced {
+            return match held_by {
+                Some(held_by) => {
+                    let mut core = self.lock();
+                    core.tape.bind_weight(StorageId(id), &hash);
+                    core.tape.free(held_by);
+                    core.count_bound(len);
+                    Ok(())
+                }
+                None => self.upload_weight(id, from, &hash, &mut pause),
+            };
         }
-        Ok(())
+        let is_weight = moving || content == Content::Weight;
+        let Some(hash) = self.hash_worth_asking(from, is_weight) else {
+            return self.upload_payload(id, offset, from, &mut pause);
+        };
+        let wanted = WantedWeight { storage: id, bytes: len, hash: hash.to_vec() };
+        let found = self.ask_for_weights(vec![wanted], Leftover::Nothing, &mut pause)?;
+        if found == [true] {
+            self.lock().count_bound(len);
+            return Ok(());
+        }
+        self.upload_weight(id, from, &hash, &mut pause)
     }
 
-    /// Whether the node has these bytes, and will while this session lives.
-    fn ask_for_weight(&self, hash: &WeightHash, pause: &mut Pause) -> Result<bool, ClientError> {
-        let token = {
-            let mut core = self.lock();
-            core.live()?;
-            if core.is_held(hash) {
-                return Ok(true);
-            }
-            let token = core.open_token();
-            core.send_control(FrameKind::Have, &Have { token, hash: hash.to_vec() });
-            core.counters.weight_queries += 1;
-            core.counters.round_trips += 1;
-            token
-        };
-        match self.answer_paused(token, Leftover::Nothing, None, pause)? {
-            Answer::Have(true) => {
-                self.lock().hold(*hash);
-                Ok(true)
-            }
-            Answer::Have(false) => Ok(false),
-            _ => {
-                Err(ClientError::protocol("the host answered a question for a weight with a reply"))
-            }
+    /// The hash of what the node may know or shall learn: a weight, or content that came before.
+    fn hash_worth_asking(&self, from: &[u8], is_weight: bool) -> Option<WeightHash> {
+        let len = from.len() as u64;
+        if is_weight {
+            return (len > INLINE_UPLOAD_BYTES_MAX).then(|| blake3::hash(from).into());
         }
+        if len < SIGHT_BYTES_MIN {
+            return None;
+        }
+        let sample = Sample::of(from);
+        if self.lock().sights.look(sample) == Look::New {
+            return None;
+        }
+        let hash = blake3::hash(from).into();
+        self.lock().sights.is_worth_asking(sample, hash).then_some(hash)
+    }
+
+    /// Uploads all of a storage, for the node to keep as a weight. The bytes are read again here:
+    /// if another thread changed them since they were hashed, the node keeps them for this storage
+    /// alone.
+    fn upload_weight(
+        &self,
+        id: u64,
+        from: &[u8],
+        hash: &WeightHash,
+        pause: &mut Pause,
+    ) -> Result<(), ClientError> {
+        self.upload_payload(id, 0, from, pause)?;
+        self.lock().tape.store_weight(StorageId(id), hash);
+        Ok(())
     }
 
     fn upload_payload(

@@ -1,41 +1,31 @@
 //! `GENIE_MODE=local`: the executor in this process, behind a link like any other.
 //!
 //! A frame is executed as it is posted, on the thread that posts it, and the answers are there
-//! at once. The weight store is kept small here, as a host would.
+//! at once.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use genie_node::local::LocalNode;
 use genie_transport::{Frame, Link, LinkError, SharedMemory};
 use genie_wire::control::{
     Device, Have, HaveAnswer, Refusal, Region, Status, StatusRequest, TraceAnswer, TraceQuestion,
-    TraceRequest, WeightStored, Welcome,
+    TraceRequest, Welcome,
 };
 use genie_wire::frame::FrameKind;
-use genie_wire::record::WeightHash;
-use genie_wire::{ErrorCode, PROTOCOL_VERSION, TapeWriter, WireError};
+use genie_wire::{ErrorCode, PROTOCOL_VERSION, WireError};
 use prost::Message;
 
-/// Bytes of weights kept for reuse that no storage of the program may use any more.
-const WEIGHTS_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of weights kept for reuse while no tensor uses them.
+const UNHELD_BYTES_MAX: u64 = 256 << 20;
 
 pub struct LocalLink {
     node: LocalNode,
     torch: String,
     inbox: VecDeque<Frame>,
-    weights: Weights,
     ended: bool,
     /// Never readable: answers need no waiting.
     event: OwnedFd,
-}
-
-#[derive(Default)]
-struct Weights {
-    bytes: HashMap<WeightHash, u64>,
-    oldest_first: VecDeque<WeightHash>,
-    held: HashSet<WeightHash>,
-    total_bytes: u64,
 }
 
 // SAFETY: a session uses its link under its lock, one thread at a time, and none of the node's
@@ -45,17 +35,11 @@ unsafe impl Send for LocalLink {}
 impl LocalLink {
     /// An executor on this machine's CPU whose storages may hold `budget_bytes`.
     pub fn new(torch: String, budget_bytes: u64) -> Result<Self, String> {
-        let node = LocalNode::new(budget_bytes).map_err(|error| error.to_string())?;
+        let node =
+            LocalNode::new(budget_bytes, UNHELD_BYTES_MAX).map_err(|error| error.to_string())?;
         let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
             .map_err(|error| format!("make an event descriptor: {error}"))?;
-        Ok(LocalLink {
-            node,
-            torch,
-            inbox: VecDeque::new(),
-            weights: Weights::default(),
-            ended: false,
-            event,
-        })
+        Ok(LocalLink { node, torch, inbox: VecDeque::new(), ended: false, event })
     }
 
     fn answer(&mut self, kind: FrameKind, message: &impl Message) {
@@ -87,9 +71,8 @@ impl LocalLink {
         }
         let result = self.node.feed(tape);
         while let Some((kind, body)) = self.node.next_frame() {
-            if kind == FrameKind::WeightStored {
-                self.keep(&body);
-            } else {
+            // A host counts them.
+            if kind != FrameKind::WeightStored {
                 self.inbox.push_back(Frame { kind, body, memory: None });
             }
         }
@@ -104,52 +87,12 @@ impl LocalLink {
         self.answer(FrameKind::Refusal, &refusal);
     }
 
-    fn keep(&mut self, body: &[u8]) {
-        let Ok(stored) = WeightStored::decode(body) else {
-            return;
-        };
-        let Ok(hash) = WeightHash::try_from(&*stored.hash) else {
-            return;
-        };
-        if !stored.refused.is_empty() {
-            return;
-        }
-        let weights = &mut self.weights;
-        if weights.bytes.insert(hash, stored.bytes).is_none() {
-            weights.oldest_first.push_back(hash);
-            weights.total_bytes += stored.bytes;
-        }
-        self.forget_oldest();
-    }
-
-    fn forget_oldest(&mut self) {
-        let mut forget = TapeWriter::new();
-        let weights = &mut self.weights;
-        let mut left = weights.oldest_first.len();
-        while weights.total_bytes > WEIGHTS_BYTES_MAX && left > 0 {
-            left -= 1;
-            let Some(hash) = weights.oldest_first.pop_front() else {
-                break;
-            };
-            if weights.held.contains(&hash) {
-                weights.oldest_first.push_back(hash);
-                continue;
-            }
-            weights.total_bytes -= weights.bytes.remove(&hash).unwrap_or(0);
-            forget.forget_weight(&hash);
-        }
-        if !forget.bytes().is_empty() && self.node.feed(forget.bytes()).is_err() {
-            self.end("the executor refused to forget a weight");
-        }
-    }
-
     fn have(&mut self, body: &[u8]) -> Result<(), LinkError> {
-        let have = Have::decode(body).map_err(WireError::from)?;
-        let hash = WeightHash::try_from(&*have.hash).ok();
-        let hash = hash.filter(|hash| self.weights.bytes.contains_key(hash));
-        self.weights.held.extend(hash);
-        let present = hash.is_some();
-        self.answer(FrameKind::HaveAnswer, &HaveAnswer { token: have.token, present, bytes: 0 });
+        let Have { token, wanted } = Have::decode(body).map_err(WireError::from)?;
+        match self.node.have(&wanted) {
+            Ok(found) => self.answer(FrameKind::HaveAnswer, &HaveAnswer { token, found }),
+            Err(error) => self.end(&error.to_string()),
+        }
         Ok(())
     }
 }

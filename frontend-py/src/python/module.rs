@@ -11,7 +11,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::client::{ClientError, Options, Session, Stage};
+use crate::client::{self, ClientError, Options, Session, Stage};
 use crate::python::local::LocalLink;
 use crate::python::{debug, fallbacks, gil, state, tape};
 
@@ -24,11 +24,11 @@ const TRACE_TIMEOUT: Duration = Duration::from_secs(120);
 mod _native {
     #[pymodule_export]
     use super::{
-        abandon_fence, autocast, capture_stats, connect, connect_local, counters, fallbacks_by_op,
-        fence, fence_reached, flush, generator_state, is_forked, is_live, last_seed, lost, mark,
-        memory, protocol, register, reset_peak_memory, seed, session_number, set_autocast,
-        set_error_type, set_generator_state, set_stage, shut_down, status, synchronize, trace,
-        wait_fence, welcome,
+        abandon_fence, autocast, begin_weights, capture_stats, connect, connect_local, counters,
+        end_weights, fallbacks_by_op, fence, fence_reached, flush, generator_state, is_forked,
+        is_live, last_seed, lost, mark, memory, protocol, register, reset_peak_memory, seed,
+        session_number, set_autocast, set_error_type, set_generator_state, set_stage, shut_down,
+        status, synchronize, trace, wait_fence, welcome,
     };
 }
 
@@ -380,6 +380,19 @@ fn mark(kind: u8, text: &str) -> PyResult<()> {
         session.mark(kind, text);
     }
     Ok(())
+}
+
+/// This thread is about to move these bytes to the device as weights: `(address, length)` of each,
+/// in order. They stay as they are until [`end_weights`].
+#[pyfunction]
+fn begin_weights(places: Vec<(usize, usize)>) {
+    // SAFETY: genie/_weights.py keeps each tensor's storage until it was uploaded.
+    unsafe { client::begin_weights(places) };
+}
+
+#[pyfunction]
+fn end_weights(py: Python<'_>) {
+    py.detach(|| client::end_weights(state::current()));
 }
 
 /// Whether this thread is inside an optimizer's step from here on.

@@ -10,7 +10,7 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
-use crate::client::{ClientError, INTERRUPTED};
+use crate::client::{ClientError, Content, INTERRUPTED};
 use crate::python::{debug, fallbacks, gil, state};
 
 /// Filled once, lives for ever.
@@ -185,12 +185,17 @@ unsafe extern "C" fn upload(
     offset: u64,
     from: *const c_void,
     len: u64,
-    whole: u8,
+    content: u8,
     error: *mut GenieError,
 ) -> i32 {
     // SAFETY: C++ passes a valid range, which the caller's tensor keeps alive.
     let from = unsafe { slice(from.cast::<u8>(), len as usize) };
-    let result = state::ensure().and_then(|session| session.upload(id, offset, from, whole != 0));
+    let content = match content {
+        0 => Content::Part,
+        1 => Content::Whole,
+        _ => Content::Weight,
+    };
+    let result = state::ensure().and_then(|session| session.upload(id, offset, from, content));
     // SAFETY: C++ passes a valid error.
     unsafe { outcome(result, error) }
 }

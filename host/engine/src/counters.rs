@@ -35,12 +35,11 @@ pub struct Counters {
     pub weight_bytes_saved: u64,
     pub weights_stored: u64,
     pub weights_refused: u64,
-    pub weights_forgotten: u64,
 }
 
 impl Counters {
     /// Names and values, in order; the names are part of the status protocol.
-    pub fn entries(&self) -> [(&'static str, u64); 26] {
+    pub fn entries(&self) -> [(&'static str, u64); 25] {
         [
             ("frames_from_client", self.frames_from_client),
             ("bytes_from_client", self.bytes_from_client),
@@ -65,7 +64,6 @@ impl Counters {
             ("weight_bytes_saved", self.weight_bytes_saved),
             ("weights_stored", self.weights_stored),
             ("weights_refused", self.weights_refused),
-            ("weights_forgotten", self.weights_forgotten),
             // Kept last: derived, for people.
             ("segments", self.segments_known + self.segments_new_sizes + self.segments_new),
             ("bytes_to_node_per_op", self.bytes_to_node / self.ops.max(1)),

@@ -15,10 +15,6 @@ pub enum SessionError {
     RegionTaken(u32),
     #[error("bytes {offset}..{offset}+{len} lie outside shared region {region}")]
     OutsideRegion { region: u32, offset: u64, len: u64 },
-    #[error("a weight is bound that this session does not hold; ask for it with `Have` first")]
-    WeightNotHeld,
-    #[error("only the host may drop weights from the store")]
-    ForgetRefused,
     #[error("token {0} already waits for its reply")]
     TokenTaken(u64),
     #[error("{what} would reach {value}, the limit of a session is {max}")]

@@ -4,8 +4,8 @@
 //! closed; it answers with [`Action`]s. It validates every record before a node sees it, follows
 //! the program's segments, keeps the counts, and answers for a node that is lost.
 //!
-//! This crate never does I/O, never reads a clock, the environment or randomness. What sessions
-//! share ([`weights::SharedWeights`]) is named; a session holds no other session's state.
+//! This crate never does I/O, never reads a clock, the environment or randomness. A session holds
+//! no other session's state; which weights there are only the node knows.
 //!
 //! Start reading at [`session`].
 
@@ -20,7 +20,6 @@ pub mod session;
 mod storages;
 mod tape;
 mod tokens;
-pub mod weights;
 
 pub use action::Action;
 pub use counters::Counters;
@@ -29,4 +28,4 @@ pub use history::Snapshot;
 pub use plan::Plan;
 pub use segmenter::NewTopology;
 pub use session::{Limits, Session, SessionConfig};
-pub use weights::SharedWeights;
+pub use tokens::HOST_TOKENS;

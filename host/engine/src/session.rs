@@ -1,17 +1,19 @@
 //! One client's session: frames and news in, actions out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use genie_srg::Origin;
 use genie_wire::control::{
     Counter, Device, Have, HaveAnswer, Hello, Refusal, Region, Released, Status, StatusRequest,
-    TraceAnswer, TraceQuestion, TraceRequest, WeightStored, Welcome, Word,
+    TraceAnswer, TraceQuestion, TraceRequest, WantedWeight, WeightStored, Welcome, Word,
 };
 use genie_wire::frame::{FrameKind, HEADER_BYTES};
+use genie_wire::limits::WANTED_MAX;
 use genie_wire::record::{StorageId, WeightHash};
 use genie_wire::varint::Reader;
 use genie_wire::{
-    ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, Reply, TapeDecoder, TapeWriter, WireError,
+    ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, PROTOCOL_WANTED, Reply, TapeDecoder, WireError,
 };
 use prost::Message;
 
@@ -19,12 +21,14 @@ use crate::history::Snapshot;
 use crate::regions::Regions;
 use crate::segmenter::Segmenter;
 use crate::storages::Storages;
-use crate::tape::{DefinitionBytes, HeldWeights, TapeState};
+use crate::tape::{DefinitionBytes, TapeState};
 use crate::tokens::{Awaited, HOST_TOKENS, Tokens};
-use crate::{Action, Counters, SessionError, SharedWeights, plan};
+use crate::{Action, Counters, SessionError, plan};
 
-/// Questions about weights that may wait for the node to confirm a store.
-const HAVES_WAITING_MAX: usize = 4096;
+/// Questions for weights that may wait for the node's answer.
+const QUESTIONS_MAX: usize = 4096;
+/// Storages that they may name together: every thread of a program may wait for one of its own.
+const WANTED_WAITING_MAX: usize = 1 << 20;
 /// Status requests that may wait for the node's part.
 const STATUS_WAITING_MAX: usize = 64;
 
@@ -81,8 +85,6 @@ pub struct Way {
     pub route: String,
     /// The transport that tensors take.
     pub transport: String,
-    /// The node says which weights it has; otherwise the index that sessions share does.
-    pub node_knows_weights: bool,
 }
 
 /// The state machine. After [`Action::End`] it ignores everything.
@@ -99,15 +101,30 @@ pub struct Session {
     link_counters: Vec<(String, u64)>,
     /// The version that the client is spoken to in.
     client_protocol: u32,
-    /// `Have` questions about a weight that this session is storing, by hash.
-    haves_waiting: HashMap<WeightHash, Vec<u64>>,
-    haves: usize,
+    /// The version that the node speaks.
+    node_protocol: u32,
     /// Questions for weights that the node will answer, by token.
-    haves_asked: HashMap<u64, WeightHash>,
+    questions: HashMap<u64, Vec<Wanted>>,
+    /// Entries of `questions` together.
+    wanted_waiting: usize,
     status_waiting: Vec<u64>,
-    /// Weights being forgotten, by the token of the fence behind.
-    forgetting: HashMap<u64, Vec<WeightHash>>,
-    next_host_token: u64,
+}
+
+/// One weight that a program asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    pub id: StorageId,
+    pub bytes: u64,
+    pub hash: WeightHash,
+    /// The storage comes alive with the answer: its id was passed over before.
+    makes: bool,
+}
+
+impl Wanted {
+    /// For a storage that is alive.
+    pub fn new(id: StorageId, bytes: u64, hash: WeightHash) -> Self {
+        Wanted { id, bytes, hash, makes: false }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -124,14 +141,7 @@ enum Phase {
 }
 
 impl Session {
-    /// `weights` is the index of the node process that the session will use.
-    pub fn new(config: SessionConfig, weights: SharedWeights) -> Self {
-        let weights = HeldWeights {
-            shared: weights,
-            identity: config.identity.clone(),
-            held: HashSet::new(),
-            storing: HashMap::new(),
-        };
+    pub fn new(config: SessionConfig) -> Self {
         let limits = config.limits;
         Session {
             tape: TapeState {
@@ -140,7 +150,7 @@ impl Session {
                 regions: Regions::default(),
                 tokens: Tokens::default(),
                 segmenter: Segmenter::new(),
-                weights,
+                storing: 0,
                 definitions: DefinitionBytes {
                     used: 0,
                     of_templates: 0,
@@ -155,20 +165,11 @@ impl Session {
             way: Way::default(),
             link_counters: Vec::new(),
             client_protocol: PROTOCOL_VERSION,
-            haves_waiting: HashMap::new(),
-            haves: 0,
-            haves_asked: HashMap::new(),
+            node_protocol: PROTOCOL_VERSION,
+            questions: HashMap::new(),
+            wanted_waiting: 0,
             status_waiting: Vec::new(),
-            forgetting: HashMap::new(),
-            next_host_token: HOST_TOKENS,
         }
-    }
-
-    /// Replaces the weight index: the session turned out to use another node process. Only
-    /// before the welcome, when nothing is held yet.
-    pub fn use_weights(&mut self, weights: SharedWeights) {
-        debug_assert!(self.tape.weights.held.is_empty(), "nothing is held before the welcome");
-        self.tape.weights.shared = weights;
     }
 
     /// How the node is reached; before the welcome, so that the client is told. It may change
@@ -291,84 +292,79 @@ impl Session {
         Ok(())
     }
 
+    /// The node answers in the order of the tape, so what was stored before the question counts.
     fn have(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
         let have = Have::decode(body).map_err(WireError::from)?;
-        let hash = weight_hash(&have.hash)?;
-        if self.phase == Phase::Running && self.way.node_knows_weights {
-            return self.ask_node_for_weight(have.token, hash, body, actions);
-        }
-        let weights = &mut self.tape.weights;
-        if self.phase == Phase::Running && weights.storing.contains_key(&hash) {
-            if self.haves >= HAVES_WAITING_MAX {
-                let (value, max) = (self.haves as u64 + 1, HAVES_WAITING_MAX as u64);
-                return Err(SessionError::Limit { what: "waiting questions", value, max });
+        let limit = |what, value: usize, max: usize| match value > max {
+            true => Err(SessionError::Limit { what, value: value as u64, max: max as u64 }),
+            false => Ok(()),
+        };
+        limit("weights asked for at once", have.wanted.len(), WANTED_MAX)?;
+        limit("questions for weights", self.questions.len() + 1, QUESTIONS_MAX)?;
+        let waiting = self.wanted_waiting + have.wanted.len();
+        limit("weights asked for", waiting, WANTED_WAITING_MAX)?;
+        let next = self.tape.decoder.next_storage();
+        let wanted = |wanted: &WantedWeight| {
+            let (id, hash) = (StorageId(wanted.storage), weight_hash(&wanted.hash)?);
+            if id >= next {
+                return Err(SessionError::StorageNotAlive(id.0));
             }
-            self.haves += 1;
-            self.haves_waiting.entry(hash).or_default().push(have.token);
+            let makes = self.tape.storages.get(id).is_none();
+            Ok(Wanted { makes, ..Wanted::new(id, wanted.bytes, hash) })
+        };
+        let wanted = have.wanted.iter().map(wanted).collect::<Result<Vec<_>, _>>()?;
+        if self.questions.contains_key(&have.token) || have.token >= HOST_TOKENS {
+            return Err(SessionError::TokenTaken(have.token));
+        }
+        if self.phase != Phase::Running || self.node_protocol < PROTOCOL_WANTED {
+            self.counters.weight_misses += wanted.len() as u64;
+            self.answer_with_nothing(have.token, wanted.len(), actions);
             return Ok(());
         }
-        self.answer_have(have.token, &hash, actions);
-        Ok(())
-    }
-
-    /// The node answers in the order of the tape, so a store before the question counts.
-    fn ask_node_for_weight(
-        &mut self,
-        token: u64,
-        hash: WeightHash,
-        body: &[u8],
-        actions: &mut Vec<Action>,
-    ) -> Result<(), SessionError> {
-        if self.haves_asked.len() >= HAVES_WAITING_MAX {
-            let (value, max) = (HAVES_WAITING_MAX as u64 + 1, HAVES_WAITING_MAX as u64);
-            return Err(SessionError::Limit { what: "waiting questions", value, max });
-        }
-        self.haves_asked.insert(token, hash);
+        self.wanted_waiting = waiting;
+        self.questions.insert(have.token, wanted);
         self.forward_to_node(body, actions);
         Ok(())
     }
 
-    /// The weight that the node was asked for by this token.
-    pub fn weight_asked(&self, token: u64) -> Option<&WeightHash> {
-        self.haves_asked.get(&token)
+    fn answer_with_nothing(&mut self, token: u64, count: usize, actions: &mut Vec<Action>) {
+        let answer = HaveAnswer { token, found: vec![false; count] };
+        self.send_client(FrameKind::HaveAnswer, answer.encode_to_vec(), actions);
     }
 
-    /// The node told whether it has a weight, and keeps it for this session if so.
+    /// The weights that the node was asked for by this token.
+    pub fn weights_asked(&self, token: u64) -> Option<&[Wanted]> {
+        self.questions.get(&token).map(Vec::as_slice)
+    }
+
+    /// The node told which weights are now the content of their storages.
     fn node_has(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
         let answer = HaveAnswer::decode(body).map_err(WireError::from)?;
-        let Some(hash) = self.haves_asked.remove(&answer.token) else {
+        let Some(wanted) = self.questions.remove(&answer.token) else {
             let value = answer.token;
-            return Err(WireError::NoSuch { what: "question for a weight", value }.into());
+            return Err(WireError::NoSuch { what: "question for weights", value }.into());
         };
-        if answer.present {
-            self.tape.weights.held.insert(hash);
+        self.wanted_waiting -= wanted.len();
+        if answer.found.len() != wanted.len() {
+            let why = "it has another length than the question";
+            return Err(WireError::Malformed { what: "answer about weights", why }.into());
+        }
+        for (wanted, found) in wanted.iter().zip(&answer.found) {
+            if !found {
+                self.counters.weight_misses += 1;
+                continue;
+            }
             self.counters.weight_hits += 1;
-            self.counters.weight_bytes_saved += answer.bytes;
-        } else {
-            self.counters.weight_misses += 1;
+            self.counters.weight_bytes_saved += wanted.bytes;
+            if wanted.makes {
+                self.tape.storages.make(wanted.id, wanted.bytes, Origin::Weight)?;
+            } else if self.tape.storages.set_origin(wanted.id, Origin::Weight).is_ok() {
+                // Otherwise the program freed it meanwhile.
+                self.tape.segmenter.hasher.bind_weight(wanted.id);
+            }
         }
         self.forward_to_client(body, actions);
         Ok(())
-    }
-
-    fn answer_have(&mut self, token: u64, hash: &WeightHash, actions: &mut Vec<Action>) {
-        let weights = &mut self.tape.weights;
-        let held = weights.held.contains(hash);
-        let bytes = match self.phase {
-            Phase::Running => weights.shared.hold_stored(&weights.identity, hash, held),
-            _ => None,
-        };
-        match bytes {
-            Some(bytes) => {
-                weights.held.insert(*hash);
-                self.counters.weight_hits += 1;
-                self.counters.weight_bytes_saved += bytes;
-            }
-            None => self.counters.weight_misses += 1,
-        }
-        let (present, bytes) = (bytes.is_some(), bytes.unwrap_or(0));
-        let answer = HaveAnswer { token, present, bytes };
-        self.send_client(FrameKind::HaveAnswer, answer.encode_to_vec(), actions);
     }
 
     fn status_request(
@@ -454,7 +450,6 @@ impl Session {
         add("host.session.live_storages".to_owned(), live_storages);
         add("host.session.live_bytes".to_owned(), live_bytes);
         add("host.session.topologies".to_owned(), self.tape.segmenter.topologies() as u64);
-        add("host.session.weights_held".to_owned(), self.tape.weights.held.len() as u64);
         add("host.session.waiting".to_owned(), self.tape.tokens.len() as u64);
         add(format!("host.session.plan.{}", plan::ONE_NODE), 1);
         let mut word = |name: &str, value: &str| {
@@ -496,7 +491,7 @@ impl Session {
                 self.forward_to_client(body, actions);
                 Ok(())
             }
-            (FrameKind::WeightStored, Phase::Running) => self.weight_stored(body, actions),
+            (FrameKind::WeightStored, Phase::Running) => self.weight_stored(body),
             (FrameKind::HaveAnswer, Phase::Running) => self.node_has(body, actions),
             (FrameKind::Status, Phase::Running) => {
                 let status = Status::decode(body).map_err(WireError::from)?;
@@ -538,6 +533,7 @@ impl Session {
             return self.refuse(ErrorCode::Protocol, &message, actions);
         }
         self.phase = Phase::Running;
+        self.node_protocol = welcome.protocol;
         self.devices = welcome.devices.clone();
         let answer = Welcome {
             protocol: self.client_protocol,
@@ -554,12 +550,6 @@ impl Session {
 
     fn reply(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
         let token = Reader::new(body).varint("token")?;
-        if let Some(hashes) = self.forgetting.remove(&token) {
-            self.counters.weights_forgotten += hashes.len() as u64;
-            let weights = &self.tape.weights;
-            weights.shared.forgotten(&weights.identity, &hashes);
-            return Ok(());
-        }
         match self.tape.tokens.take(token) {
             None => {
                 return Err(WireError::NoSuch { what: "token", value: token }.into());
@@ -593,69 +583,24 @@ impl Session {
             return Err(SessionError::Limit { what: "storages made", value, max: reserve });
         }
         self.tape.segmenter.run_made(first_new, &storage_bytes, &outputs);
-        let origin = genie_srg::Origin::Op(self.tape.segmenter.hasher.stage());
+        let origin = Origin::Op(self.tape.segmenter.hasher.stage());
         for (index, bytes) in storage_bytes.into_iter().enumerate() {
             self.tape.storages.make(StorageId(first_new.0 + index as u64), bytes, origin)?;
         }
         Ok(())
     }
 
-    fn weight_stored(
-        &mut self,
-        body: &[u8],
-        actions: &mut Vec<Action>,
-    ) -> Result<(), SessionError> {
+    fn weight_stored(&mut self, body: &[u8]) -> Result<(), SessionError> {
         let stored = WeightStored::decode(body).map_err(WireError::from)?;
-        let hash = weight_hash(&stored.hash)?;
-        let weights = &mut self.tape.weights;
-        let Some(storing) = weights.storing.get_mut(&hash) else {
+        if self.tape.storing == 0 {
             return Err(WireError::NoSuch { what: "weight being stored", value: 0 }.into());
-        };
-        *storing -= 1;
-        if *storing == 0 {
-            weights.storing.remove(&hash);
         }
-        let held = weights.held.contains(&hash);
-        if stored.refused.is_empty() {
-            self.counters.weights_stored += 1;
-            let evicted = weights.shared.stored(&weights.identity, &hash, stored.bytes, held);
-            self.forget(evicted, actions);
-        } else {
-            self.counters.weights_refused += 1;
-            // The hold stays if the weight is stored after all, by somebody else or earlier.
-            let known = weights.shared.hold_stored(&weights.identity, &hash, held).is_some();
-            if held && !known {
-                weights.held.remove(&hash);
-                weights.shared.release(&weights.identity, [hash].into_iter());
-            } else if known {
-                weights.held.insert(hash);
-            }
-        }
-        if !self.tape.weights.storing.contains_key(&hash) {
-            self.answer_waiting_haves(&hash, actions);
+        self.tape.storing -= 1;
+        match stored.refused.is_empty() {
+            true => self.counters.weights_stored += 1,
+            false => self.counters.weights_refused += 1,
         }
         Ok(())
-    }
-
-    fn answer_waiting_haves(&mut self, hash: &WeightHash, actions: &mut Vec<Action>) {
-        for token in self.haves_waiting.remove(hash).unwrap_or_default() {
-            self.haves -= 1;
-            self.answer_have(token, hash, actions);
-        }
-    }
-
-    /// Makes the node forget weights, and tells the index once it did.
-    fn forget(&mut self, hashes: Vec<WeightHash>, actions: &mut Vec<Action>) {
-        if hashes.is_empty() {
-            return;
-        }
-        let mut tape = TapeWriter::new();
-        hashes.iter().for_each(|hash| tape.forget_weight(hash));
-        tape.fence(self.next_host_token);
-        self.forgetting.insert(self.next_host_token, hashes);
-        self.next_host_token += 1;
-        self.counters.bytes_to_node += frame_bytes(tape.bytes());
-        actions.push(Action::ToNode(FrameKind::Tape, tape.bytes().to_vec()));
     }
 
     /// The link to the node closed, or could not be made; `why` says what happened.
@@ -681,15 +626,10 @@ impl Session {
             Phase::Running => {}
         }
         self.phase = Phase::NodeLost { code, message };
-        self.tape.weights.storing.clear();
-        for token in std::mem::take(&mut self.haves_asked).into_keys() {
-            let answer = HaveAnswer { token, ..HaveAnswer::default() };
-            self.send_client(FrameKind::HaveAnswer, answer.encode_to_vec(), actions);
+        for (token, wanted) in std::mem::take(&mut self.questions) {
+            self.answer_with_nothing(token, wanted.len(), actions);
         }
-        let hashes: Vec<WeightHash> = self.haves_waiting.keys().copied().collect();
-        for hash in hashes {
-            self.answer_waiting_haves(&hash, actions);
-        }
+        self.wanted_waiting = 0;
         for token in std::mem::take(&mut self.status_waiting) {
             self.send_status(Status { token, ..Status::default() }, actions);
         }
@@ -731,19 +671,8 @@ impl Session {
     fn end(&mut self, actions: &mut Vec<Action>) {
         if self.phase != Phase::Ended {
             self.phase = Phase::Ended;
-            self.release_weights();
             actions.push(Action::End);
         }
-    }
-
-    fn release_weights(&mut self) {
-        let weights = &mut self.tape.weights;
-        let unconfirmed: Vec<WeightHash> =
-            self.forgetting.drain().flat_map(|(_, hashes)| hashes).collect();
-        if !unconfirmed.is_empty() {
-            weights.shared.orphan(&weights.identity, unconfirmed);
-        }
-        weights.shared.release(&weights.identity, weights.held.drain());
     }
 
     fn forward_to_node(&mut self, body: &[u8], actions: &mut Vec<Action>) {
@@ -759,12 +688,6 @@ impl Session {
     fn send_client(&mut self, kind: FrameKind, body: Vec<u8>, actions: &mut Vec<Action>) {
         self.counters.bytes_to_client += frame_bytes(&body);
         actions.push(Action::ToClient(kind, body));
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.release_weights();
     }
 }
 

@@ -1,24 +1,19 @@
 //! Reading a client's tape: every record is checked before the node sees it.
 //!
 //! What is checked here: ids are alive, regions are the session's own and ranges lie inside,
-//! tokens are free, weights are held, counts and bytes stay within limits. What an operator does
-//! with its arguments is the node's to check.
-
-use std::collections::{HashMap, HashSet};
+//! tokens are free, counts and bytes stay within limits. What an operator does with its arguments,
+//! and which weights there are, is the node's to check.
 
 use genie_srg::Origin;
 use genie_wire::limits::SYMBOLS_MAX;
-use genie_wire::record::{RegionSpan, StorageId, WeightHash};
+use genie_wire::record::{RegionSpan, StorageId};
 use genie_wire::{Record, TapeDecoder};
 
 use crate::regions::Regions;
 use crate::segmenter::{NewTopology, Segmenter};
 use crate::storages::Storages;
 use crate::tokens::{Awaited, Tokens};
-use crate::{Counters, SessionError, SharedWeights};
-
-/// Weights one session may hold.
-const WEIGHTS_HELD_MAX: u64 = 1 << 17;
+use crate::{Counters, SessionError};
 
 /// Bytes that definitions of a session may take, and what they took so far.
 #[derive(Debug)]
@@ -39,34 +34,6 @@ impl DefinitionBytes {
     }
 }
 
-/// The weights that this session may bind.
-#[derive(Debug)]
-pub(crate) struct HeldWeights {
-    pub(crate) shared: SharedWeights,
-    pub(crate) identity: String,
-    pub(crate) held: HashSet<WeightHash>,
-    /// `StoreWeight` records without an answer yet.
-    pub(crate) storing: HashMap<WeightHash, u32>,
-}
-
-impl HeldWeights {
-    fn storing(&mut self, hash: &WeightHash) -> Result<(), SessionError> {
-        let value = self.held.len() as u64 + self.storing.len() as u64 + 1;
-        if value > WEIGHTS_HELD_MAX {
-            return Err(SessionError::Limit { what: "weights held", value, max: WEIGHTS_HELD_MAX });
-        }
-        if !self.held.contains(hash) && self.shared.hold_pending(&self.identity, hash) {
-            self.held.insert(*hash);
-        }
-        *self.storing.entry(*hash).or_default() += 1;
-        Ok(())
-    }
-
-    fn check_bind(&self, hash: &WeightHash) -> Result<(), SessionError> {
-        if self.held.contains(hash) { Ok(()) } else { Err(SessionError::WeightNotHeld) }
-    }
-}
-
 /// Everything a session knows from its tape.
 #[derive(Debug)]
 pub(crate) struct TapeState {
@@ -75,7 +42,8 @@ pub(crate) struct TapeState {
     pub(crate) regions: Regions,
     pub(crate) tokens: Tokens,
     pub(crate) segmenter: Segmenter,
-    pub(crate) weights: HeldWeights,
+    /// `StoreWeight` records that the node has not answered yet.
+    pub(crate) storing: u64,
     pub(crate) definitions: DefinitionBytes,
     /// Uploads through regions in the frame that was read last.
     pub(crate) payloads: Vec<(RegionSpan, u64)>,
@@ -96,7 +64,7 @@ impl TapeState {
             regions: &mut self.regions,
             tokens: &mut self.tokens,
             segmenter: &mut self.segmenter,
-            weights: &mut self.weights,
+            storing: &mut self.storing,
             definitions: &mut self.definitions,
             payloads: &mut self.payloads,
             counters,
@@ -120,7 +88,7 @@ struct Rest<'a> {
     regions: &'a mut Regions,
     tokens: &'a mut Tokens,
     segmenter: &'a mut Segmenter,
-    weights: &'a mut HeldWeights,
+    storing: &'a mut u64,
     definitions: &'a mut DefinitionBytes,
     payloads: &'a mut Vec<(RegionSpan, u64)>,
     counters: &'a mut Counters,
@@ -175,17 +143,15 @@ impl Rest<'_> {
                 self.upload(id, len)?;
             }
             Record::UploadInline { id, bytes, .. } => self.upload(id, bytes.len() as u64)?,
-            Record::BindWeight { id, hash } => {
+            Record::BindWeight { id, .. } => {
                 self.storages.set_origin(id, Origin::Weight)?;
-                self.weights.check_bind(&hash)?;
                 self.segmenter.hasher.bind_weight(id);
             }
-            Record::StoreWeight { id, hash } => {
+            Record::StoreWeight { id, .. } => {
                 self.storages.set_origin(id, Origin::Weight)?;
-                self.weights.storing(&hash)?;
+                *self.storing += 1;
                 self.segmenter.hasher.store_weight(id);
             }
-            Record::ForgetWeight { .. } => return Err(SessionError::ForgetRefused),
             Record::Read { token, id, len, dest, .. } => {
                 self.storages.check(id)?;
                 if let Some(dest) = dest {

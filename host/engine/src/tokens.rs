@@ -5,8 +5,8 @@ use genie_wire::record::StorageId;
 
 use crate::SessionError;
 
-/// Tokens of a client stay below; the host's own fences use those from here on.
-pub(crate) const HOST_TOKENS: u64 = 1 << 63;
+/// Tokens of a client stay below; the host's own questions to a node use those from here on.
+pub const HOST_TOKENS: u64 = 1 << 63;
 /// Replies one session may wait for at a time.
 pub(crate) const OUTSTANDING_MAX: usize = 4096;
 

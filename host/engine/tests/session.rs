@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use genie_engine::session::HostCounters;
-use genie_engine::{Action, Limits, Session, SessionConfig, SharedWeights};
+use genie_engine::{Action, Limits, Session, SessionConfig};
 use genie_wire::control::{
-    Have, HaveAnswer, Hello, Refusal, Region, Released, Status, StatusRequest, WeightStored,
-    Welcome,
+    Have, HaveAnswer, Hello, Refusal, Region, Released, Status, StatusRequest, WantedWeight,
+    WeightStored, Welcome,
 };
 use genie_wire::frame::FrameKind;
+use genie_wire::limits::WANTED_MAX;
 use genie_wire::record::{RegionSpan, StorageId};
 use genie_wire::template::OutputSpec;
 use genie_wire::{
-    DType, ErrorCode, PROTOCOL_VERSION, Reply, TapeWriter, Template, TensorMeta, Value,
+    DType, ErrorCode, PROTOCOL_VERSION, PROTOCOL_WANTED, Reply, TapeWriter, Template, TensorMeta,
+    Value,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -25,7 +27,7 @@ impl HostCounters for NoCounters {
     }
 }
 
-fn session_of(identity: &str, weights: &SharedWeights) -> Session {
+fn session_of(identity: &str) -> Session {
     let config = SessionConfig {
         id: 7,
         identity: identity.to_owned(),
@@ -35,12 +37,12 @@ fn session_of(identity: &str, weights: &SharedWeights) -> Session {
         host: Arc::new(NoCounters),
         analyze: false,
     };
-    Session::new(config, weights.clone())
+    Session::new(config)
 }
 
 /// A running session.
-fn running(identity: &str, weights: &SharedWeights) -> Session {
-    let mut session = session_of(identity, weights);
+fn running(identity: &str) -> Session {
+    let mut session = session_of(identity);
     let hello = Hello { protocol: PROTOCOL_VERSION, threads: 2, ..Hello::default() };
     let actions = client(&mut session, FrameKind::Hello, &hello.encode_to_vec());
     assert!(matches!(&actions[..], [Action::ConnectNode(hello)]
@@ -115,7 +117,7 @@ fn reply(token: u64) -> Vec<u8> {
 
 #[test]
 fn a_program_is_forwarded_and_counted() {
-    let mut session = running("u", &SharedWeights::new(1000));
+    let mut session = running("u");
     let mut writer = TapeWriter::new();
     let template = writer.define(&relu());
     for step in 0..3 {
@@ -140,7 +142,7 @@ fn a_program_is_forwarded_and_counted() {
 #[test]
 fn what_a_client_may_not_name_is_refused_and_never_forwarded() {
     type Case = (&'static str, fn(&mut TapeWriter));
-    let cases: [Case; 10] = [
+    let cases: [Case; 8] = [
         ("not alive", |w| {
             let x = w.alloc(4);
             w.free(x);
@@ -168,11 +170,6 @@ fn what_a_client_may_not_name_is_refused_and_never_forwarded() {
             let x = w.alloc(4);
             w.read(1, x, 0, 4, Some(RegionSpan { region: 0, offset: 4093 }));
         }),
-        ("does not hold", |w| {
-            let x = w.alloc(4);
-            w.bind_weight(x, &[1; 32]);
-        }),
-        ("only the host", |w| w.forget_weight(&[1; 32])),
         ("already waits", |w| {
             w.fence(3);
             w.fence(3);
@@ -184,7 +181,7 @@ fn what_a_client_may_not_name_is_refused_and_never_forwarded() {
         }),
     ];
     for (part, write) in cases {
-        let mut session = running("u", &SharedWeights::new(1000));
+        let mut session = running("u");
         let region = Region { id: 0, bytes: 4096 }.encode_to_vec();
         assert_eq!(client(&mut session, FrameKind::Region, &region), [Action::ForwardToNode]);
         let mut writer = TapeWriter::new();
@@ -197,22 +194,21 @@ fn what_a_client_may_not_name_is_refused_and_never_forwarded() {
 
 #[test]
 fn frames_out_of_order_are_refused() {
-    let weights = SharedWeights::new(1000);
-    let tape = client(&mut session_of("u", &weights), FrameKind::Tape, &[]);
+    let tape = client(&mut session_of("u"), FrameKind::Tape, &[]);
     assert_refused(&tape, "before the hello");
     let hello = Hello { protocol: 0, ..Hello::default() }.encode_to_vec();
-    let version = client(&mut session_of("u", &weights), FrameKind::Hello, &hello);
+    let version = client(&mut session_of("u"), FrameKind::Hello, &hello);
     assert_refused(&version, "speaks protocol 0, this host speaks 1 to 2");
-    let twice = client(&mut running("u", &weights), FrameKind::Hello, &hello);
+    let twice = client(&mut running("u"), FrameKind::Hello, &hello);
     assert_refused(&twice, "not expected");
-    let reply = client(&mut running("u", &weights), FrameKind::Reply, &reply(1));
+    let reply = client(&mut running("u"), FrameKind::Reply, &reply(1));
     assert_refused(&reply, "not expected");
 }
 
 #[test]
 fn the_lower_protocol_of_both_is_spoken() {
     for (theirs, spoken) in [(1, 1), (PROTOCOL_VERSION, PROTOCOL_VERSION), (99, PROTOCOL_VERSION)] {
-        let mut session = session_of("u", &SharedWeights::new(1000));
+        let mut session = session_of("u");
         let hello = Hello { protocol: theirs, ..Hello::default() }.encode_to_vec();
         let actions = client(&mut session, FrameKind::Hello, &hello);
         assert!(matches!(&actions[..], [Action::ConnectNode(_)]), "{theirs}: {actions:?}");
@@ -227,7 +223,7 @@ fn the_lower_protocol_of_both_is_spoken() {
 
 #[test]
 fn a_lost_node_fails_every_token_now_and_later() {
-    let mut session = running("u", &SharedWeights::new(1000));
+    let mut session = running("u");
     client(&mut session, FrameKind::Region, &Region { id: 0, bytes: 4096 }.encode_to_vec());
     let mut writer = TapeWriter::new();
     let x = writer.alloc(4);
@@ -253,14 +249,14 @@ fn a_lost_node_fails_every_token_now_and_later() {
     assert_eq!(errors(&actions), [(3, ErrorCode::NodeLost)]);
     assert_eq!(released(&actions), Some(50));
     assert!(!actions.contains(&Action::ForwardToNode));
-    let have = Have { token: 5, hash: vec![0; 32] }.encode_to_vec();
-    assert_eq!(answer(&client(&mut session, FrameKind::Have, &have)), Some((5, false)));
+    let actions = client(&mut session, FrameKind::Have, &question(5, &[(x.0, 0)]));
+    assert_eq!(answer(&actions), Some((5, vec![false])));
     assert!(!session.has_ended());
 }
 
 #[test]
 fn a_refusal_of_the_node_is_told_with_its_message() {
-    let mut session = running("u", &SharedWeights::new(1000));
+    let mut session = running("u");
     let mut writer = TapeWriter::new();
     writer.fence(2);
     tape(&mut session, &mut writer);
@@ -274,7 +270,7 @@ fn a_node_that_breaks_the_protocol_is_lost() {
     for (kind, body) in
         [(FrameKind::Reply, reply(77)), (FrameKind::Tape, vec![]), (FrameKind::Reply, vec![])]
     {
-        let mut session = running("u", &SharedWeights::new(1000));
+        let mut session = running("u");
         let mut writer = TapeWriter::new();
         writer.fence(2);
         tape(&mut session, &mut writer);
@@ -285,7 +281,7 @@ fn a_node_that_breaks_the_protocol_is_lost() {
 
 #[test]
 fn the_storages_of_a_synchronous_operator_live_after_its_reply() {
-    let mut session = running("u", &SharedWeights::new(1000));
+    let mut session = running("u");
     let mut writer = TapeWriter::new();
     let x = writer.alloc(16);
     let first = writer.run(1, &relu(), &[x.0], &[], 4);
@@ -303,7 +299,7 @@ fn the_storages_of_a_synchronous_operator_live_after_its_reply() {
 
 #[test]
 fn more_outputs_than_reserved_lose_the_node() {
-    let mut session = running("u", &SharedWeights::new(1000));
+    let mut session = running("u");
     let mut writer = TapeWriter::new();
     let x = writer.alloc(16);
     writer.run(1, &relu(), &[x.0], &[], 1);
@@ -315,93 +311,133 @@ fn more_outputs_than_reserved_lose_the_node() {
     assert_eq!(errors(&actions), [(1, ErrorCode::NodeLost)]);
 }
 
-fn answer(actions: &[Action]) -> Option<(u64, bool)> {
+fn answer(actions: &[Action]) -> Option<(u64, Vec<bool>)> {
     actions.iter().find_map(|action| match action {
         Action::ToClient(FrameKind::HaveAnswer, body) => {
             let answer = HaveAnswer::decode(&body[..]).unwrap();
-            Some((answer.token, answer.present))
+            Some((answer.token, answer.found))
         }
         _ => None,
     })
 }
 
-fn ask(session: &mut Session, byte: u8) -> Option<(u64, bool)> {
-    let have = Have { token: 9, hash: vec![byte; 32] }.encode_to_vec();
-    answer(&client(session, FrameKind::Have, &have))
+/// Asks for weights of 100 bytes: their storages and the bytes of their hashes.
+fn question(token: u64, wanted: &[(u64, u8)]) -> Vec<u8> {
+    let wanted = wanted.iter().map(|(storage, byte)| WantedWeight {
+        storage: *storage,
+        bytes: 100,
+        hash: vec![*byte; 32],
+    });
+    Have { token, wanted: wanted.collect() }.encode_to_vec()
 }
 
-/// Uploads and stores a weight; the node confirms.
-fn store(session: &mut Session, writer: &mut TapeWriter, byte: u8, bytes: u64) -> Vec<Action> {
-    let x = writer.alloc(bytes);
-    writer.store_weight(x, &[byte; 32]);
-    assert_eq!(tape(session, writer), [Action::ForwardToNode]);
-    confirm(session, byte, bytes, "")
+fn found(token: u64, found: &[bool]) -> Vec<u8> {
+    HaveAnswer { token, found: found.to_vec() }.encode_to_vec()
 }
 
-fn confirm(session: &mut Session, byte: u8, bytes: u64, refused: &str) -> Vec<Action> {
-    let stored = WeightStored { hash: vec![byte; 32], bytes, refused: refused.to_owned() };
+#[test]
+fn the_node_says_which_weights_there_are() {
+    let mut session = running("u");
+    let mut writer = TapeWriter::new();
+    let x = writer.alloc(100);
+    writer.skip(2);
+    tape(&mut session, &mut writer);
+    let wanted = question(9, &[(x.0, 1), (x.0 + 1, 2), (x.0 + 2, 3)]);
+    assert_eq!(client(&mut session, FrameKind::Have, &wanted), [Action::ForwardToNode]);
+    assert_eq!(session.weights_asked(9).map(<[_]>::len), Some(3));
+    let actions = node(&mut session, FrameKind::HaveAnswer, &found(9, &[true, true, false]));
+    assert_eq!(actions, [Action::ForwardToClient]);
+    assert_eq!((session.live().0, session.counters().weight_hits), (2, 2), "one came alive");
+    assert_eq!(session.counters().weight_bytes_saved, 200);
+    // What was found can be used and freed, what was not cannot.
+    writer.free(StorageId(x.0 + 1));
+    assert_eq!(tape(&mut session, &mut writer), [Action::ForwardToNode]);
+    writer.free(StorageId(x.0 + 2));
+    assert_refused(&tape(&mut session, &mut writer), "not alive");
+}
+
+#[test]
+fn a_storage_that_is_freed_before_the_answer_stays_freed() {
+    let mut session = running("u");
+    let mut writer = TapeWriter::new();
+    let x = writer.alloc(100);
+    tape(&mut session, &mut writer);
+    client(&mut session, FrameKind::Have, &question(9, &[(x.0, 1)]));
+    writer.free(x);
+    tape(&mut session, &mut writer);
+    node(&mut session, FrameKind::HaveAnswer, &found(9, &[true]));
+    assert_eq!(session.live(), (0, 0));
+}
+
+#[test]
+fn a_node_of_before_is_not_asked() {
+    let mut session = session_of("u");
+    let hello = Hello { protocol: PROTOCOL_VERSION, ..Hello::default() };
+    client(&mut session, FrameKind::Hello, &hello.encode_to_vec());
+    let welcome = Welcome { protocol: PROTOCOL_WANTED - 1, ..Welcome::default() };
+    node(&mut session, FrameKind::Welcome, &welcome.encode_to_vec());
+    let mut writer = TapeWriter::new();
+    let x = writer.alloc(100);
+    tape(&mut session, &mut writer);
+    let actions = client(&mut session, FrameKind::Have, &question(9, &[(x.0, 1)]));
+    assert_eq!(answer(&actions), Some((9, vec![false])));
+    // What a client of version 2 asks reads as a question for nothing.
+    let actions = client(&mut session, FrameKind::Have, &question(8, &[]));
+    assert_eq!(answer(&actions), Some((8, vec![])));
+}
+
+#[test]
+fn questions_for_weights_are_checked_and_answers_too() {
+    let mut writer = TapeWriter::new();
+    let x = writer.alloc(100);
+    let alloc = writer.take(Vec::new());
+    let many = vec![(x.0, 1); WANTED_MAX + 1];
+    let cases: [(&str, Vec<u8>); 4] = [
+        ("not alive", question(1, &[(x.0 + 1, 1)])),
+        ("at once", question(1, &many)),
+        ("already waits", question(1 << 63, &[(x.0, 1)])),
+        ("32 bytes", Have { token: 1, wanted: vec![WantedWeight::default()] }.encode_to_vec()),
+    ];
+    for (part, have) in cases {
+        let mut session = running("u");
+        client(&mut session, FrameKind::Tape, &alloc);
+        assert_refused(&client(&mut session, FrameKind::Have, &have), part);
+    }
+    for wrong in [found(2, &[true]), found(1, &[]), found(1, &[true, true])] {
+        let mut session = running("u");
+        client(&mut session, FrameKind::Tape, &alloc);
+        client(&mut session, FrameKind::Have, &question(1, &[(x.0, 1)]));
+        writer.fence(7);
+        tape(&mut session, &mut writer);
+        let actions = node(&mut session, FrameKind::HaveAnswer, &wrong);
+        assert_eq!(errors(&actions), [(7, ErrorCode::NodeLost)]);
+    }
+}
+
+#[test]
+fn stored_weights_are_counted_and_no_other() {
+    let mut session = running("u");
+    let mut writer = TapeWriter::new();
+    for (byte, refused) in [(1, ""), (2, "hash differs")] {
+        let x = writer.alloc(100);
+        writer.store_weight(x, &[byte; 32]);
+        assert_eq!(tape(&mut session, &mut writer), [Action::ForwardToNode]);
+        assert_eq!(stored(&mut session, byte, refused), []);
+    }
+    assert_eq!((session.counters().weights_stored, session.counters().weights_refused), (1, 1));
+    writer.fence(7);
+    tape(&mut session, &mut writer);
+    assert_eq!(errors(&stored(&mut session, 3, "")), [(7, ErrorCode::NodeLost)]);
+}
+
+fn stored(session: &mut Session, byte: u8, refused: &str) -> Vec<Action> {
+    let stored = WeightStored { hash: vec![byte; 32], bytes: 100, refused: refused.to_owned() };
     node(session, FrameKind::WeightStored, &stored.encode_to_vec())
 }
 
 #[test]
-fn a_weight_is_uploaded_once_for_all_sessions_of_an_identity() {
-    let weights = SharedWeights::new(1000);
-    let (mut one, mut other, mut stranger) =
-        (running("u", &weights), running("u", &weights), running("v", &weights));
-    let mut writer = TapeWriter::new();
-    assert_eq!(ask(&mut one, 1), Some((9, false)));
-    store(&mut one, &mut writer, 1, 100);
-    assert_eq!(ask(&mut one, 1), Some((9, true)));
-    assert_eq!(ask(&mut other, 1), Some((9, true)));
-    assert_eq!(ask(&mut stranger, 1), Some((9, false)));
-    let mut writer = TapeWriter::new();
-    let x = writer.alloc(100);
-    writer.bind_weight(x, &[1; 32]);
-    assert_eq!(tape(&mut other, &mut writer), [Action::ForwardToNode]);
-    assert_eq!(other.counters().weight_bytes_saved, 100);
-}
-
-#[test]
-fn a_question_about_a_weight_in_flight_waits_for_the_node() {
-    let weights = SharedWeights::new(1000);
-    let mut session = running("u", &weights);
-    let mut writer = TapeWriter::new();
-    for (byte, refused, present) in [(1, "", true), (2, "hash differs", false)] {
-        let x = writer.alloc(100);
-        writer.store_weight(x, &[byte; 32]);
-        tape(&mut session, &mut writer);
-        assert_eq!(ask(&mut session, byte), None);
-        assert_eq!(answer(&confirm(&mut session, byte, 100, refused)), Some((9, present)));
-    }
-    let x = writer.alloc(100);
-    writer.bind_weight(x, &[2; 32]);
-    assert_refused(&tape(&mut session, &mut writer), "does not hold");
-}
-
-#[test]
-fn the_store_stays_within_its_budget_and_is_exact_while_the_node_forgets() {
-    let weights = SharedWeights::new(150);
-    let mut first = running("u", &weights);
-    store(&mut first, &mut TapeWriter::new(), 1, 100);
-    let mut actions = Vec::new();
-    first.client_closed(&mut actions);
-    assert_eq!(actions, [Action::End]);
-    let mut session = running("u", &weights);
-    let actions = store(&mut session, &mut TapeWriter::new(), 2, 100);
-    let [Action::ToNode(FrameKind::Tape, forget)] = &actions[..] else { panic!("{actions:?}") };
-    let mut expected = TapeWriter::new();
-    expected.forget_weight(&[1; 32]);
-    expected.fence(1 << 63);
-    assert_eq!(forget, expected.bytes());
-    assert_eq!(ask(&mut session, 1), Some((9, false)));
-    assert_eq!(node(&mut session, FrameKind::Reply, &reply(1 << 63)), []);
-    assert_eq!(session.counters().weights_forgotten, 1);
-    assert_eq!(weights.size(), (1, 100));
-}
-
-#[test]
 fn a_status_joins_the_counters_of_node_and_host() {
-    let mut session = running("u", &SharedWeights::new(1000));
+    let mut session = running("u");
     let request = StatusRequest { token: 3 }.encode_to_vec();
     assert_eq!(client(&mut session, FrameKind::StatusRequest, &request), [Action::ForwardToNode]);
     let from_node = Status {
@@ -422,7 +458,7 @@ fn a_status_joins_the_counters_of_node_and_host() {
 
 #[test]
 fn a_million_operators_without_a_read_stay_within_bounds() {
-    let mut session = running("u", &SharedWeights::new(1000));
+    let mut session = running("u");
     let mut writer = TapeWriter::new();
     let template = writer.define(&relu());
     let mut x = writer.alloc(16);
@@ -499,7 +535,7 @@ fn assert_forwarded_or_refused(actions: &[Action]) {
 proptest! {
     #[test]
     fn any_bytes_are_forwarded_or_refused(frames: Vec<Vec<u8>>) {
-        let mut session = running("u", &SharedWeights::new(1000));
+        let mut session = running("u");
         for frame in frames {
             let actions = client(&mut session, FrameKind::Tape, &frame);
             if session.has_ended() && actions.is_empty() {
@@ -518,14 +554,13 @@ proptest! {
         let mut bytes = write(&steps);
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        let mut session = running("u", &SharedWeights::new(1000));
+        let mut session = running("u");
         assert_forwarded_or_refused(&client(&mut session, FrameKind::Tape, &bytes));
     }
 
     #[test]
     fn any_control_message_is_answered(kind in 0u8..=255, body: Vec<u8>, greeted: bool) {
-        let weights = SharedWeights::new(1000);
-        let mut session = if greeted { running("u", &weights) } else { session_of("u", &weights) };
+        let mut session = if greeted { running("u") } else { session_of("u") };
         if let Some(kind) = FrameKind::from_u8(kind) {
             client(&mut session, kind, &body);
         }
@@ -533,7 +568,7 @@ proptest! {
 
     #[test]
     fn any_bytes_from_the_node_keep_the_session_answerable(kind in 128u8..140, body: Vec<u8>) {
-        let mut session = running("u", &SharedWeights::new(1000));
+        let mut session = running("u");
         let mut writer = TapeWriter::new();
         writer.fence(u64::from(u32::MAX));
         tape(&mut session, &mut writer);
@@ -550,10 +585,9 @@ proptest! {
     fn sessions_cannot_name_each_others_storages(
         steps in prop::collection::vec(step(), 0..40), id in 0u64..200,
     ) {
-        let weights = SharedWeights::new(1000);
-        let mut one = running("u", &weights);
+        let mut one = running("u");
         client(&mut one, FrameKind::Tape, &write(&steps));
-        let mut other = running("u", &weights);
+        let mut other = running("u");
         let mut writer = TapeWriter::new();
         writer.skip(200);
         writer.read(1, StorageId(id), 0, 4, None);
@@ -563,7 +597,7 @@ proptest! {
     /// Live storages and bytes follow the tape exactly.
     #[test]
     fn live_storages_follow_the_tape(steps in prop::collection::vec(step(), 0..60)) {
-        let mut session = running("u", &SharedWeights::new(1000));
+        let mut session = running("u");
         client(&mut session, FrameKind::Tape, &write(&steps));
         if !session.has_ended() {
             let made = 1 + steps.iter().filter(|s| matches!(s, Step::Alloc(_) | Step::Op(_))).count();

@@ -10,7 +10,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use genie_engine::SharedWeights;
 use genie_shm::UnixLink;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -40,6 +39,8 @@ pub struct NodeSettings {
     pub threads: Option<u32>,
     pub device: Option<String>,
     pub memory_bytes: Option<u64>,
+    /// Weights that it keeps while no tensor uses them.
+    pub weight_cache_bytes: Option<u64>,
     /// Connections it serves at a time.
     pub sessions_max: Option<usize>,
     /// The directory of libtorch, put before `library_path`.
@@ -54,7 +55,6 @@ pub struct NodeSupervisor {
     settings: NodeSettings,
     /// Sockets of nodes go here.
     dir: PathBuf,
-    weight_cache_bytes: u64,
     current: Mutex<Current>,
     /// The running node, for those who must not wait while one is being started.
     shown: Mutex<Option<Arc<ChildNode>>>,
@@ -85,7 +85,6 @@ pub struct ChildNode {
     child: Mutex<Child>,
     stderr: Arc<StderrTail>,
     address: Address,
-    weights: SharedWeights,
 }
 
 /// What the status says about the node.
@@ -93,16 +92,13 @@ pub struct NodeFacts {
     /// 0 when none runs.
     pub pid: u32,
     pub starts: u64,
-    pub weights: u64,
-    pub weight_bytes: u64,
 }
 
 impl NodeSupervisor {
-    pub fn new(settings: NodeSettings, dir: PathBuf, weight_cache_bytes: u64) -> Self {
+    pub fn new(settings: NodeSettings, dir: PathBuf) -> Self {
         NodeSupervisor {
             settings,
             dir,
-            weight_cache_bytes,
             current: Mutex::new(Current::default()),
             shown: Mutex::new(None),
             starting: Mutex::new(Starting::default()),
@@ -192,8 +188,7 @@ impl NodeSupervisor {
             Ok(pidfd) => pidfd,
             Err(error) => return fail(child, &format!("cannot be watched: {error}")),
         };
-        let weights = SharedWeights::new(self.weight_cache_bytes);
-        Ok(ChildNode { pid, start, pidfd, child: Mutex::new(child), stderr, address, weights })
+        Ok(ChildNode { pid, start, pidfd, child: Mutex::new(child), stderr, address })
     }
 
     /// Spawns the process where [`NodeSupervisor::stop`] finds it.
@@ -217,6 +212,9 @@ impl NodeSupervisor {
         if let Some(bytes) = self.settings.memory_bytes {
             command.arg("--memory-bytes").arg(bytes.to_string());
         }
+        if let Some(bytes) = self.settings.weight_cache_bytes {
+            command.arg("--weight-cache-bytes").arg(bytes.to_string());
+        }
         if let Some(sessions) = self.settings.sessions_max {
             command.arg("--max-sessions").arg(sessions.to_string());
         }
@@ -238,9 +236,8 @@ impl NodeSupervisor {
 
     pub fn facts(&self) -> NodeFacts {
         let node = lock(&self.shown).clone().filter(|node| node.is_running());
-        let (weights, weight_bytes) = node.as_ref().map_or((0, 0), |node| node.weights.size());
         let (pid, starts) = node.map_or((0, 0), |node| (node.pid, node.start));
-        NodeFacts { pid, starts, weights, weight_bytes }
+        NodeFacts { pid, starts }
     }
 
     /// Ends the node, also one that is being started; none is started any more.
@@ -268,10 +265,6 @@ impl NodeSupervisor {
 impl ChildNode {
     pub fn pid(&self) -> u32 {
         self.pid
-    }
-
-    pub fn weights(&self) -> &SharedWeights {
-        &self.weights
     }
 
     fn connect(&self) -> Result<UnixLink, String> {

@@ -7,7 +7,6 @@ mod remote;
 
 use std::sync::Arc;
 
-use genie_engine::SharedWeights;
 use genie_engine::session::Way;
 use genie_transport::{Link, LinkError};
 
@@ -30,7 +29,6 @@ pub struct Reached {
     pub link: Box<dyn Link>,
     pub node: SessionNode,
     pub way: Way,
-    pub weights: SharedWeights,
 }
 
 /// The node behind a session.
@@ -100,9 +98,7 @@ impl Nodes {
             mode: "local_remote".to_owned(),
             route: format!("a node on this machine (process {}){why}", node.pid()),
             transport: "shm".to_owned(),
-            node_knows_weights: false,
         };
-        let weights = node.weights().clone();
-        Ok(Reached { link: Box::new(link), node: SessionNode::Child(node), way, weights })
+        Ok(Reached { link: Box::new(link), node: SessionNode::Child(node), way })
     }
 }

@@ -1,15 +1,17 @@
 //! Weights that a session's node takes from another node instead of from the program.
 //!
-//! A node that says it lacks a weight which another node has is not believed yet: the other one is
-//! asked to **serve** it, then the session's node to **fetch** it, and what that answers goes to
-//! the session. Whatever goes wrong, the session hears what it would have heard: the weight is not
-//! there, and the program uploads it.
+//! A node that says it lacks weights which another node has is not believed yet: the other one is
+//! asked to **serve** each, then the session's node to **fetch** it. The session hears the answer
+//! when all that can come have come, as if its node had had them. Whatever goes wrong, it hears
+//! what it would have heard: the weight is not there, and the program uploads it.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use genie_engine::HOST_TOKENS;
+use genie_engine::session::Wanted;
 use genie_remote::RemoteLink;
 use genie_remote::message::TEXT_BYTES_MAX;
 use genie_remote::moves::{MOVE_BYTES_MAX, deadline};
@@ -19,7 +21,7 @@ use genie_wire::frame::FrameKind;
 use genie_wire::record::WeightHash;
 use prost::Message;
 
-use super::places::{Found, Place, Places};
+use super::places::{Place, Places};
 
 /// Smaller weights are uploaded: that takes less time than the round trips of a move.
 const MOVE_BYTES_MIN: u64 = 256 << 10;
@@ -71,8 +73,8 @@ pub trait Others: Send + Sync {
 pub enum Step {
     /// Send this to the session's node.
     Fetch(WeightFetch),
-    /// Tell the session that the weight is not there.
-    Absent { token: u64 },
+    /// Tell the session.
+    Answer(HaveAnswer),
 }
 
 /// The moves of one session.
@@ -81,8 +83,30 @@ pub struct Moves {
     identity: Arc<str>,
     here: Place,
     sources: Vec<Giving>,
-    /// What the session's node fetches, by the question's token.
+    /// Questions of the session that wait for weights to come, by token.
+    questions: HashMap<u64, Question>,
+    /// Weights that may come, in order.
+    waiting: VecDeque<Coming>,
+    /// What the session's node fetches, by a token of the host's.
     fetching: HashMap<u64, Fetching>,
+    next_token: u64,
+    /// Questions whose last weight came, or does not.
+    answers: Vec<HaveAnswer>,
+}
+
+struct Question {
+    found: Vec<bool>,
+    /// Weights that are still to come.
+    left: usize,
+}
+
+/// A weight that a question waits for.
+#[derive(Clone, Copy)]
+struct Coming {
+    question: u64,
+    /// Which of the question's.
+    index: usize,
+    wanted: Wanted,
 }
 
 struct Giving {
@@ -95,8 +119,7 @@ struct Giving {
 }
 
 struct Asked {
-    token: u64,
-    hash: WeightHash,
+    coming: Coming,
     transport: String,
     connection: u64,
     secret: [u8; 32],
@@ -104,14 +127,23 @@ struct Asked {
 }
 
 struct Fetching {
-    hash: WeightHash,
+    coming: Coming,
     from: Place,
 }
 
 impl Moves {
     pub fn new(others: Arc<dyn Others>, identity: &str, here: Place) -> Self {
-        let (sources, fetching) = (Vec::new(), HashMap::new());
-        Moves { others, identity: identity.into(), here, sources, fetching }
+        Moves {
+            others,
+            identity: identity.into(),
+            here,
+            sources: Vec::new(),
+            questions: HashMap::new(),
+            waiting: VecDeque::new(),
+            fetching: HashMap::new(),
+            next_token: HOST_TOKENS,
+            answers: Vec::new(),
+        }
     }
 
     /// The session's node stored a weight, or refused to.
@@ -123,62 +155,106 @@ impl Moves {
         }
     }
 
-    /// The session's node answered the question for this weight. `true`: the session is not told
-    /// yet, as the weight may come from another node.
-    pub fn answered(&mut self, answer: &HaveAnswer, hash: &WeightHash, now: Instant) -> bool {
-        let fetched = self.fetching.remove(&answer.token);
-        if answer.present {
-            self.others.places().note(&self.identity, hash, answer.bytes, self.here);
-        } else {
-            self.others.places().forget(&self.identity, hash, self.here);
-        }
-        match fetched {
-            Some(fetching) => {
-                let Fetching { hash, from } = fetching;
-                self.others.count(answer.present.then_some(answer.bytes));
-                if !answer.present {
-                    self.failed(
-                        from,
-                        Some(&hash),
-                        "it did not arrive (the node's log says why)",
-                        now,
-                    );
-                }
-                false
+    /// The session's node answered a question for these weights. `true`: the session is not told
+    /// yet, as some may come from other nodes.
+    pub fn answered(&mut self, answer: &HaveAnswer, wanted: &[Wanted], now: Instant) -> bool {
+        let places = self.others.places();
+        let mut left = 0;
+        for (index, (wanted, found)) in wanted.iter().zip(&answer.found).enumerate() {
+            if *found {
+                places.note(&self.identity, &wanted.hash, wanted.bytes, self.here);
+                continue;
             }
-            None => !answer.present && self.begin(answer.token, hash, now),
+            places.forget(&self.identity, &wanted.hash, self.here);
+            if self.place(wanted, now).is_some() {
+                self.waiting.push_back(Coming { question: answer.token, index, wanted: *wanted });
+                left += 1;
+            }
+        }
+        if left == 0 {
+            return false;
+        }
+        self.questions.insert(answer.token, Question { found: answer.found.clone(), left });
+        self.start(now);
+        true
+    }
+
+    /// The session's node answered what the host asked it; whether that was so.
+    pub fn fetched(&mut self, answer: &HaveAnswer, now: Instant) -> bool {
+        let Some(Fetching { coming, from }) = self.fetching.remove(&answer.token) else {
+            return false;
+        };
+        let Wanted { hash, bytes, .. } = coming.wanted;
+        let came = answer.found == [true];
+        self.others.count(came.then_some(bytes));
+        match came {
+            true => self.others.places().note(&self.identity, &hash, bytes, self.here),
+            false => {
+                let reason = "it did not arrive (the node's log says why)";
+                self.failed(from, Some(&hash), reason, now);
+            }
+        }
+        self.settle(coming, came);
+        true
+    }
+
+    /// A weight came, or does not.
+    fn settle(&mut self, coming: Coming, came: bool) {
+        let Some(question) = self.questions.get_mut(&coming.question) else { return };
+        question.found[coming.index] = came;
+        question.left -= 1;
+        if question.left == 0 {
+            let token = coming.question;
+            let found = self.questions.remove(&token).map(|question| question.found);
+            self.answers.push(HaveAnswer { token, found: found.unwrap_or_default() });
         }
     }
 
-    /// Asks another node for a weight, if one has it and it is worth it.
-    fn begin(&mut self, token: u64, hash: &WeightHash, now: Instant) -> bool {
-        let (to, places) = (self.here.node, self.others.places());
-        let Some(Found { place, bytes }) = places.find(&self.identity, hash, to, now) else {
-            return false;
-        };
-        let asked: usize = self.sources.iter().map(|source| source.asked.len()).sum();
-        if !(MOVE_BYTES_MIN..=MOVE_BYTES_MAX).contains(&bytes)
-            || asked + self.fetching.len() >= MOVES_MAX
-        {
-            return false;
+    /// Another node from which a weight can be taken, if that is worth it.
+    fn place(&self, wanted: &Wanted, now: Instant) -> Option<(Place, String)> {
+        if !(MOVE_BYTES_MIN..=MOVE_BYTES_MAX).contains(&wanted.bytes) {
+            return None;
         }
-        let Some(transport) = self.others.transport(place.node, to) else {
-            return false;
-        };
+        let to = self.here.node;
+        let found = self.others.places().find(&self.identity, &wanted.hash, to, now)?;
+        let place = (found.bytes == wanted.bytes).then_some(found.place)?;
+        Some((place, self.others.transport(place.node, to)?))
+    }
+
+    /// Asks other nodes for weights that wait, as many as may move at a time; whether any were.
+    fn start(&mut self, now: Instant) -> bool {
+        let mut begun = false;
+        loop {
+            let asked: usize = self.sources.iter().map(|source| source.asked.len()).sum();
+            if asked + self.fetching.len() >= MOVES_MAX {
+                return begun;
+            }
+            let Some(coming) = self.waiting.pop_front() else {
+                return begun;
+            };
+            match self.begin(coming, now) {
+                Some(()) => begun = true,
+                None => self.settle(coming, false),
+            }
+        }
+    }
+
+    /// Asks another node for a weight.
+    fn begin(&mut self, coming: Coming, now: Instant) -> Option<()> {
+        let (place, transport) = self.place(&coming.wanted, now)?;
         let mut random = [0; 40];
         let (Ok(index), true) = (self.source(place, now), fill_random(&mut random)) else {
-            return false;
+            return None;
         };
         let (connection, secret) = random.split_first_chunk::<8>().expect("40 are more than 8");
         self.sources[index].asked.push_back(Asked {
-            token,
-            hash: *hash,
+            coming,
             transport,
             connection: u64::from_le_bytes(*connection),
             secret: secret.try_into().expect("32 are left"),
             until: now + deadline(0),
         });
-        true
+        Some(())
     }
 
     /// The link to a node, begun now or before.
@@ -204,6 +280,16 @@ impl Moves {
 
     /// Talks to the giving nodes; what follows from that is appended to `steps`.
     pub fn drive(&mut self, now: Instant, steps: &mut Vec<Step>) {
+        loop {
+            self.drive_sources(now, steps);
+            if !self.start(now) {
+                break;
+            }
+        }
+        steps.extend(self.answers.drain(..).map(Step::Answer));
+    }
+
+    fn drive_sources(&mut self, now: Instant, steps: &mut Vec<Step>) {
         let mut index = 0;
         while index < self.sources.len() {
             let ended = self.drive_source(index, now, steps);
@@ -221,7 +307,7 @@ impl Moves {
                     }
                     for asked in source.asked {
                         self.others.count(None);
-                        steps.push(Step::Absent { token: asked.token });
+                        self.settle(asked.coming, false);
                     }
                 }
             }
@@ -266,16 +352,19 @@ impl Moves {
         let Some(asked) = source.asked.pop_front() else { return };
         source.sent -= 1;
         source.idle_since = now;
-        let (from, token, hash) = (source.place, asked.token, asked.hash);
+        let (from, coming) = (source.place, asked.coming);
+        let hash = coming.wanted.hash;
         if !serving.refused.is_empty() {
             self.others.places().forget(&self.identity, &hash, from);
             self.others.count(None);
             let (name, reason) = (self.others.name(from.node), serving.refused);
             tracing::info!("a weight is uploaded, as {name} does not give it: {reason}");
-            return steps.push(Step::Absent { token });
+            return self.settle(coming, false);
         }
         let address = source.link.resolve(&serving.address);
-        self.fetching.insert(token, Fetching { hash, from });
+        let token = self.next_token;
+        self.next_token += 1;
+        self.fetching.insert(token, Fetching { coming, from });
         steps.push(Step::Fetch(WeightFetch {
             token,
             hash: hash.to_vec(),
@@ -285,6 +374,7 @@ impl Moves {
             secret: asked.secret.to_vec(),
             transport: asked.transport,
             deadline_ms: deadline(serving.bytes).as_millis().try_into().unwrap_or(u32::MAX),
+            storage: coming.wanted.id.0,
         }));
     }
 
@@ -322,7 +412,7 @@ impl Giving {
         {
             let serve = WeightServe {
                 identity: identity.to_owned(),
-                hash: asked.hash.to_vec(),
+                hash: asked.coming.wanted.hash.to_vec(),
                 connection: asked.connection,
                 secret: asked.secret.to_vec(),
                 transport: asked.transport.clone(),

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use genie_transport::{Frame, SharedMemory};
+use genie_wire::StorageId;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
@@ -141,8 +142,22 @@ fn moves(cluster: &Arc<Cluster>) -> Moves {
     Moves::new(cluster.clone(), "1000", HERE)
 }
 
-fn absent(token: u64) -> HaveAnswer {
-    HaveAnswer { token, present: false, bytes: 0 }
+/// The node's answer: it has none of this many weights.
+fn absent(token: u64, count: usize) -> HaveAnswer {
+    HaveAnswer { token, found: vec![false; count] }
+}
+
+fn wanted(hash: WeightHash) -> Wanted {
+    Wanted::new(StorageId(77), BYTES, hash)
+}
+
+/// Whether the session is not told yet that its node lacks the weight.
+fn waits(moves: &mut Moves, token: u64, now: Instant) -> bool {
+    moves.answered(&absent(token, 1), &[wanted(HASH)], now)
+}
+
+fn told(token: u64, found: &[bool]) -> Step {
+    Step::Answer(HaveAnswer { token, found: found.to_vec() })
 }
 
 fn drive(moves: &mut Moves, now: Instant) -> Vec<Step> {
@@ -159,7 +174,7 @@ fn serving(address: &str) -> WeightServing {
 fn a_weight_is_asked_for_there_and_fetched_here() {
     let (cluster, now) = (Cluster::default().knowing(BYTES), Instant::now());
     let mut moves = moves(&cluster);
-    assert!(moves.answered(&absent(7), &HASH, now), "the session is not told yet");
+    assert!(waits(&mut moves, 7, now), "the session is not told yet");
     assert_eq!(moves.event_fds().count(), 1);
     assert_eq!(drive(&mut moves, now), [], "the link is not ready");
     cluster.node.ready.store(true, Ordering::Relaxed);
@@ -173,12 +188,13 @@ fn a_weight_is_asked_for_there_and_fetched_here() {
     cluster.node.answers(serving("0.0.0.0:77"));
     let steps = drive(&mut moves, now);
     let [Step::Fetch(fetch)] = &steps[..] else { panic!("{}", steps.len()) };
-    assert_eq!((fetch.token, fetch.address.as_str(), fetch.bytes), (7, "10.0.0.1:77", BYTES));
+    assert_eq!((fetch.storage, fetch.address.as_str(), fetch.bytes), (77, "10.0.0.1:77", BYTES));
+    assert!(fetch.token >= HOST_TOKENS, "the program has no such token");
     assert_eq!((fetch.connection, &fetch.secret), (serve.connection, &serve.secret));
     assert!(fetch.deadline_ms >= 10_000);
 
-    let came = HaveAnswer { token: 7, present: true, bytes: BYTES };
-    assert!(!moves.answered(&came, &HASH, now), "now it is told");
+    assert!(moves.fetched(&HaveAnswer { token: fetch.token, found: vec![true] }, now));
+    assert_eq!(drive(&mut moves, now), [told(7, &[true])], "now it is told");
     assert_eq!(cluster.moved.load(Ordering::Relaxed), BYTES);
     // It is here now as well, and the link is good for the next until it idles.
     assert_eq!(cluster.places.find(&"1000".into(), &HASH, 0, now).unwrap().place, HERE);
@@ -189,42 +205,73 @@ fn a_weight_is_asked_for_there_and_fetched_here() {
 }
 
 #[test]
-fn secrets_differ_and_moves_are_bounded() {
-    let (cluster, now) = (Cluster::default().knowing(BYTES), Instant::now());
-    let mut moves = moves(&cluster);
-    for token in 0..MOVES_MAX as u64 {
-        assert!(moves.answered(&absent(token), &HASH, now));
+fn one_question_brings_many_a_few_at_a_time() {
+    let count = 3 * MOVES_MAX;
+    let (cluster, now) = (Cluster::default(), Instant::now());
+    let asked: Vec<Wanted> = (0..count as u8).map(|byte| wanted([byte; 32])).collect();
+    for wanted in &asked[1..] {
+        cluster.places.note(&"1000".into(), &wanted.hash, BYTES, THERE);
     }
-    assert!(!moves.answered(&absent(99), &HASH, now), "uploaded");
+    let cluster = Arc::new(cluster);
     cluster.node.ready.store(true, Ordering::Relaxed);
-    drive(&mut moves, now);
-    let asked = cluster.node.asked();
-    let secrets: std::collections::BTreeSet<_> = asked.iter().map(|a| a.secret.clone()).collect();
-    assert_eq!((asked.len(), secrets.len()), (MOVES_MAX, MOVES_MAX));
+    let mut moves = moves(&cluster);
+    assert!(moves.answered(&absent(7, count), &asked, now));
+    let mut secrets = std::collections::BTreeSet::new();
+    let mut came = 0;
+    let answer = loop {
+        let steps = drive(&mut moves, now);
+        if let [Step::Answer(answer)] = &steps[..] {
+            break answer.clone();
+        }
+        let serves = cluster.node.asked();
+        assert!(serves.len() <= MOVES_MAX && !(serves.is_empty() && steps.is_empty()));
+        for serve in serves {
+            secrets.insert(serve.secret);
+            cluster.node.answers(serving("10.0.0.1:1"));
+        }
+        for step in steps {
+            let Step::Fetch(fetch) = step else { panic!("{step:?}") };
+            // The last does not come.
+            came += 1;
+            let found = vec![came < count - 1];
+            assert!(moves.fetched(&HaveAnswer { token: fetch.token, found }, now));
+        }
+    };
+    // All but the first, which nobody has, and the last.
+    let expected: Vec<bool> = (0..count).map(|at| at != 0 && at != count - 1).collect();
+    assert_eq!((answer.token, answer.found), (7, expected));
+    assert_eq!(secrets.len(), count - 1);
     assert_eq!(cluster.node.reached.load(Ordering::Relaxed), 1, "over one link");
 }
 
 #[test]
 fn what_is_not_worth_it_or_impossible_is_told_at_once() {
     let now = Instant::now();
-    let small = Cluster::default().knowing(MOVE_BYTES_MIN - 1);
-    let large = Cluster::default().knowing(MOVE_BYTES_MAX + 1);
+    let other_size = Cluster::default().knowing(BYTES + 1);
     let apart = Cluster { no_transport: true, ..Cluster::default() }.knowing(BYTES);
     let unreachable = Cluster { unreachable: true, ..Cluster::default() }.knowing(BYTES);
-    for cluster in [&small, &large, &apart, &unreachable] {
+    for cluster in [&other_size, &apart] {
         let mut moves = moves(cluster);
-        assert!(!moves.answered(&absent(1), &HASH, now));
+        assert!(!waits(&mut moves, 1, now));
         assert_eq!(moves.event_fds().count(), 0);
     }
+    for bytes in [MOVE_BYTES_MIN - 1, MOVE_BYTES_MAX + 1] {
+        let mut moves = moves(&Cluster::default().knowing(bytes));
+        let wanted = Wanted::new(StorageId(1), bytes, HASH);
+        assert!(!moves.answered(&absent(1, 1), &[wanted], now));
+    }
+    let mut first = moves(&unreachable);
+    assert!(waits(&mut first, 1, now));
+    assert_eq!(drive(&mut first, now), [told(1, &[false])]);
     let mut again = moves(&unreachable);
-    assert!(!again.answered(&absent(2), &HASH, now));
+    assert!(!waits(&mut again, 2, now));
     let reached = unreachable.node.reached.load(Ordering::Relaxed);
     assert_eq!(reached, 1, "the way is not tried again at once");
     // Nobody else is known to have it.
     let alone = Arc::new(Cluster::default());
     let mut moves = moves(&alone);
     moves.stored(&WeightStored { hash: HASH.to_vec(), bytes: BYTES, refused: String::new() });
-    assert!(!moves.answered(&absent(1), &HASH, now), "only this node had it");
+    assert!(!waits(&mut moves, 1, now), "only this node had it");
     let other = [6; 32];
     let refused = "no".to_owned();
     moves.stored(&WeightStored { hash: other.to_vec(), bytes: BYTES, refused });
@@ -252,12 +299,12 @@ fn whatever_fails_the_session_hears_that_it_is_not_there() {
         let (cluster, now) = (Cluster::default().knowing(BYTES), Instant::now());
         let mut moves = moves(&cluster);
         cluster.node.ready.store(true, Ordering::Relaxed);
-        assert!(moves.answered(&absent(1), &HASH, now));
+        assert!(waits(&mut moves, 1, now));
         assert_eq!(drive(&mut moves, now), []);
         sin(&cluster.node);
-        assert_eq!(drive(&mut moves, now), [Step::Absent { token: 1 }], "{what}");
+        assert_eq!(drive(&mut moves, now), [told(1, &[false])], "{what}");
         assert_eq!(cluster.failed.load(Ordering::Relaxed), 1, "{what}");
-        assert!(!moves.answered(&absent(2), &HASH, now), "{what}: not tried again at once");
+        assert!(!waits(&mut moves, 2, now), "{what}: not tried again at once");
     }
 }
 
@@ -265,19 +312,21 @@ fn whatever_fails_the_session_hears_that_it_is_not_there() {
 fn a_node_that_is_silent_and_a_fetch_that_fails() {
     let (cluster, now) = (Cluster::default().knowing(BYTES), Instant::now());
     let mut moves = moves(&cluster);
-    assert!(moves.answered(&absent(1), &HASH, now));
+    assert!(waits(&mut moves, 1, now));
     let due = moves.due().unwrap();
     assert_eq!(due, now + deadline(0));
     assert_eq!(drive(&mut moves, due - Duration::from_millis(1)), []);
-    assert_eq!(drive(&mut moves, due), [Step::Absent { token: 1 }]);
+    assert_eq!(drive(&mut moves, due), [told(1, &[false])]);
 
     let later = due + Duration::from_secs(3600);
     cluster.node.ready.store(true, Ordering::Relaxed);
-    assert!(moves.answered(&absent(2), &HASH, later), "it may be back");
+    assert!(waits(&mut moves, 2, later), "it may be back");
     drive(&mut moves, later);
     cluster.node.answers(serving("10.0.0.1:1"));
-    assert_eq!(drive(&mut moves, later).len(), 1);
-    assert!(!moves.answered(&absent(2), &HASH, later), "the session is told");
+    let steps = drive(&mut moves, later);
+    let [Step::Fetch(fetch)] = &steps[..] else { panic!("{}", steps.len()) };
+    assert!(moves.fetched(&absent(fetch.token, 1), later));
+    assert_eq!(drive(&mut moves, later), [told(2, &[false])], "the session is told");
     assert_eq!(cluster.failed.load(Ordering::Relaxed), 2);
     assert_eq!(cluster.places.find(&"1000".into(), &HASH, HERE.node, later), None);
 }

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use genie_engine::SharedWeights;
 use genie_engine::session::Way;
 use genie_remote::endpoint::control_transport;
 use genie_remote::message::{LINK_VERSION_MOVES, Welcome};
@@ -127,10 +126,8 @@ impl RemoteNodes {
                     *lock(&node.welcome) = link.welcome().cloned();
                     let way = way(&link);
                     tracing::info!("a session runs over {}", way.route);
-                    // The node itself says what it has; this index only remembers what is held.
-                    let weights = SharedWeights::new(u64::MAX);
                     let node = SessionNode::Remote(lease);
-                    return Ok(Reached { link: Box::new(link), node, way, weights });
+                    return Ok(Reached { link: Box::new(link), node, way });
                 }
                 Err(reason) => {
                     *lock(&node.failed) = Some(Instant::now());
@@ -202,7 +199,7 @@ impl Others for RemoteNodes {
 fn way(link: &RemoteLink) -> Way {
     let way = link.way().expect("a remote link knows its way");
     let LinkWay { mode, route, transport } = way;
-    Way { mode, route, transport, node_knows_weights: true }
+    Way { mode, route, transport }
 }
 
 impl RemoteNode {

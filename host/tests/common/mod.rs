@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use genie_shm::UnixLink;
 use genie_transport::{Frame, Link, LinkError, SharedMemory};
 use genie_wire::control::{
-    Have, HaveAnswer, Hello, Refusal, Region, Status, StatusRequest, Welcome,
+    Have, HaveAnswer, Hello, Refusal, Region, Status, StatusRequest, WantedWeight, Welcome,
 };
 use genie_wire::frame::FrameKind;
-use genie_wire::{PROTOCOL_VERSION, Reply, TapeWriter};
+use genie_wire::{PROTOCOL_VERSION, Reply, StorageId, TapeWriter};
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -200,11 +200,14 @@ impl Client {
         }
     }
 
-    pub fn have(&mut self, hash: [u8; 32]) -> bool {
-        let have = Have { token: 1, hash: hash.to_vec() }.encode_to_vec();
+    /// Asks for a weight as the content of a storage.
+    pub fn have(&mut self, id: StorageId, bytes: u64, hash: [u8; 32]) -> bool {
+        self.flush();
+        let wanted = WantedWeight { storage: id.0, bytes, hash: hash.to_vec() };
+        let have = Have { token: 1, wanted: vec![wanted] }.encode_to_vec();
         self.send(FrameKind::Have, &have);
         let frame = self.wait(FrameKind::HaveAnswer).unwrap();
-        HaveAnswer::decode(&frame.body[..]).unwrap().present
+        HaveAnswer::decode(&frame.body[..]).unwrap().found == [true]
     }
 
     pub fn status(&mut self) -> Status {

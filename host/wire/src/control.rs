@@ -87,25 +87,37 @@ pub struct Released {
     pub bytes: u64,
 }
 
+/// Asks the node for weights, at most [`crate::limits::WANTED_MAX`]: each that it has becomes the
+/// content of the storage named with it. Since version 3; before, one hash without a storage was
+/// asked for (tag 2), which reads as a question for nothing, and its answer as "absent".
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Have {
     #[prost(uint64, tag = "1")]
     pub token: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub wanted: Vec<WantedWeight>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WantedWeight {
+    /// A storage of this size; or an id that was passed over (`Skip`), which then comes alive.
+    #[prost(uint64, tag = "1")]
+    pub storage: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
     /// BLAKE3 hash, 32 bytes.
-    #[prost(bytes = "vec", tag = "2")]
+    #[prost(bytes = "vec", tag = "3")]
     pub hash: Vec<u8>,
 }
 
-/// `present` holds for as long as the asking session lives.
+/// Which of the weights asked for are now the content of their storages, in the order of the
+/// question. (Version 2 had one, in tags 2 and 3.)
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HaveAnswer {
     #[prost(uint64, tag = "1")]
     pub token: u64,
-    #[prost(bool, tag = "2")]
-    pub present: bool,
-    /// Its size, when it is there.
-    #[prost(uint64, tag = "3")]
-    pub bytes: u64,
+    #[prost(bool, repeated, tag = "4")]
+    pub found: Vec<bool>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -114,7 +126,7 @@ pub struct WeightStored {
     pub hash: Vec<u8>,
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
-    /// Empty when stored; otherwise why it was refused.
+    /// Empty when stored; otherwise why not. The storage keeps its content either way.
     #[prost(string, tag = "3")]
     pub refused: String,
 }
@@ -154,8 +166,8 @@ pub struct WeightServing {
     pub refused: String,
 }
 
-/// To the node of a session: take a weight from another node. Answered by the [`HaveAnswer`] of
-/// this token, within the deadline.
+/// To the node of a session: take a weight from another node, as the content of a storage (as in
+/// [`WantedWeight`]). Answered by the [`HaveAnswer`] of this token, within the deadline.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WeightFetch {
     #[prost(uint64, tag = "1")]
@@ -176,6 +188,8 @@ pub struct WeightFetch {
     /// Milliseconds for all of it.
     #[prost(uint32, tag = "8")]
     pub deadline_ms: u32,
+    #[prost(uint64, tag = "9")]
+    pub storage: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

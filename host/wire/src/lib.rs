@@ -25,7 +25,9 @@ pub use value::{DType, TensorMeta, Value};
 
 /// The newest version of the protocol that this build speaks. The lower one of both sides of a hop
 /// is used.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
+/// Since this version a question for weights names many, and the storages they are for.
+pub const PROTOCOL_WANTED: u32 = 3;
 /// The oldest version it speaks. Version 1 had no words in a status, and its welcome did not say
 /// how the host reaches the node.
 pub const PROTOCOL_OLDEST: u32 = 1;

@@ -32,6 +32,8 @@ pub const SYMBOLS_MAX: usize = 1 << 20;
 pub const RUN_RESERVE_MAX: u64 = 1 << 12;
 /// The largest serialized state of a random generator (mt19937 takes 5,056 bytes).
 pub const GENERATOR_STATE_BYTES_MAX: usize = 16 << 10;
+/// Weights that one question asks for.
+pub const WANTED_MAX: usize = 1 << 13;
 /// Shared regions one session may register.
 pub const REGIONS_MAX: usize = 64;
 /// The largest shared region.

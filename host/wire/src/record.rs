@@ -107,13 +107,10 @@ pub enum Record<'a> {
         id: StorageId,
         hash: WeightHash,
     },
-    /// Keep the whole content of the storage as a weight under this hash (checked by the node).
+    /// Keep the whole content of the storage as a weight, if this is its hash (checked by the
+    /// node); otherwise nothing happens.
     StoreWeight {
         id: StorageId,
-        hash: WeightHash,
-    },
-    /// Drop a weight from the store (sent by the host only).
-    ForgetWeight {
         hash: WeightHash,
     },
     /// Send `len` bytes of a storage from `offset`, inline in the reply or into a region.
@@ -173,7 +170,7 @@ mod head {
     pub const SYMBOL: u64 = 14;
     pub const RUN: u64 = 15;
     pub const SKIP: u64 = 16;
-    pub const FORGET_WEIGHT: u64 = 17;
+    // 17 was `ForgetWeight`, before version 3.
     pub const FORGET_TEMPLATES: u64 = 18;
     /// Heads from here on are operators: head - OP is the template id.
     pub const OP: u64 = 32;
@@ -319,11 +316,6 @@ impl TapeWriter {
     pub fn store_weight(&mut self, id: StorageId, hash: &WeightHash) {
         self.head(head::STORE_WEIGHT);
         self.storage(id);
-        self.bytes.extend_from_slice(hash);
-    }
-
-    pub fn forget_weight(&mut self, hash: &WeightHash) {
-        self.head(head::FORGET_WEIGHT);
         self.bytes.extend_from_slice(hash);
     }
 
@@ -480,7 +472,6 @@ impl TapeDecoder {
             head::STORE_WEIGHT => {
                 Record::StoreWeight { id: self.storage(reader)?, hash: hash(reader)? }
             }
-            head::FORGET_WEIGHT => Record::ForgetWeight { hash: hash(reader)? },
             head::READ => {
                 let token = reader.varint("token")?;
                 let id = self.storage(reader)?;

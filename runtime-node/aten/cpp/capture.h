@@ -43,9 +43,9 @@ struct GenieTape {
   // A storage of `bytes` bytes now belongs to the program (for the live-byte counters).
   void (*note_new)(uint64_t id, uint64_t bytes);
   void (*resize)(uint64_t id, uint64_t old_bytes, uint64_t new_bytes);
-  // Copies host memory into a storage. `whole` says that it covers the storage entirely, so that
-  // its content may be shared by hash. Returns after the source was read.
-  int (*upload)(uint64_t id, uint64_t offset, const void* from, uint64_t len, uint8_t whole,
+  // Copies host memory into a storage: 0 a part of it, 1 all of it, so that its content may be
+  // shared by hash, 2 all of it and it is a parameter. Returns after the source was read.
+  int (*upload)(uint64_t id, uint64_t offset, const void* from, uint64_t len, uint8_t content,
                 GenieError* error);
   // Copies `len` bytes of a storage into host memory; waits (GIL released, interruptible).
   int (*read)(uint64_t id, uint64_t offset, void* to, uint64_t len, GenieError* error);

@@ -49,7 +49,7 @@ pub struct Tape {
         offset: u64,
         from: *const c_void,
         len: u64,
-        whole: u8,
+        content: u8,
         error: *mut GenieError,
     ) -> i32,
     pub read: unsafe extern "C" fn(

@@ -9,9 +9,9 @@ use genie_wire::control::{
     WeightServe, WeightServing, Welcome,
 };
 use genie_wire::frame::FrameKind;
-use genie_wire::limits::STRING_BYTES_MAX;
+use genie_wire::limits::{STRING_BYTES_MAX, WANTED_MAX};
 use genie_wire::record::WeightHash;
-use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, common_version};
+use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION, StorageId, common_version};
 use prost::Message;
 use rustix::event::epoll;
 
@@ -133,10 +133,6 @@ impl<B: Backend> Connection<B> {
     /// Does what can be done now. A panic ends this session and no other.
     pub(super) fn turn(&mut self, host: &mut Host<'_, B>) -> Turn {
         if self.gone {
-            let wound_up = catch_unwind(AssertUnwindSafe(|| self.wind_up(host.executor)));
-            if wound_up.is_err() {
-                tracing::error!("a session's end panicked");
-            }
             return Turn::End;
         }
         self.guarded(|connection| connection.work(host))
@@ -148,13 +144,13 @@ impl<B: Backend> Connection<B> {
         arrival: Arrival<B::Storage>,
         host: &mut Host<'_, B>,
     ) -> Turn {
-        let token = arrival.token;
+        let (token, storage) = (arrival.token, StorageId(arrival.storage));
         self.guarded(|connection| {
             let Stage::Open(open) = &mut connection.stage else {
                 return Ok(());
             };
             let stored = arrival.weight.and_then(|weight| {
-                let stored = host.executor.arrived(&mut open.session, weight);
+                let stored = host.executor.arrived(&mut open.session, weight, storage);
                 stored.map_err(|failure| failure.message)
             });
             let now = Instant::now();
@@ -170,8 +166,7 @@ impl<B: Backend> Connection<B> {
         if let Err(reason) = &stored {
             tracing::warn!("a weight does not come from another node: {reason}");
         }
-        let answer =
-            HaveAnswer { token, present: stored.is_ok(), bytes: stored.unwrap_or_default() };
+        let answer = HaveAnswer { token, found: vec![stored.is_ok()] };
         Ok(self.link.post_send(FrameKind::HaveAnswer, &[&answer.encode_to_vec()], None)?)
     }
 
@@ -273,31 +268,6 @@ impl<B: Backend> Connection<B> {
         }
     }
 
-    /// What a peer that hung up left behind is not worth executing, but for what concerns others.
-    fn wind_up(&mut self, executor: &mut Executor<B>) {
-        let Stage::Open(open) = &mut self.stage else {
-            return;
-        };
-        let (mut tape, mut position) = open.tape.take().unwrap_or_default();
-        loop {
-            if executor.wind_up(&mut open.session, &tape, &mut position).is_err() {
-                return;
-            }
-            // `None` may only mean that the link looks at its socket the next time.
-            let Ok(next) = self.link.poll().and_then(|frame| match frame {
-                None => self.link.poll(),
-                some => Ok(some),
-            }) else {
-                return;
-            };
-            match next {
-                Some(frame) if frame.kind == FrameKind::Tape => (tape, position) = (frame.body, 0),
-                Some(_) => {}
-                None => return,
-            }
-        }
-    }
-
     fn frame(&mut self, frame: Frame, host: &mut Host<'_, B>) -> Result<(), End> {
         let open = match (&mut self.stage, frame.kind) {
             (Stage::Greeting(_), FrameKind::Hello) => {
@@ -333,16 +303,21 @@ impl<B: Backend> Connection<B> {
             }
             FrameKind::Have => {
                 let have = Have::decode(&frame.body[..]).map_err(malformed)?;
-                let hash = WeightHash::try_from(&have.hash[..]).map_err(|_| {
-                    let message = "a weight's hash does not have 32 bytes".to_owned();
-                    End::Refused(ErrorCode::Protocol, message)
-                })?;
-                let bytes = host
-                    .executor
-                    .hold_weight(&mut open.session, &hash)
-                    .map_err(|error| End::Refused(ErrorCode::Protocol, error.to_string()))?;
-                let (token, present) = (have.token, bytes.is_some());
-                let answer = HaveAnswer { token, present, bytes: bytes.unwrap_or(0) };
+                let refused = |error: String| End::Refused(ErrorCode::Protocol, error);
+                if have.wanted.len() > WANTED_MAX {
+                    return Err(refused(format!("{} weights at once", have.wanted.len())));
+                }
+                let mut found = Vec::with_capacity(have.wanted.len());
+                for wanted in &have.wanted {
+                    let hash = WeightHash::try_from(&wanted.hash[..]).map_err(|_| {
+                        refused("a weight's hash does not have 32 bytes".to_owned())
+                    })?;
+                    let id = StorageId(wanted.storage);
+                    let bound =
+                        host.executor.bind_if_stored(&mut open.session, id, wanted.bytes, &hash);
+                    found.push(bound.map_err(|error| refused(error.to_string()))?);
+                }
+                let answer = HaveAnswer { token: have.token, found };
                 self.link.post_send(FrameKind::HaveAnswer, &[&answer.encode_to_vec()], None)?;
             }
             FrameKind::WeightFetch => {

@@ -62,6 +62,7 @@ pub(super) struct Arrival<S> {
     /// The connection whose session asked, and its question.
     pub(super) connection: u64,
     pub(super) token: u64,
+    pub(super) storage: u64,
     pub(super) weight: Result<Arriving<S>, String>,
 }
 
@@ -155,7 +156,7 @@ impl<B: Backend> Moves<B> {
             Ok(data) => {
                 let wait = Duration::from_millis(fetch.deadline_ms.into());
                 let wait = wait.min(deadline(fetch.bytes));
-                let incoming = Incoming::new(arriving, data, connection, fetch.token);
+                let incoming = Incoming::new(arriving, data, connection, fetch);
                 self.insert(Cargo::In(Box::new(incoming)), fetch.bytes, wait);
                 Ok(())
             }
@@ -269,7 +270,7 @@ impl<B: Backend> Moves<B> {
                 None
             }
             Cargo::In(incoming) => {
-                let (connection, token) = incoming.asked_by();
+                let (connection, token, storage) = incoming.asked_by();
                 let arriving = incoming.end(&watch);
                 let weight = match ended {
                     Ok(()) => Ok(arriving),
@@ -278,7 +279,7 @@ impl<B: Backend> Moves<B> {
                         Err(reason)
                     }
                 };
-                Some(Arrival { connection, token, weight })
+                Some(Arrival { connection, token, storage, weight })
             }
         }
     }

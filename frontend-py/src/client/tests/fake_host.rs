@@ -26,6 +26,8 @@ pub const LOST_BYTES: u64 = 0xdead0;
 pub struct Behaviour {
     /// Answer reads only after `release_reads`.
     pub hold_reads: bool,
+    /// Answer questions for weights only after `release_reads`.
+    pub hold_answers: bool,
     /// Take nothing after the hello until `release_reads`.
     pub stall: bool,
     pub vanish_at_fence: bool,
@@ -55,6 +57,7 @@ struct Host {
     weights: HashMap<WeightHash, Vec<u8>>,
     regions: HashMap<u32, SharedMemory>,
     held: Vec<Vec<u8>>,
+    held_answers: Vec<Vec<u8>>,
     seen: Seen,
 }
 
@@ -71,6 +74,7 @@ impl FakeHost {
             weights: HashMap::new(),
             regions: HashMap::new(),
             held: Vec::new(),
+            held_answers: Vec::new(),
             seen: Seen::default(),
         };
         let thread = std::thread::spawn(move || {
@@ -105,6 +109,9 @@ impl Host {
         let _ = poll(&mut [PollFd::new(&event, PollFlags::IN | write)], Some(&slice));
         self.link.flush().map_err(|_| Over)?;
         if self.released.load(Ordering::SeqCst) {
+            for body in std::mem::take(&mut self.held_answers) {
+                self.send(FrameKind::HaveAnswer, &body)?;
+            }
             for body in std::mem::take(&mut self.held) {
                 self.send(FrameKind::Reply, &body)?;
             }
@@ -128,9 +135,20 @@ impl Host {
                 }
                 FrameKind::Have => {
                     let have = Have::decode(body).expect("a question");
-                    let present = self.weights.contains_key(&*have.hash);
-                    let answer = HaveAnswer { token: have.token, present, bytes: 0 };
-                    self.send(FrameKind::HaveAnswer, &answer.encode_to_vec())?;
+                    let mut found = Vec::new();
+                    for wanted in &have.wanted {
+                        let weight = self.weights.get(&*wanted.hash).cloned();
+                        found.push(weight.is_some());
+                        if let Some(weight) = weight {
+                            assert_eq!(weight.len() as u64, wanted.bytes);
+                            self.storages.insert(StorageId(wanted.storage), weight);
+                        }
+                    }
+                    let answer = HaveAnswer { token: have.token, found }.encode_to_vec();
+                    match self.behaviour.hold_answers && !self.released.load(Ordering::SeqCst) {
+                        true => self.held_answers.push(answer),
+                        false => self.send(FrameKind::HaveAnswer, &answer)?,
+                    }
                 }
                 FrameKind::StatusRequest => {
                     let token = StatusRequest::decode(body).expect("a question").token;
@@ -220,7 +238,7 @@ impl Host {
             }
             Record::Symbol { text, .. } => self.seen.symbols.push(text.into()),
             Record::Mark { kind, symbol } => self.seen.marks.push((kind, symbol)),
-            Record::Define { .. } | Record::Seed { .. } => {}
+            Record::Define { .. } | Record::Seed { .. } | Record::Skip { .. } => {}
             other => panic!("not expected here: {other:?}"),
         }
         Ok(())

@@ -125,14 +125,19 @@ bool is_set_to(const at::Tensor& self, const at::Tensor& other) {
          self.strides().equals(other.strides());
 }
 
-void upload(const at::Tensor& from, const at::Tensor& to) {
+// A leaf that wants a gradient: a parameter, as a rule. Buffers and frozen parameters are announced
+// when their module moves (genie/weights.py).
+bool is_parameter(const at::Tensor& t) { return t.requires_grad() && t.is_leaf(); }
+
+void upload(const at::Tensor& from, const at::Tensor& to, bool parameter) {
   auto& r = remote(to);
   uint64_t len = to.nbytes();
   bool whole = to.storage_offset() == 0 && len == r.bytes;
+  uint8_t content = whole ? (parameter ? 2 : 1) : 0;
   GenieError error;
   Waiting waiting;
   check(tape().upload(r.id, static_cast<uint64_t>(to.storage_offset()) * to.dtype().itemsize(),
-                      from.const_data_ptr(), len, whole, &error),
+                      from.const_data_ptr(), len, content, &error),
         error);
 }
 
@@ -167,13 +172,14 @@ at::Tensor whole_span(const at::Tensor& from) {
 
 void to_device(const at::Tensor& from, const at::Tensor& to) {
   if (to.numel() == 0) return;
+  bool parameter = is_parameter(from) || is_parameter(to);
   if (to.is_non_overlapping_and_dense()) {
     bool ready = from.scalar_type() == to.scalar_type() && from.sizes().equals(to.sizes()) &&
                  from.strides().equals(to.strides()) && !from.is_conj() && !from.is_neg();
-    if (ready) return upload(from, to);
+    if (ready) return upload(from, to, parameter);
     auto staged = cpu_like(to);
     staged.copy_(from);
-    return upload(staged, to);
+    return upload(staged, to, parameter);
   }
   if (!aten_impl) {
     // Scattered elements without the node's help: change them among their neighbours.
@@ -182,7 +188,7 @@ void to_device(const at::Tensor& from, const at::Tensor& to) {
     int64_t bytes = 1;
     for (int64_t i = 0; i < to.dim(); ++i) bytes += (to.size(i) - 1) * to.stride(i);
     return upload(span.as_strided({bytes}, {1}, 0),
-                  to.as_strided({bytes}, {1}, to.storage_offset()));
+                  to.as_strided({bytes}, {1}, to.storage_offset()), parameter);
   }
   // Scattered elements: bring them over densely, then copy there.
   auto staged = at::empty(to.sizes(), to.options());

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use genie_transport::transport::{Completion, Connection, Memory, Part};
+use genie_wire::control::WeightFetch;
 
 use super::{Step, WINDOW, Watch, part_with};
 use crate::transit::Arriving;
@@ -13,9 +14,10 @@ pub(super) struct Incoming<S> {
     /// `None` once all bytes are there.
     data: Option<Box<dyn Connection>>,
     placed: u64,
-    /// The server's connection whose session asked, and its question.
+    /// The server's connection whose session asked, its question, and for which storage.
     connection: u64,
     token: u64,
+    storage: u64,
     completions: Vec<Completion>,
 }
 
@@ -24,14 +26,15 @@ impl<S> Incoming<S> {
         arriving: Arriving<S>,
         data: Box<dyn Connection>,
         connection: u64,
-        token: u64,
+        fetch: &WeightFetch,
     ) -> Self {
+        let (token, storage) = (fetch.token, fetch.storage);
         let (data, completions) = (Some(data), Vec::new());
-        Incoming { arriving, data, placed: 0, connection, token, completions }
+        Incoming { arriving, data, placed: 0, connection, token, storage, completions }
     }
 
-    pub(super) fn asked_by(&self) -> (u64, u64) {
-        (self.connection, self.token)
+    pub(super) fn asked_by(&self) -> (u64, u64, u64) {
+        (self.connection, self.token, self.storage)
     }
 
     pub(super) fn turn<B: Backend<Storage = S>>(
