@@ -10,8 +10,10 @@ mod client;
 mod doctor;
 mod graph;
 mod locate;
+mod mailbox;
 mod nodes;
 mod plugin;
+mod readiness;
 mod runtime_dir;
 mod serve;
 mod session;
@@ -40,6 +42,8 @@ use crate::serve::ServeSettings;
 const SESSIONS_DEFAULT: usize = 64;
 /// The most sessions that may be asked for; each has a thread and two connections.
 const SESSIONS_MAX: usize = 4096;
+/// Seconds that sessions may take to finish when a host is asked to stop, by default.
+const DRAIN_S: u32 = 30;
 /// The longest spin that `GENIE_SPIN_US` may ask for.
 const SPIN_US_MAX: u64 = 1_000;
 
@@ -101,6 +105,11 @@ struct ServeArgs {
     /// memory, at most 8 GiB].
     #[arg(long, value_name = "N")]
     weight_cache_bytes: Option<u64>,
+    /// Seconds that running sessions may still take after SIGTERM, while new ones are refused; a
+    /// second SIGTERM, or SIGINT, ends at once [default: 30, or 0 with --parent-pid].
+    #[arg(long, value_name = "S", env = "GENIE_DRAIN_S",
+          value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    drain_s: Option<u32>,
     /// Sessions served at a time.
     #[arg(long, value_name = "N", default_value_t = SESSIONS_DEFAULT,
           value_parser = sessions)]
@@ -125,6 +134,12 @@ struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// How long running sessions may take when the host is asked to stop.
+    fn drain(&self) -> Duration {
+        let default = if self.parent_pid.is_some() { 0 } else { DRAIN_S };
+        Duration::from_secs(self.drain_s.unwrap_or(default).into())
+    }
+
     /// Nodes elsewhere and the transports to them; none are loaded without such nodes.
     fn remote_settings(&self) -> anyhow::Result<Option<RemoteSettings>> {
         if self.nodes.is_empty() {
@@ -177,6 +192,7 @@ impl NodeArgs {
             memory_bytes: self.memory_bytes,
             weight_cache_bytes: None,
             sessions_max: None,
+            drain: Duration::ZERO,
             torch_lib: std::env::var_os("GENIE_TORCH_LIB"),
             library_path: std::env::var_os("LD_LIBRARY_PATH").filter(|path| !path.is_empty()),
             path: std::env::var_os("PATH").unwrap_or_default(),
@@ -234,22 +250,31 @@ fn main() -> ExitCode {
     start_log(if serve.parent_pid.is_some() { "warn" } else { "info" });
     report(spin().and_then(|spin| {
         let remote = serve.remote_settings()?;
+        let drain = serve.drain();
         let analysis = serve.plugins.settings()?;
-        serve::run(ServeSettings {
+        let parent_pid = serve.parent_pid;
+        let served = serve::run(ServeSettings {
             remote,
             child_allowed: !serve.no_local_node,
             listen: serve.listen,
             analysis,
             parent_pid: serve.parent_pid,
             sessions_max: serve.max_sessions,
+            drain,
             node: NodeSettings {
                 sessions_max: Some(serve.max_sessions),
                 weight_cache_bytes: serve.weight_cache_bytes,
+                drain,
                 ..serve.node.settings()
             },
             runtime_base: runtime_base(),
             spin,
-        })
+        });
+        // The program that waits for `ready` tells its user.
+        if let (Err(error), Some(_)) = (&served, parent_pid) {
+            println!("failed {error:#}");
+        }
+        served
     }))
 }
 

@@ -4,6 +4,7 @@
 //! and it stops reading from one side while too much waits for the other, so that memory stays
 //! bounded; what it has to send it always tries to send, so that nothing deadlocks.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,14 @@ use genie_engine::session::Way;
 use genie_engine::{Action, Session};
 use genie_shm::UnixLink;
 use genie_transport::{Frame, Link, LinkError, LinkWay};
-use genie_wire::control::{HaveAnswer, WeightStored};
+use genie_wire::ErrorCode;
+use genie_wire::control::{HaveAnswer, TraceQuestion, WeightStored};
 use genie_wire::frame::FrameKind;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::analysis::Analysis;
+use crate::analysis::{Analysis, Question};
+use crate::mailbox::{Answer, Mailbox};
 use crate::nodes::{Moves, Nodes, Reached, SOURCES_MAX, SessionNode, Step};
 use crate::totals::{SessionReport, SessionSlot};
 
@@ -46,6 +49,10 @@ struct Running {
     session: Session,
     nodes: Arc<Nodes>,
     analysis: Arc<Analysis>,
+    mailbox: Arc<Mailbox>,
+    /// Answers about the trace on their way to the client, and how much of the first was sent.
+    answers: VecDeque<Answer>,
+    answered: usize,
     actions: Vec<Action>,
     ended: bool,
     client_ready: bool,
@@ -72,13 +79,18 @@ impl SessionThread {
             session,
             nodes,
             analysis,
+            mailbox: slot.mailbox.clone(),
+            answers: VecDeque::new(),
+            answered: 0,
             actions: Vec::with_capacity(8),
             ended: false,
             client_ready: true,
         };
         while !running.ended {
-            let moved =
-                running.take_client_turn() | running.take_node_turn() | running.drive_moves();
+            let moved = running.take_client_turn()
+                | running.take_node_turn()
+                | running.drive_moves()
+                | running.send_answers();
             if moved || running.ended {
                 continue;
             }
@@ -164,6 +176,32 @@ impl Running {
         moved
     }
 
+    /// What other threads told; see [`Mailbox`].
+    fn take_letters(&mut self) {
+        let letters = self.mailbox.take();
+        self.answers.extend(letters.answers);
+        if let Some(reason) = letters.end {
+            self.session.refuse(ErrorCode::NodeLost, &reason, &mut self.actions);
+            self.act(None, None);
+        }
+    }
+
+    /// Sends answers about the trace as the client takes them; whether any part was sent.
+    fn send_answers(&mut self) -> bool {
+        let mut moved = false;
+        while !self.ended && self.client.queued_bytes() <= QUEUE_BYTES_MAX {
+            let Some((token, answer)) = self.answers.front() else { break };
+            let left = self.session.answer_trace(*token, answer, self.answered, &mut self.actions);
+            self.answered = left.unwrap_or(0);
+            if left.is_none() {
+                self.answers.pop_front();
+            }
+            self.act(None, None);
+            moved = true;
+        }
+        moved
+    }
+
     fn node_said(&mut self, frame: &Frame) {
         self.session.node_frame(frame.kind, &frame.body, &mut self.actions);
         self.act(None, Some(frame));
@@ -236,10 +274,18 @@ impl Running {
                 Action::ConnectNode(hello) => self.connect_node(hello),
                 Action::Analyze(new) => self.analysis.begin(*new),
                 Action::AnswerTrace { token, question, snapshot } => {
-                    let devices = self.session.devices();
-                    let answer = self.analysis.answer(question, &snapshot, devices);
-                    let answer = answer.as_deref().map_err(Clone::clone);
-                    self.session.answer_trace(token, answer, &mut self.actions);
+                    let devices = self.session.devices().to_vec();
+                    let from = Arc::downgrade(&self.mailbox);
+                    let asked = Question { token, question, snapshot, devices, from };
+                    match question {
+                        // The session forgot it already.
+                        TraceQuestion::Reset => self.answers.push_back((token, Ok(Vec::new()))),
+                        _ => {
+                            if let Err(refused) = self.analysis.ask(asked) {
+                                self.answers.push_back((token, Err(refused)));
+                            }
+                        }
+                    }
                 }
                 Action::End => self.ended = true,
             }
@@ -362,15 +408,16 @@ impl Running {
         };
         let client = wants(self.may_read_client(), self.client.wants_write());
         let read_node = self.may_read_node();
-        let (client_events, node_events) = {
+        let (client_events, letters, node_events) = {
             let client_fd = PollFd::new(&self.client, client);
-            let mut fds: [PollFd<'_>; 2 + SOURCES_MAX] = std::array::from_fn(|_| client_fd.clone());
-            let mut count = 1;
+            let mut fds: [PollFd<'_>; 3 + SOURCES_MAX] = std::array::from_fn(|_| client_fd.clone());
+            fds[1] = PollFd::from_borrowed_fd(self.mailbox.event_fd(), PollFlags::IN);
+            let mut count = 2;
             if let Some(node) = &self.node {
                 let read = read_node || node.link.needs_drive();
                 let events = wants(read, node.link.wants_write());
-                fds[1] = PollFd::from_borrowed_fd(node.link.event_fd(), events);
-                count = 2;
+                fds[2] = PollFd::from_borrowed_fd(node.link.event_fd(), events);
+                count = 3;
             }
             let sources = self.moves.iter().flat_map(Moves::event_fds);
             for source in sources {
@@ -387,10 +434,13 @@ impl Running {
                     return true;
                 }
             }
-            let node = if self.node.is_some() { fds[1].revents() } else { PollFlags::empty() };
-            (fds[0].revents(), node)
+            let node = if self.node.is_some() { fds[2].revents() } else { PollFlags::empty() };
+            (fds[0].revents(), !fds[1].revents().is_empty(), node)
         };
         self.client_events(client_events);
+        if letters && !self.ended {
+            self.take_letters();
+        }
         self.node_events(node_events);
         true
     }

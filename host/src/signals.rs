@@ -4,6 +4,15 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use anyhow::Context;
 
+/// How a host is asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGTERM: sessions may finish.
+    Drain,
+    /// SIGINT or SIGHUP.
+    AtOnce(&'static str),
+}
+
 /// The signals that stop a host.
 const STOPPING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
@@ -34,6 +43,19 @@ impl StopSignals {
 
     pub fn event_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// The next signal that came, if any.
+    pub fn next(&self) -> Option<Stop> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        let read = rustix::io::read(&self.fd, &mut info).ok()?;
+        // The signal's number is the first field, of 32 bits.
+        let number = info.first_chunk::<4>().filter(|_| read == info.len())?;
+        Some(match u32::from_ne_bytes(*number) as libc::c_int {
+            libc::SIGTERM => Stop::Drain,
+            libc::SIGINT => Stop::AtOnce("SIGINT"),
+            _ => Stop::AtOnce("SIGHUP"),
+        })
     }
 }
 

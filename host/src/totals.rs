@@ -1,13 +1,20 @@
 //! The host's own counters: the sum over its sessions, and facts about the process.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Instant;
 
 use genie_engine::Counters;
 use genie_engine::session::HostCounters;
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::analysis::Analysis;
+use crate::mailbox::Mailbox;
 use crate::nodes::{Nodes, RemoteNodes};
+
+/// The status' word of a host that was asked to stop.
+pub const DRAINING: &str = "draining";
 
 /// What one session tells the rest of the process, now and then.
 #[derive(Debug, Clone, Copy, Default)]
@@ -17,52 +24,66 @@ pub struct SessionReport {
     pub live_bytes: u64,
 }
 
-/// Where a session's thread leaves its report; locked by it for a moment at a time.
-#[derive(Debug, Default)]
+/// Between a session's thread and the others: its report, locked for a moment at a time, and its
+/// mailbox.
 pub struct SessionSlot {
     report: Mutex<SessionReport>,
+    pub mailbox: Arc<Mailbox>,
 }
 
 impl SessionSlot {
+    pub fn new() -> std::io::Result<Arc<Self>> {
+        let mailbox = Arc::new(Mailbox::new()?);
+        Ok(Arc::new(SessionSlot { report: Mutex::default(), mailbox }))
+    }
+
     pub fn publish(&self, report: SessionReport) {
         *lock(&self.report) = report;
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Sessions {
     running: BTreeMap<u64, Arc<SessionSlot>>,
     started: u64,
     /// Summed values of ended sessions, by the counter's position.
     ended: Vec<u64>,
+    /// Until when sessions may finish, once the host is asked to stop.
+    draining: Option<Instant>,
 }
 
 /// All sessions' reports.
-#[derive(Default)]
 pub struct Totals {
     sessions: Mutex<Sessions>,
+    /// Readable after a session ended.
+    an_end: OwnedFd,
     nodes: OnceLock<Weak<Nodes>>,
     analysis: OnceLock<Weak<Analysis>>,
 }
 
 impl Totals {
+    pub fn new() -> std::io::Result<Self> {
+        let an_end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (nodes, analysis) = (OnceLock::new(), OnceLock::new());
+        Ok(Totals { sessions: Mutex::default(), an_end, nodes, analysis })
+    }
+
     /// Also reports about the nodes that these are, and about plugins.
     pub fn watch(&self, nodes: &Arc<Nodes>, analysis: &Arc<Analysis>) {
         let _ = self.nodes.set(Arc::downgrade(nodes));
         let _ = self.analysis.set(Arc::downgrade(analysis));
     }
 
-    /// Registers a session unless `max` are running; returns its number and its slot.
-    pub fn begin(&self, max: usize) -> Option<(u64, Arc<SessionSlot>)> {
+    /// Registers a session unless `max` are running; returns its number.
+    pub fn begin(&self, max: usize, slot: &Arc<SessionSlot>) -> Option<u64> {
         let mut sessions = lock(&self.sessions);
         if sessions.running.len() >= max {
             return None;
         }
         sessions.started += 1;
         let id = sessions.started;
-        let slot = Arc::new(SessionSlot::default());
         sessions.running.insert(id, slot.clone());
-        Some((id, slot))
+        Some(id)
     }
 
     pub fn end(&self, id: u64) {
@@ -70,6 +91,38 @@ impl Totals {
         if let Some(slot) = sessions.running.remove(&id) {
             let report = *lock(&slot.report);
             add(&mut sessions.ended, &report.counters);
+        }
+        drop(sessions);
+        // Fails only where it is readable anyway.
+        let _ = rustix::io::write(&self.an_end, &1u64.to_ne_bytes());
+    }
+
+    /// Readable after a session ended, until [`Totals::clear_end`].
+    pub fn end_fd(&self) -> BorrowedFd<'_> {
+        self.an_end.as_fd()
+    }
+
+    pub fn clear_end(&self) {
+        let _ = rustix::io::read(&self.an_end, &mut [0u8; 8]);
+    }
+
+    /// Notes, for the status, that sessions may finish until then; returns the number of the
+    /// newest, for [`Totals::running`].
+    pub fn drain(&self, until: Instant) -> u64 {
+        let mut sessions = lock(&self.sessions);
+        sessions.draining = Some(until);
+        sessions.started
+    }
+
+    /// Sessions that run, of those up to this number.
+    pub fn running(&self, newest: u64) -> usize {
+        lock(&self.sessions).running.range(..=newest).count()
+    }
+
+    /// Asks every session to end, for this reason.
+    pub fn end_all(&self, reason: &str) {
+        for slot in lock(&self.sessions).running.values() {
+            slot.mailbox.end(reason);
         }
     }
 }
@@ -123,7 +176,14 @@ impl HostCounters for Totals {
 
     fn words(&self) -> Vec<(String, String)> {
         let nodes = self.nodes.get().and_then(Weak::upgrade);
-        nodes.and_then(|nodes| Some(nodes.remote()?.words())).unwrap_or_default()
+        let words = nodes.and_then(|nodes| Some(nodes.remote()?.words()));
+        let mut words = words.unwrap_or_default();
+        if let Some(until) = lock(&self.sessions).draining {
+            let left = until.saturating_duration_since(Instant::now()).as_secs();
+            let text = format!("takes no new sessions; ends with the last, in {left} s at most");
+            words.push((DRAINING.to_owned(), text));
+        }
+        words
     }
 }
 

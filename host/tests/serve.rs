@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 
@@ -191,35 +192,28 @@ fn sessions_are_capped_with_a_clear_refusal() {
     assert!(error.contains("--max-sessions"), "{error}");
 }
 
+/// A host that says `ready` has a node: what keeps it from one is told instead, to whoever waits.
 #[test]
-fn a_missing_node_is_refused_with_advice() {
+fn a_host_without_a_node_is_not_ready_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let lonely = dir.path().join("genie-host");
     std::fs::copy(host_binary(), &lonely).unwrap();
     let mut command = Command::new(lonely);
     command.env("PATH", "/nowhere").env_remove("GENIE_NODE_BINARY");
-    let host = Host::spawn(command);
-    for _ in 0..2 {
-        let mut client = host.stranger();
-        let hello = genie_wire::control::Hello {
-            protocol: genie_wire::PROTOCOL_VERSION,
-            ..Default::default()
-        };
-        client.send(FrameKind::Hello, &prost::Message::encode_to_vec(&hello));
-        let error = client.wait(FrameKind::Welcome).unwrap_err();
-        assert!(error.contains("/nowhere") && error.contains("GENIE_NODE_BINARY"), "{error}");
-    }
-}
+    let (status, out, err) = run(&mut command);
+    assert!(!status.success() && !out.contains("ready"), "{out}");
+    assert!(err.contains("/nowhere") && err.contains("GENIE_NODE_BINARY"), "{err}");
 
-#[test]
-fn a_node_that_cannot_start_is_refused_with_its_last_words() {
-    let host = Host::start_with(&fake_node(), &[], &[("FAKE_NODE", "broken")]);
-    let mut client = host.stranger();
-    let hello =
-        genie_wire::control::Hello { protocol: genie_wire::PROTOCOL_VERSION, ..Default::default() };
-    client.send(FrameKind::Hello, &prost::Message::encode_to_vec(&hello));
-    let error = client.wait(FrameKind::Welcome).unwrap_err();
-    assert!(error.contains("libtorch_fake.so") && error.contains("127"), "{error}");
+    let mut broken = Command::new(host_binary());
+    broken.arg("--node-binary").arg(fake_node()).env("FAKE_NODE", "broken");
+    let (status, out, err) = run(&mut broken);
+    assert!(!status.success() && out.is_empty(), "{out}");
+    assert!(err.contains("libtorch_fake.so") && err.contains("127"), "{err}");
+
+    // A program reads the reason where it waits for `ready`.
+    broken.args(["--parent-pid", &std::process::id().to_string()]);
+    let (_, out, _) = run(&mut broken);
+    assert!(out.starts_with("failed ") && out.contains("libtorch_fake.so"), "{out}");
 }
 
 #[test]
@@ -251,9 +245,16 @@ fn the_node_ends_when_the_host_is_killed() {
 
 #[test]
 fn a_stopping_host_ends_although_a_node_never_gets_ready() {
-    let mut host = Host::start_with(&fake_node(), &[], &[("FAKE_NODE", "mute")]);
-    host.signal(Signal::INT);
-    assert!(host.wait().success());
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut command = Command::new(host_binary());
+        command.arg("--node-binary").arg(fake_node()).env("FAKE_NODE", "mute");
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let said = stderr.lines().map_while(Result::ok).any(|line| line.contains("is mute"));
+        assert!(said, "the node starts");
+        kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+        assert!(ended(&watch(child.id()).unwrap()) && child.wait().unwrap().success());
+    }
 }
 
 /// Once, stopping while the node was just getting ready waited for ever.
@@ -337,4 +338,87 @@ fn an_idle_session_takes_no_time_and_goes_on() {
     assert_eq!(client.reply().unwrap(), [0; 4]);
     client.tape.free(StorageId(x.0));
     client.flush();
+}
+
+/// What a newcomer is told by a host that was just asked to stop.
+fn refused(host: &Host) -> String {
+    let mut said = None;
+    eventually("the refusal of a new session", || {
+        let mut client = host.stranger();
+        let hello = genie_wire::control::Hello {
+            protocol: genie_wire::PROTOCOL_VERSION,
+            ..Default::default()
+        };
+        client.send(FrameKind::Hello, &prost::Message::encode_to_vec(&hello));
+        said = client.wait(FrameKind::Welcome).err();
+        said.is_some()
+    });
+    said.unwrap()
+}
+
+#[test]
+fn a_stopping_host_lets_sessions_finish_and_takes_no_new_ones() {
+    let mut host = Host::start_with(&fake_node(), &["--drain-s", "1000"], &[]);
+    let mut client = host.client();
+    let node = watch(client.welcome.node_pid).unwrap();
+    host.signal(Signal::TERM);
+    let said = refused(&host);
+    assert!(said.contains("Unavailable") && said.contains("takes no new sessions"), "{said}");
+    client.tape.fence(1);
+    client.flush();
+    client.reply().expect("the old session goes on");
+    let address = format!("unix:{}", host.socket.display());
+    let (status, out, err) = run(Command::new(host_binary()).args(["status", "--host", &address]));
+    assert!(status.success() && out.contains("host.draining"), "{out}{err}");
+    drop(client);
+    assert!(host.wait().success());
+    assert!(ended(&node), "the node ends with its host");
+}
+
+#[test]
+fn a_session_that_outlasts_the_drain_is_told_why_it_ends() {
+    let mut host = Host::start_with(&fake_node(), &["--drain-s", "1"], &[]);
+    let mut client = host.client();
+    host.signal(Signal::TERM);
+    let said = client.wait(FrameKind::Reply).unwrap_err();
+    assert!(said.contains("NodeLost") && said.contains("--drain-s"), "{said}");
+    assert!(host.wait().success());
+}
+
+#[test]
+fn a_second_signal_ends_a_drain() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut host = Host::start_with(&fake_node(), &["--drain-s", "1000"], &[]);
+        let mut client = host.client();
+        host.signal(Signal::TERM);
+        refused(&host);
+        host.signal(signal);
+        let said = client.wait(FrameKind::Reply).unwrap_err();
+        assert!(said.contains("the host ends"), "{said}");
+        assert!(host.wait().success());
+    }
+}
+
+/// A program that ends leaves records behind and asks its host to stop: nothing of that is worth a
+/// word, however the processes' ends fall together.
+#[test]
+fn an_orderly_end_prints_nothing() {
+    for _ in 0..20 {
+        let mut command = Command::new(host_binary());
+        let pid = std::process::id().to_string();
+        command.arg("--node-binary").arg(fake_node()).args(["--parent-pid", &pid]);
+        let mut host = Host::spawn_with(command.stderr(Stdio::piped()));
+        let mut client = host.client();
+        for _ in 0..100 {
+            let storage = client.tape.alloc(100);
+            client.tape.free(storage);
+        }
+        client.flush();
+        drop(client);
+        host.signal(Signal::TERM);
+        assert!(host.wait().success());
+        let mut said = String::new();
+        host.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, "");
+    }
 }

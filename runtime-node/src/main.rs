@@ -13,13 +13,17 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, ValueEnum};
 use genie_aten::execute::{self, Device};
 use genie_node::aten::Aten;
 use genie_node::select::{Selected, Wanted, select};
-use genie_node::serve::{Door, Mailbox, NodeFacts, QuotaLimits, Quotas, Server, ServerParts};
+use genie_node::serve::{
+    Door, Mailbox, NodeFacts, Order, QuotaLimits, Quotas, Server, ServerParts,
+};
 use genie_node::{Executor, ExecutorLimits, memory};
 use genie_remote::LinkSettings;
 use genie_remote::cli::{PROBE, RemoteArgs};
@@ -27,10 +31,13 @@ use genie_wire::control;
 use tracing_subscriber::EnvFilter;
 
 use listen::{LinkLimits, Listen};
-use supervise::{Ended, Supervisor};
+use signals::Signal;
+use supervise::{Event, ServingFlag, Supervisor};
 
 /// Bytes of regions of one session by default: two of 64 MiB, and as much to spare.
 const CLIENT_MESSAGE_BYTES: u64 = 256 << 20;
+/// Seconds that sessions may take to finish when a node is asked to stop, by default.
+const DRAIN_S: u32 = 30;
 /// Weights that a node keeps at most, by default, while no tensor uses them.
 const WEIGHT_CACHE_BYTES: u64 = 8 << 30;
 
@@ -38,8 +45,9 @@ const SOFTWARE: &str = concat!("genie-node ", env!("CARGO_PKG_VERSION"));
 
 /// Executes PyTorch operators for Genie hosts, on libtorch and without Python.
 ///
-/// Prints one line, `ready ADDRESS...`, when it can be connected to. Ends on SIGTERM or SIGINT,
-/// or when the process given by --parent-pid ends, and removes its socket.
+/// Prints one line, `ready ADDRESS...`, once every device serves. On SIGTERM it takes no new
+/// sessions and ends with the last that runs (see --drain-s), on SIGINT, or when the process given
+/// by --parent-pid ends, at once; it removes its socket.
 #[derive(Parser)]
 #[command(name = "genie-node", version)]
 struct Args {
@@ -66,6 +74,12 @@ struct Args {
     /// this process may use, or of the GPU's]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     memory_bytes: Option<u64>,
+
+    /// Seconds that running sessions may still take after SIGTERM, while new ones are refused; a
+    /// second SIGTERM, or SIGINT, ends at once [default: 30, or 0 with --parent-pid]
+    #[arg(long, value_name = "S", env = "GENIE_DRAIN_S",
+          value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    drain_s: Option<u32>,
 
     /// What to execute on; `auto` takes CUDA when it works and says why when it does not
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
@@ -138,6 +152,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
 
     // Before any thread exists, so that all of them leave signals to the supervisor.
     let supervisor = Supervisor::new(args.parent_pid)?;
+    genie_remote::cli::raise_descriptor_limit();
     execute::init().map_err(|error| anyhow!("libtorch cannot be used: {error}"))?;
     let devices = devices(args.device)?;
     let budgets: Vec<u64> = devices.iter().map(|device| budget(&args, *device)).collect();
@@ -162,36 +177,95 @@ fn serve(args: Args) -> anyhow::Result<()> {
             doors: doors.take().unwrap_or_default(),
             links: links.clone(),
         };
-        let ended = supervisor.ended_flag()?;
+        let (ended, serving) = (supervisor.ended_flag(), supervisor.serving_flag());
         let thread = std::thread::Builder::new()
             .name(format!("genie-device-{index}"))
-            .spawn(move || ended.after(|| server.run()))
+            .spawn(move || ended.after(|| server.run(serving)))
             .context("start a device's thread")?;
         servers.push(thread);
     }
 
-    println!("ready {}", addresses.join(" "));
-    std::io::stdout().flush().context("say that the node is ready")?;
-    let reason = supervisor.wait()?;
-    tracing::info!(?reason, "the node ends");
-    for mailbox in mailboxes.iter() {
-        mailbox.stop();
-    }
+    let mut serving = 0;
+    let mut draining = None;
+    let why = loop {
+        match supervisor.wait(draining)? {
+            Some(Event::Serving(more)) => {
+                serving += more;
+                if serving == servers.len() as u64 {
+                    println!("ready {}", addresses.join(" "));
+                    std::io::stdout().flush().context("say that the node is ready")?;
+                }
+            }
+            Some(Event::Signal(Signal::Drain)) if draining.is_none() => {
+                let drain = drain(&args);
+                draining = Some(Instant::now() + drain);
+                let s = drain.as_secs();
+                tracing::info!("asked to stop: sessions may finish within {s} s");
+                let why = format!(
+                    "it was asked to stop (SIGTERM) and takes no new sessions; it ends within \
+                     {s} s. Use another node, or this one once it was started again"
+                );
+                mailboxes.iter().for_each(|mailbox| mailbox.order(Order::Drain(why.clone())));
+            }
+            Some(Event::Signal(Signal::Drain)) => {
+                break "it was asked twice to stop (SIGTERM)".to_owned();
+            }
+            Some(Event::Signal(Signal::AtOnce(signal))) => {
+                break format!("it was stopped by {signal}");
+            }
+            Some(Event::Parent) => {
+                break "the process that started it ended (--parent-pid)".to_owned();
+            }
+            Some(Event::Server) if draining.is_none() => {
+                return Err(failed(servers));
+            }
+            Some(Event::Server) => {
+                if servers.iter().all(JoinHandle::is_finished) {
+                    break "its last session ended".to_owned();
+                }
+            }
+            None => {
+                break format!(
+                    "it was asked to stop (SIGTERM), and {} s later the session still ran \
+                     (--drain-s gives longer)",
+                    drain(&args).as_secs()
+                );
+            }
+        }
+    };
+    tracing::info!("the node ends: {why}");
+    let order = Order::Stop(format!("the node ends: {why}"));
+    mailboxes.iter().for_each(|mailbox| mailbox.order(order.clone()));
     // A server in the middle of a long operator cannot be waited for: the process ends with it.
-    let all_ended = supervisor.wait_for(&servers);
-    if !all_ended {
-        tracing::warn!("an operator is still running; it is cut off");
+    if !supervisor.wait_for(&servers) {
+        // Nobody waits for its result: sessions have ended, or were told that they are cut.
+        tracing::info!("an operator is still running; it is cut off");
         listen::remove_sockets(&args.listen);
-        std::process::exit(reason.exit_code());
+        std::process::exit(0);
     }
     for server in servers {
         server.join().map_err(|_| anyhow!("a device's thread panicked"))??;
     }
-    match reason {
-        Ended::Server => Err(anyhow!("a device's server ended by itself")),
-        // libtorch's own threads and destructors are not waited for.
-        _ => std::process::exit(reason.exit_code()),
+    // libtorch's own threads and destructors are not waited for.
+    std::process::exit(0)
+}
+
+/// Why a server ended by itself.
+fn failed(servers: Vec<JoinHandle<anyhow::Result<()>>>) -> anyhow::Error {
+    for server in servers.into_iter().filter(JoinHandle::is_finished) {
+        match server.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error.context("a device cannot be served"),
+            Err(_) => return anyhow!("a device's thread panicked"),
+        }
     }
+    anyhow!("a device's server ended by itself")
+}
+
+/// How long running sessions may take when the node is asked to stop.
+fn drain(args: &Args) -> Duration {
+    let default = if args.parent_pid.is_some() { 0 } else { DRAIN_S };
+    Duration::from_secs(args.drain_s.unwrap_or(default).into())
 }
 
 fn devices(wanted: DeviceArg) -> anyhow::Result<Vec<Device>> {
@@ -281,7 +355,7 @@ struct ServerThread {
 }
 
 impl ServerThread {
-    fn run(self) -> anyhow::Result<()> {
+    fn run(self, serving: ServingFlag) -> anyhow::Result<()> {
         let executor = Executor::with_limits(Aten::new(self.device), self.limits);
         let ops = self.device.ops(&self.without);
         tracing::info!(device = self.index, ops = ops.len(), "a device is served");
@@ -296,6 +370,7 @@ impl ServerThread {
             links: self.links,
         });
         let server = server.context("prepare to serve")?;
+        serving.raise();
         server.run().context("serve")
     }
 }

@@ -18,13 +18,14 @@ use std::time::{Duration, Instant};
 use genie_remote::LinkSettings;
 use genie_transport::transport::Cause;
 use genie_transport::{Link, LinkError};
+use genie_wire::ErrorCode;
 use genie_wire::control::{Device, Hello};
 use rustix::event::{Timespec, epoll};
 
 use crate::{Backend, Executor, SessionSettings};
 use connection::{Connection, First, Turn};
 pub use door::Door;
-pub use mailbox::Mailbox;
+pub use mailbox::{Mailbox, Order};
 use moves::Moves;
 pub use quotas::{QuotaLimits, Quotas};
 pub use relief::Relief;
@@ -67,8 +68,9 @@ pub struct Server<B: Backend> {
     /// Schema hashes of the operators the device runs.
     ops: Vec<u64>,
     epoll: OwnedFd,
-    /// Ways in, each with whether it is watched: not while descriptors have run out.
-    doors: Vec<(Door, bool)>,
+    entrances: Vec<Entrance>,
+    /// What new sessions are told, once the node was asked to stop.
+    turned_away: Option<String>,
     quotas: Arc<Quotas>,
     /// Links whose last words are on their way, and when they are dropped anyway.
     lingering: Vec<(Box<dyn Link>, Instant)>,
@@ -79,6 +81,15 @@ pub struct Server<B: Backend> {
     connections: BTreeMap<u64, Connection<B>>,
     next_connection: u64,
     next_session: u64,
+}
+
+/// A way in.
+struct Entrance {
+    door: Door,
+    /// It fails (descriptors ran out, most likely): it is not watched before this moment.
+    shut_until: Option<Instant>,
+    /// One failure is told, and then none until a connection came in.
+    told: bool,
 }
 
 /// Names of descriptors in the wait set; doors count up from `DOOR`, connections from
@@ -93,6 +104,10 @@ const DOORS_MAX: usize = 16;
 const LINGER: Duration = Duration::from_secs(1);
 /// How often lingering links are looked at.
 const LINGER_STEP: Duration = Duration::from_millis(20);
+/// How long a door that fails is left alone. A connection that ends opens it at once.
+const SHUT_FOR: Duration = Duration::from_millis(100);
+/// Failures of single peers in one look at a door; more of them are the door's own.
+const FAILURES_MAX: usize = 128;
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 64;
 
@@ -112,7 +127,11 @@ impl<B: Backend> Server<B> {
             facts,
             ops,
             epoll,
-            doors: doors.into_iter().map(|door| (door, true)).collect(),
+            entrances: doors
+                .into_iter()
+                .map(|door| Entrance { door, shut_until: None, told: false })
+                .collect(),
+            turned_away: None,
             quotas,
             lingering: Vec::new(),
             mailboxes,
@@ -138,14 +157,47 @@ impl<B: Backend> Server<B> {
                 Err(errno) => return Err(errno.into()),
             }
             for event in &events {
-                self.notice(event.data.u64(), event.flags)?;
+                self.notice(event.data.u64(), event.flags);
             }
-            if self.mailboxes[self.device].stopped() {
+            for order in self.mailboxes[self.device].orders() {
+                match order {
+                    Order::Drain(why) => self.turned_away = Some(why),
+                    Order::Stop(why) => {
+                        self.cut(&why);
+                        return Ok(());
+                    }
+                }
+            }
+            self.open_doors();
+            self.wake_throttled();
+            self.take_turns();
+            self.move_weights();
+            self.drive_lingering();
+            if let Some(why) = self.turned_away.clone()
+                && self.is_drained()
+            {
+                self.cut(&why);
                 return Ok(());
             }
-            self.wake_throttled();
-            self.take_turns()?;
-            self.move_weights()?;
+        }
+    }
+
+    /// Whether no session runs any more, nor any move of a weight.
+    fn is_drained(&self) -> bool {
+        !self.moves.is_busy() && !self.connections.values().any(Connection::is_open)
+    }
+
+    /// Tells everybody why the node leaves them, and gives the words a moment to arrive.
+    fn cut(&mut self, why: &str) {
+        for (_, mut connection) in std::mem::take(&mut self.connections) {
+            connection::refuse(connection.link.as_mut(), ErrorCode::NodeLost, why);
+            if connection.link.close(why) {
+                self.lingering.push((connection.into_link(), Instant::now() + LINGER));
+            }
+        }
+        self.drive_lingering();
+        while !self.lingering.is_empty() {
+            std::thread::sleep(LINGER_STEP);
             self.drive_lingering();
         }
     }
@@ -155,7 +207,8 @@ impl<B: Backend> Server<B> {
     fn sleep_max(&self) -> Option<Timespec> {
         let throttled = self.connections.values().filter_map(|connection| connection.throttled);
         let now = Instant::now();
-        let due = throttled.chain(self.moves.due()).min();
+        let shut = self.entrances.iter().filter_map(|entrance| entrance.shut_until);
+        let due = throttled.chain(shut).chain(self.moves.due()).min();
         let due = due.map(|until| until.saturating_duration_since(now));
         let linger = (!self.lingering.is_empty()).then_some(LINGER_STEP);
         let wait = due.into_iter().chain(linger).min()?;
@@ -177,15 +230,15 @@ impl<B: Backend> Server<B> {
         });
     }
 
-    fn notice(&mut self, source: u64, flags: epoll::EventFlags) -> std::io::Result<()> {
+    fn notice(&mut self, source: u64, flags: epoll::EventFlags) {
         match source {
             MAILBOX => {
                 for (link, first) in self.mailboxes[self.device].take() {
-                    self.adopt(link, Some(first))?;
+                    self.adopt(link, Some(first));
                 }
             }
             name if name & MOVE != 0 => self.moves.notice(name),
-            door if door < CONNECTION => self.accept((door - DOOR) as usize)?,
+            door if door < CONNECTION => self.accept((door - DOOR) as usize),
             id => {
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.runnable = true;
@@ -194,57 +247,90 @@ impl<B: Backend> Server<B> {
                 }
             }
         }
-        Ok(())
     }
 
-    fn accept(&mut self, index: usize) -> std::io::Result<()> {
-        let Some((door, watched)) = self.doors.get_mut(index) else {
-            return Ok(());
-        };
-        let mut accepted = Vec::new();
+    fn accept(&mut self, index: usize) {
+        let Some(entrance) = self.entrances.get_mut(index) else { return };
+        let (mut accepted, mut failures) = (Vec::new(), 0);
         loop {
-            match door.accept() {
-                Ok(Some(link)) => accepted.push(link),
+            let error = match entrance.door.accept() {
+                Ok(Some(link)) => {
+                    accepted.push(link);
+                    entrance.told = false;
+                    continue;
+                }
                 Ok(None) => break,
-                // Of a stranger, perhaps: it concerns one connection.
-                Err(LinkError::Transport(error)) => {
-                    tracing::warn!(%error, "a connection is not accepted");
-                    break;
+                Err(error) => error,
+            };
+            failures += 1;
+            // Of a stranger, perhaps: it concerns one connection, and the next may be a friend's.
+            let is_ones = matches!(error, LinkError::Transport(_) | LinkError::Stranger { .. });
+            let fails = !is_ones || failures > FAILURES_MAX;
+            if !std::mem::replace(&mut entrance.told, true) {
+                tracing::warn!(%error, "a connection is not accepted");
+            }
+            if fails {
+                // Out of descriptors, most likely: wait until some are free.
+                entrance.shut_until = Some(Instant::now() + SHUT_FOR);
+                if let Err(error) = epoll::delete(&self.epoll, entrance.door.event_fd()) {
+                    tracing::debug!(%error, "a door that fails stays watched");
                 }
-                // Out of descriptors, most likely: wait until a connection ends.
-                Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted now");
-                    epoll::delete(&self.epoll, door.event_fd())?;
-                    *watched = false;
-                    break;
-                }
+                break;
             }
         }
-        accepted.into_iter().try_for_each(|link| self.adopt(link, None))
+        for link in accepted {
+            self.adopt(link, None);
+        }
     }
 
-    fn adopt(&mut self, mut link: Box<dyn Link>, first: Option<First>) -> std::io::Result<()> {
+    /// Watches doors again whose time has come.
+    fn open_doors(&mut self) {
+        let now = Instant::now();
+        for (name, entrance) in (DOOR..).zip(&mut self.entrances) {
+            if entrance.shut_until.is_some_and(|until| until <= now) {
+                entrance.shut_until = match watch(&self.epoll, entrance.door.event_fd(), name) {
+                    Ok(()) => None,
+                    // It is watched still.
+                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => None,
+                    Err(_) => Some(now + SHUT_FOR),
+                };
+            }
+        }
+    }
+
+    fn adopt(&mut self, mut link: Box<dyn Link>, first: Option<First>) {
         let max = self.facts.sessions_max;
-        if self.connections.len() >= max {
-            tracing::warn!(max, "a connection is refused");
-            let message = format!(
+        let full = || {
+            format!(
                 "the node serves {max} connections already; close one, or start it with a larger \
                  --max-sessions"
-            );
-            connection::refuse(link.as_mut(), genie_wire::ErrorCode::Runtime, &message);
+            )
+        };
+        let refused = match &self.turned_away {
+            Some(why) => Some(why.clone()),
+            None => (self.connections.len() >= max).then(full),
+        };
+        if let Some(message) = refused {
+            tracing::warn!(message, "a connection is refused");
+            connection::refuse(link.as_mut(), ErrorCode::Unavailable, &message);
             if link.close(&message) {
                 self.lingering.push((link, Instant::now() + LINGER));
             }
-            return Ok(());
+            return;
         }
         let id = self.next_connection;
         self.next_connection += 1;
-        watch(&self.epoll, link.event_fd(), id)?;
-        self.connections.insert(id, Connection::new(link, first));
-        Ok(())
+        match watch(&self.epoll, link.event_fd(), id) {
+            Ok(()) => drop(self.connections.insert(id, Connection::new(link, first))),
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be watched");
+                let message = format!("the node cannot take one more connection: {error}");
+                connection::refuse(link.as_mut(), ErrorCode::Unavailable, &message);
+            }
+        }
     }
 
-    fn take_turns(&mut self) -> std::io::Result<()> {
+    fn take_turns(&mut self) {
         let runnable: Vec<u64> = self
             .connections
             .iter()
@@ -252,18 +338,16 @@ impl<B: Backend> Server<B> {
             .map(|(id, _)| *id)
             .collect();
         for id in runnable {
-            self.with_connection(id, |connection, host| connection.turn(host))?;
+            self.with_connection(id, |connection, host| connection.turn(host));
         }
-        Ok(())
     }
 
-    fn move_weights(&mut self) -> std::io::Result<()> {
+    fn move_weights(&mut self) {
         for arrival in self.moves.turns(&mut self.executor, &self.epoll) {
             // Moves end with their connection, so it is there.
             let id = arrival.connection;
-            self.with_connection(id, |connection, host| connection.weight_came(arrival, host))?;
+            self.with_connection(id, |connection, host| connection.weight_came(arrival, host));
         }
-        Ok(())
     }
 
     /// Lets a connection do something, and draws the consequences.
@@ -271,10 +355,8 @@ impl<B: Backend> Server<B> {
         &mut self,
         id: u64,
         act: impl FnOnce(&mut Connection<B>, &mut Host<'_, B>) -> Turn,
-    ) -> std::io::Result<()> {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return Ok(());
-        };
+    ) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
         let mut host = Host {
             executor: &mut self.executor,
             facts: &self.facts,
@@ -285,15 +367,20 @@ impl<B: Backend> Server<B> {
             moves: &mut self.moves,
             epoll: &self.epoll,
             connection: id,
+            turned_away: self.turned_away.as_deref(),
         };
         match act(connection, &mut host) {
-            Turn::Continue => self.set_interest(id),
+            Turn::Continue => {
+                if let Err(error) = self.set_interest(id) {
+                    tracing::warn!(%error, "a connection cannot be watched any more");
+                    self.end(id);
+                }
+            }
             Turn::End => self.end(id),
             Turn::Handover(first) => {
                 let device = first.device();
-                let connection = self.remove(id)?.expect("it just had its turn");
+                let connection = self.remove(id).expect("it just had its turn");
                 self.mailboxes[device].deliver(connection.into_link(), first);
-                Ok(())
             }
         }
     }
@@ -315,28 +402,27 @@ impl<B: Backend> Server<B> {
         Ok(())
     }
 
-    fn remove(&mut self, id: u64) -> std::io::Result<Option<Connection<B>>> {
-        let Some(connection) = self.connections.remove(&id) else {
-            return Ok(None);
-        };
-        epoll::delete(&self.epoll, connection.link.event_fd())?;
-        Ok(Some(connection))
+    fn remove(&mut self, id: u64) -> Option<Connection<B>> {
+        let connection = self.connections.remove(&id)?;
+        // Closing the descriptor would do as well, were it not passed on.
+        if let Err(error) = epoll::delete(&self.epoll, connection.link.event_fd()) {
+            tracing::debug!(%error, "a connection was not watched");
+        }
+        Some(connection)
     }
 
-    fn end(&mut self, id: u64) -> std::io::Result<()> {
+    fn end(&mut self, id: u64) {
         self.moves.cancel(id, &mut self.executor, &self.epoll);
-        if let Some(connection) = self.remove(id)?
+        if let Some(connection) = self.remove(id)
             && let Some(link) = connection.end(&mut self.executor)
         {
             self.lingering.push((link, Instant::now() + LINGER));
         }
-        for (name, (door, watched)) in (DOOR..).zip(&mut self.doors) {
-            if !*watched {
-                watch(&self.epoll, door.event_fd(), name)?;
-                *watched = true;
-            }
+        // There is a descriptor again.
+        let now = Instant::now();
+        for shut in self.entrances.iter_mut().filter_map(|entrance| entrance.shut_until.as_mut()) {
+            *shut = now;
         }
-        Ok(())
     }
 }
 
@@ -352,6 +438,8 @@ struct Host<'a, B: Backend> {
     epoll: &'a OwnedFd,
     /// The number of the connection whose turn it is.
     connection: u64,
+    /// What a new session is told, once the node was asked to stop.
+    turned_away: Option<&'a str>,
 }
 
 impl<B: Backend> Host<'_, B> {

@@ -78,7 +78,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.mailboxes.iter().for_each(Mailbox::stop);
+        let order = Order::Stop("the test ends".to_owned());
+        self.mailboxes.iter().for_each(|mailbox| mailbox.order(order.clone()));
         for thread in self.threads.drain(..) {
             let ended = thread.join().expect("a server never panics");
             ended.expect("a server never fails");

@@ -1,4 +1,4 @@
-//! What ends the node: a signal, its parent's end, or a server's end.
+//! What the main thread waits for: signals, its parent's end, and what becomes of the servers.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,33 +9,31 @@ use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::signals::ending_signals;
+use crate::signals::{EndingSignals, Signal};
 
 /// How long servers may finish their turns when the node ends.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Waits for what ends the node.
+/// Waits for what the servers and the world around tell.
 pub struct Supervisor {
-    signals: OwnedFd,
+    signals: EndingSignals,
     parent: Option<OwnedFd>,
     /// Counts servers that ended.
     ended: Arc<OwnedFd>,
+    /// Counts servers that serve.
+    serving: Arc<OwnedFd>,
 }
 
+/// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    Signal,
+pub enum Event {
+    Signal(Signal),
+    /// The process given by `--parent-pid` ended.
     Parent,
+    /// A server ended, by itself or drained.
     Server,
-}
-
-impl Ended {
-    pub fn exit_code(self) -> i32 {
-        match self {
-            Ended::Signal | Ended::Parent => 0,
-            Ended::Server => 1,
-        }
-    }
+    /// So many more servers serve.
+    Serving(u64),
 }
 
 /// Tells the supervisor when a server's thread is about to end.
@@ -56,33 +54,63 @@ impl Drop for EndedFlag {
     }
 }
 
+/// Tells the supervisor that a server serves.
+pub struct ServingFlag(Arc<OwnedFd>);
+
+impl ServingFlag {
+    pub fn raise(self) {
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+}
+
 impl Supervisor {
     /// Call before starting threads: they inherit the signal mask.
     pub fn new(parent_pid: Option<i32>) -> anyhow::Result<Self> {
-        let signals = ending_signals()?;
+        let signals = EndingSignals::block()?;
         let parent = parent_pid.map(parent).transpose()?;
-        let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        Ok(Supervisor { signals, parent, ended })
+        let counter = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let (ended, serving) = (Arc::new(counter()?), Arc::new(counter()?));
+        Ok(Supervisor { signals, parent, ended, serving })
     }
 
-    pub fn ended_flag(&self) -> anyhow::Result<EndedFlag> {
-        Ok(EndedFlag(self.ended.clone()))
+    pub fn ended_flag(&self) -> EndedFlag {
+        EndedFlag(self.ended.clone())
     }
 
-    /// Waits for the first thing that ends the node.
-    pub fn wait(&self) -> anyhow::Result<Ended> {
-        let mut fds = vec![(Ended::Signal, &self.signals), (Ended::Server, &*self.ended)];
-        fds.extend(self.parent.iter().map(|parent| (Ended::Parent, parent)));
+    pub fn serving_flag(&self) -> ServingFlag {
+        ServingFlag(self.serving.clone())
+    }
+
+    /// Waits for the next thing that happens; `None` when nothing did until the deadline.
+    pub fn wait(&self, deadline: Option<Instant>) -> anyhow::Result<Option<Event>> {
         loop {
-            let mut polled: Vec<_> =
-                fds.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::IN)).collect();
-            match poll(&mut polled, None) {
+            let mut fds = vec![
+                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::new(&*self.ended, PollFlags::IN),
+                PollFd::new(&*self.serving, PollFlags::IN),
+            ];
+            fds.extend(self.parent.iter().map(|parent| PollFd::new(parent, PollFlags::IN)));
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            match poll(&mut fds, timeout.as_ref()) {
                 Err(rustix::io::Errno::INTR) => continue,
+                Ok(0) => return Ok(None),
                 result => result.context("wait for the end")?,
             };
-            let ready = polled.iter().position(|fd| !fd.revents().is_empty());
-            if let Some(index) = ready {
-                return Ok(fds[index].0);
+            let happened: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            if happened.get(3) == Some(&true) {
+                return Ok(Some(Event::Parent));
+            }
+            if happened[0]
+                && let Some(signal) = self.signals.next()
+            {
+                return Ok(Some(Event::Signal(signal)));
+            }
+            if happened[1] && take(&self.ended) > 0 {
+                return Ok(Some(Event::Server));
+            }
+            if happened[2] {
+                return Ok(Some(Event::Serving(take(&self.serving))));
             }
         }
     }
@@ -96,8 +124,7 @@ impl Supervisor {
                 return false;
             }
             // A server counts itself just before its thread ends, hence short waits after that.
-            let mut count = [0u8; 8];
-            if rustix::io::read(&*self.ended, &mut count).is_ok() {
+            if take(&self.ended) > 0 {
                 std::thread::yield_now();
             }
             let wait = left.min(Duration::from_millis(10));
@@ -106,6 +133,15 @@ impl Supervisor {
             let _ = poll(&mut [PollFd::new(&*self.ended, PollFlags::IN)], Some(&wait));
         }
         true
+    }
+}
+
+/// What was counted since the last look.
+fn take(counter: &OwnedFd) -> u64 {
+    let mut count = [0; 8];
+    match rustix::io::read(counter, &mut count) {
+        Ok(_) => u64::from_ne_bytes(count),
+        Err(_) => 0,
     }
 }
 

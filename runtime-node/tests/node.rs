@@ -16,6 +16,7 @@ use genie_wire::{
 };
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_genie-node");
 
@@ -53,7 +54,8 @@ impl Node {
         self.client_of("me")
     }
 
-    fn client_of(&self, identity: &str) -> Client {
+    /// A connection that said hello and has no answer yet.
+    fn newcomer(&self, identity: &str) -> Client {
         let link = connect(&self.socket).unwrap();
         let mut client = Client { link, tape: TapeWriter::new(), token: 0, later: Vec::new() };
         let hello = Hello {
@@ -64,6 +66,11 @@ impl Node {
             ..Hello::default()
         };
         client.send(FrameKind::Hello, &hello.encode_to_vec());
+        client
+    }
+
+    fn client_of(&self, identity: &str) -> Client {
+        let mut client = self.newcomer(identity);
         let welcome = Welcome::decode(&client.next_of(FrameKind::Welcome)[..]).unwrap();
         assert_eq!(welcome.pid, self.child.id());
         assert_eq!(welcome.devices[0].kind, "cpu");
@@ -71,9 +78,8 @@ impl Node {
         client
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
     /// Waits for its end and returns whether it was a success.
@@ -125,6 +131,12 @@ impl Client {
             }
             wait(&self.link, PollFlags::IN);
         }
+    }
+
+    /// The words of the refusal that comes next, if one does.
+    fn refusal(&mut self) -> Option<Refusal> {
+        let frame = self.next().ok()?;
+        (frame.kind == FrameKind::Refusal).then(|| Refusal::decode(&frame.body[..]).unwrap())
     }
 
     /// The next frame of a kind; others are kept for later.
@@ -461,13 +473,93 @@ fn malformed_messages_are_refused_and_others_are_served() {
 
 #[test]
 fn it_ends_on_signals_and_removes_its_socket() {
-    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+    for (signal, with_a_session) in [(Signal::TERM, false), (Signal::INT, true)] {
         let mut node = Node::start(&[]);
-        let _client = node.client();
+        let _client = with_a_session.then(|| node.client());
         node.signal(signal);
         assert!(node.ended());
         assert!(!node.socket.exists());
     }
+}
+
+/// What a newcomer is told by a node that was just asked to stop.
+fn refused(node: &Node) -> Refusal {
+    loop {
+        if let Some(refusal) = node.newcomer("me").refusal() {
+            return refusal;
+        }
+    }
+}
+
+#[test]
+fn asked_to_stop_it_lets_sessions_finish_and_takes_no_new_ones() {
+    let mut node = Node::start(&["--drain-s", "1000"]);
+    let mut client = node.client();
+    let x = client.upload(&[1.0]);
+    node.signal(Signal::TERM);
+    let refusal = refused(&node);
+    assert_eq!(refusal.code, ErrorCode::Unavailable as u32);
+    assert!(refusal.message.contains("takes no new sessions"), "{}", refusal.message);
+    assert_eq!(client.read(x, 1).unwrap(), [1.0], "the old session goes on");
+    drop(client);
+    assert!(node.ended());
+}
+
+#[test]
+fn a_session_that_outlasts_the_drain_is_told_why_it_ends() {
+    let mut node = Node::start(&["--drain-s", "1"]);
+    let mut client = node.client();
+    node.signal(Signal::TERM);
+    let refusal = client.refusal().expect("it is told");
+    assert_eq!(refusal.code, ErrorCode::NodeLost as u32);
+    assert!(refusal.message.contains("--drain-s"), "{}", refusal.message);
+    assert!(node.ended());
+
+    let mut node = Node::start(&["--drain-s", "1000"]);
+    let mut client = node.client();
+    node.signal(Signal::TERM);
+    refused(&node);
+    node.signal(Signal::INT);
+    assert!(client.refusal().unwrap().message.contains("SIGINT"));
+    assert!(node.ended());
+}
+
+impl Node {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32).unwrap()
+    }
+
+    /// Sets how many files it may open at once; returns what held before.
+    fn may_open(&self, limit: Rlimit) -> Rlimit {
+        prlimit(Some(self.pid()), Resource::Nofile, limit).unwrap()
+    }
+}
+
+/// Once, a door that failed was opened again only by the end of a connection.
+#[test]
+fn out_of_descriptors_without_a_session_it_is_not_deaf_for_ever() {
+    let mut command = Command::new(BINARY);
+    command.stderr(Stdio::piped());
+    let mut node = Node::start_by(command, &["--log", "warn"]);
+    let mut stderr = BufReader::new(node.child.stderr.take().unwrap());
+    let most = getrlimit(Resource::Nofile).maximum;
+    let before = node.may_open(Rlimit { current: Some(3), maximum: most });
+    let mut client = node.newcomer("me");
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.contains("not accepted"), "{line}");
+    node.may_open(before);
+    client.next_of(FrameKind::Welcome);
+}
+
+#[test]
+fn it_opens_as_many_files_as_it_may() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -S -n 100; exec \"$0\" \"$@\"", BINARY]);
+    let node = Node::start_by(command, &[]);
+    let own = getrlimit(Resource::Nofile);
+    let limit = node.may_open(own);
+    assert_eq!((limit.current, limit.maximum), (own.maximum, own.maximum));
 }
 
 #[test]

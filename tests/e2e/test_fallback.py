@@ -96,3 +96,93 @@ def test_sparse_is_supported_by_falling_back(device):
         assert "sparse" in str(error).lower()
     else:
         assert torch.equal(out.to_dense().cpu(), dense)
+
+
+READERS = """
+a = torch.ops.aten
+def same(op, *args):
+    "Whether the device's result is the CPU's; args are made on the CPU."
+    to = lambda device: [x.to(device) if isinstance(x, torch.Tensor) else x for x in args]
+    there, here = op(*to(DEVICE)), op(*to("cpu"))
+    there, here = (x if isinstance(x, (tuple, list)) else [x] for x in (there, here))
+    return all(torch.equal(x.cpu(), y) if isinstance(y, torch.Tensor) else x == y for x, y in zip(there, here))
+def refuses(op, *args):
+    try:
+        op(*(x.to(DEVICE) for x in args))
+    except NotImplementedError as error:
+        return "x.cpu()" in str(error)
+square, counts = torch.rand(4, 4), torch.tensor([2, 1])
+weight, packed = torch.rand(4, 4) - 0.5, torch.rand(3, 4)
+cells = [torch.rand(4 * 4, 4) for _ in range(2)] + [torch.rand(4 * 4) for _ in range(2)]
+lstm = lambda data, sizes, h, c, *params: a.lstm.data(data, sizes, [h, c], params, True, 1, 0.0, False, False)
+say(
+    pack=refuses(a.fbgemm_pack_gemm_matrix_fp16, square),
+    pack_quantized=refuses(a.fbgemm_pack_quantized_matrix, square.to(torch.int8)),
+    quantize=same(a.fbgemm_linear_quantize_weight, weight),
+    saturate=same(a._saturate_weight_to_fp16, square),
+    prune=same(a._rowwise_prune, square, torch.tensor([True, False, True, True]), torch.int32),
+    qparams=same(a.choose_qparams_optimized, weight.flatten(), 16, 200, 0.16, 8),
+    pad=same(a._pad_packed_sequence, packed, counts, True, 0.0, 2),
+    reshape=same(a._reshape_from_tensor, square, torch.tensor([2, 8])),
+    lstm=same(lstm, packed, counts, torch.rand(1, 2, 4), torch.rand(1, 2, 4), *cells),
+    sobol=same(a._sobol_engine_ff_, torch.zeros(2, dtype=torch.long), 3, torch.ones(2, 30, dtype=torch.long), 2, 0),
+)
+"""
+
+
+def test_code_that_reads_memory_by_itself_never_meets_the_device(program):
+    """Such composites run on the client's CPU, get what they read, or refuse in words."""
+    said, _ = program(READERS).finish()
+    assert all(said.values()), said
+
+
+EVERY_COMPOSITE = """
+import itertools, re, warnings
+warnings.simplefilter("ignore")
+MAKE = {
+    "square": lambda: torch.rand(4, 4, device=DEVICE), "line": lambda: torch.rand(4, device=DEVICE),
+    "image": lambda: torch.rand(1, 2, 4, 4, device=DEVICE), "number": lambda: torch.tensor(1.0, device=DEVICE),
+    "steps": lambda: torch.rand(3, 2, 4, device=DEVICE), "counts": lambda: torch.tensor([2, 1], device=DEVICE),
+    "bytes": lambda: torch.ones(4, 4, dtype=torch.int8, device=DEVICE),
+    "mask": lambda: torch.ones(4, 4, dtype=torch.bool, device=DEVICE),
+}
+MIXES = [["square"], ["line"], ["image"], ["counts"], ["bytes"], ["mask"], ["number"], ["steps", "counts"], ["square", "bytes", "line"]]
+def value(argument, tensors):
+    kind = str(argument.type)
+    if "Tensor" in kind:
+        return [MAKE[next(tensors)]() for _ in range(2)] if "List" in kind else MAKE[next(tensors)]()
+    if argument.has_default_value():
+        return argument.default_value
+    simple = {"int": 1, "number": 1, "float": 0.5, "bool": True, "str": "sum", "List[int]": [1, 1], "List[float]": [1.0, 1.0]}
+    return simple.get(kind)
+def composites():
+    for name in sorted(torch._C._dispatch_get_all_op_names()):
+        if name.startswith("aten::") and not name.startswith(("aten::record_stream", "aten::from_file")):
+            if re.search(r"^PrivateUse1: .*math kernel", torch._C._dispatch_dump_table(name), re.M):
+                base, _, overload = name[len("aten::"):].partition(".")
+                op = getattr(getattr(torch.ops.aten, base, None), overload or "default", None)
+                if op and any("Tensor" in str(each.type) for each in op._schema.arguments):
+                    yield name, op
+tried = 0
+for name, op in composites():
+    print("GENIE-TEST-NOW", name, file=sys.stderr, flush=True)
+    for mix in MIXES:
+        tensors = itertools.chain(mix, itertools.repeat(mix[-1]))
+        arguments = [(each, value(each, tensors)) for each in op._schema.arguments]
+        try:
+            op(*(x for each, x in arguments if not each.kwarg_only), **{e.name: x for e, x in arguments if e.kwarg_only})
+        except genie.NodeLost:
+            raise
+        except Exception:
+            pass  # most make no sense
+        tried += 1
+say(tried=tried)
+"""
+
+
+@pytest.mark.slow
+def test_no_composite_ends_the_program(program):
+    """Every composite of this PyTorch, called with tensors of the device: a newcomer that reads memory
+    by itself ends the program, and the last line of stderr names it."""
+    said, _ = program(EVERY_COMPOSITE).finish(seconds=3600)
+    assert said["tried"] > 1000

@@ -1,13 +1,19 @@
 """Things go wrong: the program gets a clear error in time, and no process stays behind."""
 
+import contextlib
 import os
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from conftest import GONE_SECONDS_MAX, alive, wait_until
+from conftest import GONE_SECONDS_MAX, Host, alive, wait_until
 
 pytestmark = pytest.mark.remote
 LOST_SECONDS_MAX = 5
@@ -154,6 +160,76 @@ def test_normal_end_leaves_nothing(program):
     wait_until(lambda: not any(map(alive, said["pids"].values())), GONE_SECONDS_MAX, "left behind")
 
 
+NORMAL_ENDS = {
+    "plain": "say(value=x.sum().item())",
+    "with work under way": "y = x\nfor _ in range(200): y = y * 1.01\nkept = [y]",
+    "with a daemon thread that computes": """
+def compute():
+    y = torch.ones(64, 64, device=DEVICE)
+    while True:
+        y = (y @ y).tanh()
+        y.sum().item()
+        begun.set()
+begun = threading.Event()
+threading.Thread(target=compute, daemon=True).start()
+begun.wait()
+""",
+    "with a daemon thread that comes late": """
+def compute():
+    begun.set()
+    while genie._native.is_live():
+        pass
+    torch.ones(4, device=DEVICE).sum().item()
+    print("a new session", file=sys.stderr)
+begun = threading.Event()
+threading.Thread(target=compute, daemon=True).start()
+begun.wait()
+""",
+}
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", NORMAL_ENDS)
+def test_a_normal_end_prints_nothing(kind, times, program):
+    """However the ends of program, host and node fall together; `slow` tries 200 of them on a busy
+    machine."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() if times > 3 else 0)]
+    try:
+        for _ in range(times):
+            _, err = program(READY + NORMAL_ENDS[kind]).finish()
+            assert err == ""
+    finally:
+        for each in busy:
+            each.kill()
+            each.wait()
+
+
+def test_no_session_starts_when_the_interpreter_ends(program):
+    """What runs after the session's end is told, and no host is started for it."""
+    said, err = program(
+        READY
+        + """
+import atexit
+from genie import _session
+def late():
+    for use in (lambda: torch.ones(4, device=DEVICE).sum().item(), genie.init):
+        try:
+            use()
+            say(text=None)
+        except genie.StartFailed as error:
+            texts.append(str(error))
+    say(texts=texts, pids=children())
+texts = []
+# Registered before the session's end, so it runs after it.
+atexit.unregister(_session._end_with_program)
+atexit.register(late)
+atexit.register(_session._end_with_program)
+"""
+    ).finish()
+    assert len(said["texts"]) == 2 and all("the interpreter is ending" in text for text in said["texts"]), said
+    assert said["pids"] == {} and err == ""
+
+
 def test_ctrl_c_during_a_long_read(program):
     running = program(
         """
@@ -195,6 +271,154 @@ def test_joins_a_running_host(host, program):
 
 def test_socket_is_private(host):
     assert os.stat(host.path).st_mode & 0o077 == 0
+
+
+@contextlib.contextmanager
+def nobody_listens(path):
+    """A socket of another user at `path`; yields a descriptor that tells all it was sent, at its end."""
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(told)
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(path))
+                listening.listen()
+                os.write(tell, b"ready ")
+                with listening.accept()[0] as visitor:
+                    while sent := visitor.recv(1 << 16):
+                        os.write(tell, sent)
+        finally:
+            os._exit(0)
+    os.close(tell)
+    try:
+        assert os.read(told, 6) == b"ready "
+        yield told
+    finally:
+        os.close(told)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+NOBODY = 65534
+as_another_user = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@pytest.fixture
+def shared_directory():
+    """A directory that everybody may write to, like /tmp."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o1777)
+        yield Path(directory)
+
+
+@as_another_user
+def test_a_host_of_another_user_gets_nothing(shared_directory, program):
+    path = shared_directory / "host.sock"
+    with nobody_listens(path) as told:
+        said, _ = program(
+            """
+            try:
+                torch.ones(4).to(DEVICE)
+                say(text="")
+            except RuntimeError as error:
+                say(text=str(error))
+            """,
+            env={"GENIE_HOST": f"unix:{path}"},
+        ).finish()
+        assert f"user {NOBODY}" in said["text"] and "no tensors go to another user" in said["text"], said
+        assert os.read(told, 1 << 16) == b"", "not even a hello"
+
+
+@as_another_user
+@pytest.mark.parametrize("who", ["host", "node"])
+def test_another_user_gets_no_session(who, shared_directory):
+    """Also where somebody opened the socket's permissions."""
+    path = shared_directory / "it.sock"
+    command = {"host": ["genie-host", "serve"], "node": ["genie-node", "--device", "cpu"]}[who]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib")}
+    serving = subprocess.Popen(
+        [*command, "--listen", f"unix:{path}", "--parent-pid", str(os.getpid())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        assert serving.stdout.readline().startswith("ready")
+        os.chmod(path, 0o777)
+        heard, hear = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                with socket.socket(socket.AF_UNIX) as visitor:
+                    visitor.connect(str(path))
+                    while answer := visitor.recv(1 << 16):
+                        os.write(hear, answer)
+                os.write(hear, b"END")
+            finally:
+                os._exit(0)
+        os.close(hear)
+        os.waitpid(pid, 0)
+        with open(heard, "rb") as answer:
+            answered = answer.read()
+        assert answered.endswith(b"END"), "the connection was closed"
+    finally:
+        serving.terminate()
+        _, err = serving.communicate(timeout=GONE_SECONDS_MAX)
+    assert str(NOBODY) in err, err
+
+
+def test_asked_to_stop_a_host_lets_programs_finish(tmp_path, program):
+    """SIGTERM is no cut: who runs may finish, who comes is told what to do."""
+    host = Host(tmp_path / "host.sock", "--drain-s", "1000")
+    try:
+        running = program(READY + SAY_WHAT_A_READ_RAISES, env=host.environment)
+        running.heard()
+        host.process.terminate()
+
+        def status():
+            done = subprocess.run(["genie-host", "status", "--host", host.address], capture_output=True, text=True)
+            return done.stdout
+
+        wait_until(lambda: "host.draining" in status(), 30, "the status does not tell of the drain")
+        said, _ = program(
+            """
+            try:
+                torch.ones(4, device=DEVICE)
+                say(text="")
+            except genie.StartFailed as error:
+                say(text=str(error))
+            """,
+            env=host.environment,
+        ).finish()
+        assert "takes no new sessions" in said["text"] and "GENIE_HOST" in said["text"], said
+        assert host.process.poll() is None
+        running.tell()
+        assert running.heard()["error"] is None
+        running.finish()
+        assert host.process.wait(GONE_SECONDS_MAX) == 0
+    finally:
+        host.end()
+
+
+def test_a_program_that_outlasts_the_drain_is_told(tmp_path, program):
+    host = Host(tmp_path / "host.sock", "--drain-s", "1")
+    try:
+        running = program(READY + SAY_WHAT_A_READ_RAISES, env=host.environment)
+        running.heard()
+        host.process.terminate()
+        assert host.process.wait(GONE_SECONDS_MAX) == 0
+        running.tell()
+        said = running.heard()
+        assert said["lost"] and "--drain-s" in said["text"] and "genie.init" in said["text"], said
+        running.finish()
+    finally:
+        host.end()
 
 
 def test_session_is_freed_when_its_program_is_killed(host, program):

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import Host
 
 ROOT = Path(__file__).resolve().parents[2]
 WASM = "wasm32-unknown-unknown"
@@ -90,3 +91,32 @@ def test_a_policy_that_is_not_there_is_named(program, guests, tmp_path):
     install(tmp_path, "general", "recognizer", guests["good"])
     said, _ = program(PROGRAM, env={"GENIE_PLUGINS": str(tmp_path), "GENIE_POLICY": "nobody"}).finish()
     assert said["sums"] == SUMS and any("there is no policy `nobody`" in why for why in said["why"])
+
+
+SLOW = """
+import genie
+x = torch.arange(12.0).reshape(3, 4).to(DEVICE)
+sums = [float(x.sum())]
+asking = threading.Thread(target=genie.explain, daemon=True)
+asking.start()
+while genie.stats()["host.analysis.questions"] == 0:
+    assert asking.is_alive()
+# The plugin computes, for longer than this test waits, and holds up nobody.
+sums.append(float((x + 1).sum()))
+calls = genie.stats()["host.plugin.slow.calls"]
+say(sums=sums, calls=calls, asking=asking.is_alive())
+"""
+
+
+def test_a_question_holds_up_nobody(program, guests, tmp_path):
+    """While a plugin thinks about `explain()`, reads and `stats()` go on, in the same session."""
+    (tmp_path / "plugins").mkdir(mode=0o755)
+    install(tmp_path / "plugins", "slow", "recognizer", guests["hostile"], "loop")
+    flags = ["--plugins", str(tmp_path / "plugins"), "--plugin-call-ms", "60000"]
+    host = Host(tmp_path / "host.sock", *flags)
+    try:
+        said, err = program(SLOW, env=host.environment).finish()
+    finally:
+        host.end()
+    assert said == {"sums": [66.0, 78.0], "calls": 0, "asking": True}
+    assert err == ""

@@ -18,8 +18,8 @@ def register() -> None:
     from genie import _native, _versions, _weights, device, errors
 
     torch.utils.rename_privateuse1_backend(NAME)
-    for error in (errors.NodeLost, errors.StartFailed):
-        _native.set_error_type(error.code, error)
+    for code in (errors.NODE_LOST, errors.UNAVAILABLE, errors.PROGRAM_ENDS, errors.START_FAILED):
+        _native.set_error_type(code, errors.CLASSES[code])
     _native.register(
         log_intercepts=env.flag(env.LOG_INTERCEPTS, False),
         meta_infer=env.flag(env.ENABLE_META_INFER, True),

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from genie import _native, env, marks
-from genie.errors import NodeLost, StartFailed
+from genie.errors import NodeLost, ProgramEnds, StartFailed
 
 MODES = ("auto", "local", "local_remote", "remote", "remote_zero_copy")
 REMOTE = ("remote", "remote_zero_copy")
@@ -26,6 +26,10 @@ REMOTE_DATA = "udp,tcp,quic"
 BINARY = "genie-host"
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
+# How long the interpreter's end waits for daemon threads that used the device: to use it once more,
+# which ends them, and then to be gone.
+DAEMON_USE_S = 0.2
+DAEMON_END_S = 2.0
 READY_BYTES_MAX = 64 << 10
 
 log = logging.getLogger("genie")
@@ -33,6 +37,7 @@ log = logging.getLogger("genie")
 _lock = threading.RLock()
 _host: "HostProcess | None" = None
 _mode = ""
+_ending = False  # the interpreter is
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,13 @@ def host_pid() -> int:
 
 def _start(settings: Settings) -> None:
     global _mode
+    if _ending:
+        if threading.current_thread() is not threading.main_thread():
+            raise ProgramEnds
+        raise StartFailed(
+            "the interpreter is ending: no session of remote_accelerator starts any more. An atexit function that "
+            "needs the device must be registered after `import genie`, so that it runs before the session's end"
+        )
     mode = settings.mode
     if mode in REMOTE and not settings.nodes and not settings.host:
         log.warning(
@@ -315,7 +327,7 @@ class HostProcess:
             chunk = os.read(out, 4096)
             if not chunk or len(said) > READY_BYTES_MAX:
                 status = self.process.wait(END_TIMEOUT_S)
-                why = said.decode(errors="replace").strip() or "its message stands on stderr"
+                why = said.decode(errors="replace").strip().removeprefix("failed ") or "its message stands on stderr"
                 raise StartFailed(
                     f"genie-host ended with status {status} before it was ready: {why}. "
                     "`genie-host doctor` says what is wrong"
@@ -341,4 +353,28 @@ def _runtime_directory() -> str | None:
     return directory if directory and os.access(directory, os.W_OK | os.X_OK) else None
 
 
-atexit.register(shutdown)
+def _end_with_program() -> None:
+    """Ends the session for good, and daemon threads with it that still use the device."""
+    global _ending
+    if _native.is_forked():
+        return
+    began = time.monotonic()
+    _ending = True
+    _native.begin_ending()
+    shutdown()
+    for thread in threading.enumerate():
+        if thread.daemon and thread is not threading.current_thread():
+            _wait_for_daemon(thread, began)
+
+
+def _wait_for_daemon(thread: threading.Thread, began: float) -> None:
+    """Waits for a thread's end if it uses the device now. One that the interpreter stops in the middle
+    of an operator may take the process down (before Python 3.14)."""
+    while thread.is_alive():
+        told = dict(_native.users()).get(thread.native_id)
+        if told is None or time.monotonic() > began + (DAEMON_END_S if told else DAEMON_USE_S):
+            return
+        thread.join(0.005)
+
+
+atexit.register(_end_with_program)

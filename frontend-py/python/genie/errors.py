@@ -5,7 +5,9 @@ import warnings
 import torch
 
 NODE_LOST = 3
-# Known to the front end alone; no peer sends it.
+UNAVAILABLE = 12
+# Known to the front end alone; no peer sends them.
+PROGRAM_ENDS = 253
 START_FAILED = 254
 
 
@@ -24,12 +26,18 @@ class StartFailed(RuntimeError):
     code = START_FAILED
 
 
+class ProgramEnds(SystemExit):
+    """Ends a daemon thread that still uses the device while the interpreter ends; nothing is printed."""
+
+    code = PROGRAM_ENDS
+
+
 class FallbackWarning(UserWarning):
     """An operator ran on the client's CPU, because the node cannot run it. Once per operator."""
 
 
 # genie_wire::ErrorCode, or a code of the front end -> class; the others become RuntimeError.
-CLASSES: dict[int, type[Exception]] = {
+CLASSES: dict[int, type[BaseException]] = {
     2: getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError),
     NODE_LOST: NodeLost,
     4: IndexError,
@@ -37,11 +45,13 @@ CLASSES: dict[int, type[Exception]] = {
     6: TypeError,
     7: NotImplementedError,
     8: torch.linalg.LinAlgError,
+    UNAVAILABLE: StartFailed,
+    PROGRAM_ENDS: ProgramEnds,
     START_FAILED: StartFailed,
 }
 
 
-def from_code(code: int, message: str) -> Exception:
+def from_code(code: int, message: str) -> BaseException:
     """The exception for an error of the native module."""
     return CLASSES.get(code, RuntimeError)(message)
 

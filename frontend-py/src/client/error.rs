@@ -7,7 +7,7 @@ use genie_wire::ErrorCode;
 pub const INTERRUPTED: u8 = 255;
 
 /// An error on its way to becoming an exception. `code` is an [`ErrorCode`], [`INTERRUPTED`], or
-/// the `code` of an exception that Python raised while it started a session (`genie.errors`).
+/// the `code` of one of Python's own (`genie.errors`).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ClientError {

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::{PyErr, ffi};
 
 use crate::client::{Hooks, Stage};
+use crate::python::ending;
 
 /// Waits of the client in this process.
 pub static HOOKS: Hooks = Hooks { release, restore, interrupted };
@@ -28,6 +29,7 @@ fn release() -> usize {
 
 fn restore(state: usize) {
     if state != 0 {
+        stay_if_finalizing();
         // SAFETY: `state` came from `PyEval_SaveThread` on this thread.
         unsafe { ffi::PyEval_RestoreThread(state as *mut ffi::PyThreadState) };
     }
@@ -50,6 +52,7 @@ fn interrupted() -> bool {
 /// Runs `work` with the interpreter, also where this thread released it by hand (which PyO3 does
 /// not see). Never call it with a lock held that a thread with the interpreter may wait for.
 pub fn with<T>(work: impl FnOnce(Python<'_>) -> T) -> T {
+    stay_if_finalizing();
     // SAFETY: the interpreter is initialised (this code is loaded by it); released below.
     let state = unsafe { ffi::PyGILState_Ensure() };
     let result = Python::attach(work);
@@ -77,24 +80,39 @@ pub fn take_raised() -> Option<PyErr> {
 }
 
 pub fn is_held() -> bool {
-    type Check = unsafe extern "C" fn() -> c_int;
-    // Not in the limited API, but exported by every CPython.
     static CHECK: OnceLock<Option<Check>> = OnceLock::new();
-    let check = CHECK.get_or_init(|| {
-        let name: &CStr = c"PyGILState_Check";
-        // SAFETY: looks a symbol up by a terminated name.
-        let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-        if symbol.is_null() {
-            return None;
-        }
-        // SAFETY: CPython declares `int PyGILState_Check(void)`.
-        Some(unsafe { std::mem::transmute::<*mut c_void, Check>(symbol) })
-    });
+    let check = CHECK.get_or_init(|| find(c"PyGILState_Check"));
     // SAFETY: may be called by any thread at any time after the interpreter's start.
     check.is_some_and(|check| unsafe { check() } != 0)
 }
 
-fn is_main_thread() -> bool {
+/// A question to CPython that takes nothing and answers with a truth.
+type Check = unsafe extern "C" fn() -> c_int;
+
+/// One that is not in the limited API, but exported by every CPython.
+fn find(name: &CStr) -> Option<Check> {
+    // SAFETY: looks a symbol up by a terminated name.
+    let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if symbol.is_null() {
+        return None;
+    }
+    // SAFETY: CPython declares `int NAME(void)` for the names that are asked for here.
+    Some(unsafe { std::mem::transmute::<*mut c_void, Check>(symbol) })
+}
+
+/// Who asks a finalizing interpreter for its lock is ended by it in the middle of this code's frames
+/// (before Python 3.14), which aborts the process. Such a thread stays here instead, as from 3.14 on.
+fn stay_if_finalizing() {
+    static CHECK: OnceLock<Option<Check>> = OnceLock::new();
+    let check =
+        CHECK.get_or_init(|| find(c"Py_IsFinalizing").or_else(|| find(c"_Py_IsFinalizing")));
+    // SAFETY: as in `is_held`.
+    while !is_main_thread() && check.is_some_and(|check| unsafe { check() } != 0) {
+        std::thread::park();
+    }
+}
+
+pub fn is_main_thread() -> bool {
     // SAFETY: both calls only read the caller's ids.
     unsafe { libc::gettid() == libc::getpid() }
 }
@@ -107,7 +125,9 @@ pub fn stage() -> Stage {
 }
 
 pub fn set_stage(stage: Stage) {
-    STAGE.set(Some(stage));
+    if STAGE.replace(Some(stage)).is_none() {
+        ending::note_user();
+    }
 }
 
 #[cold]
@@ -117,5 +137,6 @@ fn find_stage() -> Stage {
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
     let stage = if name.starts_with(b"pt_autograd") { Stage::Backward } else { Stage::Forward };
     STAGE.set(Some(stage));
+    ending::note_user();
     stage
 }

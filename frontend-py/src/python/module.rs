@@ -13,7 +13,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::client::{self, ClientError, Options, Session, Stage};
 use crate::python::local::LocalLink;
-use crate::python::{debug, fallbacks, gil, state, tape};
+use crate::python::{debug, ending, fallbacks, gil, state, tape};
 
 /// How long the host may take to tell its counters.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,11 +24,11 @@ const TRACE_TIMEOUT: Duration = Duration::from_secs(120);
 mod _native {
     #[pymodule_export]
     use super::{
-        abandon_fence, autocast, begin_weights, capture_stats, connect, connect_local, counters,
-        end_weights, fallbacks_by_op, fence, fence_reached, flush, generator_state, is_forked,
-        is_live, last_seed, lost, mark, memory, protocol, register, reset_peak_memory, seed,
-        session_number, set_autocast, set_error_type, set_generator_state, set_stage, shut_down,
-        status, synchronize, trace, wait_fence, welcome,
+        abandon_fence, autocast, begin_ending, begin_weights, capture_stats, connect,
+        connect_local, counters, end_weights, fallbacks_by_op, fence, fence_reached, flush,
+        generator_state, is_forked, is_live, last_seed, lost, mark, memory, protocol, register,
+        reset_peak_memory, seed, session_number, set_autocast, set_error_type, set_generator_state,
+        set_stage, shut_down, status, synchronize, trace, users, wait_fence, welcome,
     };
 }
 
@@ -121,6 +121,19 @@ fn begin(session: Session) -> PyResult<()> {
     // The shim's templates belong to the session before.
     capture::new_session();
     Ok(())
+}
+
+/// The interpreter is ending: no session starts any more, and threads end quietly.
+#[pyfunction]
+fn begin_ending() {
+    ending::begin();
+}
+
+/// Threads other than the main one that used the device: the kernel's number, and whether an error
+/// of [`begin_ending`] has ended it.
+#[pyfunction]
+fn users() -> Vec<(u64, bool)> {
+    ending::users()
 }
 
 /// Ends the session; the next use of the device starts another.

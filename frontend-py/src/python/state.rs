@@ -8,6 +8,7 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 use crate::client::{ClientError, Session};
+use crate::python::ending::{self, PROGRAM_ENDS};
 use crate::python::gil;
 
 /// The current session; null before the first. Sessions are never freed (they are few, and small
@@ -61,6 +62,9 @@ fn begin() -> Result<&'static Session, ClientError> {
     }
     if let Some(end) = current().and_then(Session::end) {
         return Err(end);
+    }
+    if ending::is_ending() {
+        return Err(ending::refused());
     }
     // Python chooses the mode and starts processes; it comes back through `install`.
     gil::with(|py| {
@@ -158,10 +162,11 @@ pub fn raise(error: ClientError) -> PyErr {
     {
         return raised;
     }
+    let code = if ending::ends_this_thread() { PROGRAM_ENDS } else { error.code };
     gil::with(|py| {
         let made = py
             .import("genie.errors")
-            .and_then(|module| module.call_method1("from_code", (error.code, &*error.message)));
+            .and_then(|module| module.call_method1("from_code", (code, &*error.message)));
         match made {
             Ok(exception) => PyErr::from_value(exception),
             Err(failure) => failure,

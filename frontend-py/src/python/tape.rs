@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use crate::client::{ClientError, Content, INTERRUPTED};
+use crate::python::ending::{self, PROGRAM_ENDS};
 use crate::python::{debug, fallbacks, gil, state};
 
 /// Filled once, lives for ever.
@@ -299,6 +300,7 @@ extern "C" fn error_type(code: u8) -> *mut c_void {
         // Exception classes are as good as immortal; one reference a signal is kept for C++.
         return gil::with(|py| raised.get_type(py).into_ptr()).cast();
     }
+    let code = if ending::ends_this_thread() { PROGRAM_ENDS } else { code };
     let types = ERROR_TYPES.lock();
     types.map_or(0, |types| types[usize::from(code)]) as *mut c_void
 }

@@ -26,7 +26,7 @@ pub enum Action {
     ToNode(FrameKind, Vec<u8>),
     /// A topology was met for the first time: have it recognized, some time.
     Analyze(Box<NewTopology>),
-    /// Answer what the session ran; the answer goes to the client under this token.
+    /// Answer what the session ran, some time; the answer goes to the client under this token.
     AnswerTrace {
         token: u64,
         question: TraceQuestion,

@@ -74,6 +74,8 @@ pub struct SessionConfig {
     pub host: Arc<dyn HostCounters>,
     /// Whether new topologies are worth an [`Action::Analyze`].
     pub analyze: bool,
+    /// Why no session is taken: the hello is refused with it, the status is told all the same.
+    pub turned_away: Option<String>,
 }
 
 /// How a session reaches its node.
@@ -276,6 +278,10 @@ impl Session {
 
     fn hello(&mut self, body: &[u8], actions: &mut Vec<Action>) -> Result<(), SessionError> {
         let hello = Hello::decode(body).map_err(WireError::from)?;
+        if let Some(why) = self.config.turned_away.take() {
+            self.refuse(ErrorCode::Unavailable, &why, actions);
+            return Ok(());
+        }
         let Some(protocol) = genie_wire::common_version(hello.protocol) else {
             return Err(SessionError::Protocol { client: hello.protocol });
         };
@@ -411,27 +417,25 @@ impl Session {
         Ok(())
     }
 
-    /// Sends an answer to a [`TraceRequest`] in parts; `Err` says why there is none.
+    /// Sends the next part of an answer to a [`TraceRequest`]: the bytes from `sent` on, as many
+    /// as go in one frame. Returns how many were sent by then; `None` after the last part. A large
+    /// answer takes many parts, so that whoever sends it can wait for a client that reads slowly.
     pub fn answer_trace(
         &mut self,
         token: u64,
-        answer: Result<&[u8], String>,
+        answer: &Result<Vec<u8>, String>,
+        sent: usize,
         actions: &mut Vec<Action>,
-    ) {
+    ) -> Option<usize> {
         let (bytes, refused) = match answer {
-            Ok(bytes) => (bytes, String::new()),
-            Err(refused) => (&[][..], refused),
+            Ok(bytes) => (&bytes[..], String::new()),
+            Err(refused) => (&[][..], refused.clone()),
         };
-        let mut parts = bytes.chunks(TRACE_PART_BYTES).peekable();
-        loop {
-            let part = parts.next().unwrap_or_default().to_vec();
-            let last = parts.peek().is_none();
-            let answer = TraceAnswer { token, part, last, refused: refused.clone() };
-            self.send_client(FrameKind::TraceAnswer, answer.encode_to_vec(), actions);
-            if last {
-                return;
-            }
-        }
+        let end = bytes.len().min(sent + TRACE_PART_BYTES);
+        let last = end == bytes.len();
+        let answer = TraceAnswer { token, part: bytes[sent..end].to_vec(), last, refused };
+        self.send_client(FrameKind::TraceAnswer, answer.encode_to_vec(), actions);
+        (!last).then_some(end)
     }
 
     /// Adds the host's counters to the node's.

@@ -36,6 +36,7 @@ fn session_of(identity: &str) -> Session {
         limits: Limits { storages_max: 1000, definition_bytes_max: 1 << 16 },
         host: Arc::new(NoCounters),
         analyze: false,
+        turned_away: None,
     };
     Session::new(config)
 }

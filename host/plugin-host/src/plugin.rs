@@ -114,12 +114,14 @@ pub(crate) struct Slot {
     pub stamps: Mutex<Stamps>,
     pub digest: Option<[u8; 32]>,
     pub loaded: Result<Loaded, String>,
-    runtime: Mutex<Runtime>,
+    /// Locked during a call, so that calls come one at a time.
+    instance: Mutex<Option<Running>>,
+    /// Locked for moments only: whoever asks how a plugin does waits for no call.
+    figures: Mutex<Figures>,
 }
 
 #[derive(Default)]
-struct Runtime {
-    instance: Option<Running>,
+struct Figures {
     strikes: u32,
     good_calls: u32,
     disabled: Option<String>,
@@ -127,6 +129,8 @@ struct Runtime {
     errors: u64,
     total: Duration,
     last: Duration,
+    /// Of the instance that waits for the next call.
+    memory_bytes: usize,
 }
 
 impl Slot {
@@ -143,21 +147,28 @@ impl Slot {
             stamps: Mutex::new(Stamps::now(manifest_path, None)),
             digest: None,
             loaded: Err(why),
-            runtime: Mutex::default(),
+            instance: Mutex::default(),
+            figures: Mutex::default(),
         }
     }
 
     /// The instance that was made to try the plugin serves the first call.
     pub fn keep(&self, instance: Running) {
-        self.runtime().instance = Some(instance);
+        self.figures().memory_bytes = instance.memory_bytes();
+        *self.instance() = Some(instance);
     }
 
     pub fn is_enabled(&self) -> bool {
-        self.loaded.is_ok() && self.runtime().disabled.is_none()
+        self.loaded.is_ok() && self.figures().disabled.is_none()
     }
 
-    fn runtime(&self) -> MutexGuard<'_, Runtime> {
-        self.runtime.lock().unwrap_or_else(|error| error.into_inner())
+    fn instance(&self) -> MutexGuard<'_, Option<Running>> {
+        self.instance.lock().unwrap_or_else(|error| error.into_inner())
+    }
+
+    /// Not to be held while an instance is called, or its lock waited for.
+    fn figures(&self) -> MutexGuard<'_, Figures> {
+        self.figures.lock().unwrap_or_else(|error| error.into_inner())
     }
 
     /// Makes one call and keeps count. `None` where the plugin is refused or disabled.
@@ -167,12 +178,14 @@ impl Slot {
         call: impl FnOnce(&mut Running) -> Result<T, CallError>,
     ) -> Option<Call<T>> {
         let loaded = self.loaded.as_ref().ok()?;
-        let mut runtime = self.runtime();
-        if runtime.disabled.is_some() {
+        let mut kept = self.instance();
+        // Looked at now: the call before may have been the last.
+        if self.figures().disabled.is_some() {
+            *kept = None;
             return None;
         }
         let begin = Instant::now();
-        let instance = match runtime.instance.take() {
+        let instance = match kept.take() {
             Some(instance) => Ok(instance),
             None => {
                 // Usually far below a call's limit; what starts slowly gets what it took before.
@@ -186,27 +199,33 @@ impl Slot {
                 matches!(result, Ok(_) | Err(CallError::Said(_) | CallError::GraphTooLarge { .. }));
             // A trap leaves an instance in an unknown state; illegal answers are suspicious too.
             if is_sound && instance.memory_bytes() <= limits.memory_kept_bytes {
-                runtime.instance = Some(instance);
+                *kept = Some(instance);
             }
             result
         });
         let took = begin.elapsed();
-        runtime.calls += 1;
-        runtime.total += took;
-        runtime.last = took;
+        let mut figures = self.figures();
+        figures.memory_bytes = kept.as_ref().map_or(0, Running::memory_bytes);
+        figures.calls += 1;
+        figures.total += took;
+        figures.last = took;
         match &result {
             Ok(_) => {
-                runtime.good_calls += 1;
-                if runtime.good_calls >= STRIKES_FADE_CALLS {
-                    runtime.good_calls = 0;
-                    runtime.strikes = runtime.strikes.saturating_sub(1);
+                figures.good_calls += 1;
+                if figures.good_calls >= STRIKES_FADE_CALLS {
+                    figures.good_calls = 0;
+                    figures.strikes = figures.strikes.saturating_sub(1);
                 }
             }
             Err(error) => {
-                runtime.errors += 1;
+                figures.errors += 1;
                 tracing::debug!("plugin {}: {error}", self.name);
                 if error.is_strike() {
-                    runtime.strike(&self.name, &error.to_string(), limits);
+                    figures.strike(&self.name, &error.to_string(), limits);
+                }
+                if figures.disabled.is_some() {
+                    *kept = None;
+                    figures.memory_bytes = 0;
                 }
             }
         }
@@ -216,13 +235,19 @@ impl Slot {
 
     /// Counts a failure that was found after the call.
     pub fn strike(&self, why: &str, limits: &Limits) {
-        let mut runtime = self.runtime();
-        runtime.errors += 1;
-        runtime.strike(&self.name, &clean(why, MESSAGE_BYTES_MAX), limits);
+        let mut figures = self.figures();
+        figures.errors += 1;
+        figures.strike(&self.name, &clean(why, MESSAGE_BYTES_MAX), limits);
+        let disabled = figures.disabled.is_some();
+        drop(figures);
+        if disabled {
+            *self.instance() = None;
+            self.figures().memory_bytes = 0;
+        }
     }
 
     pub fn status(&self) -> PluginStatus {
-        let runtime = self.runtime();
+        let figures = self.figures();
         let loaded = self.loaded.as_ref().ok();
         let us = |duration: Duration| duration.as_micros() as u64;
         PluginStatus {
@@ -230,7 +255,7 @@ impl Slot {
             version: self.version.clone(),
             summary: self.summary.clone(),
             kinds: self.kinds.clone(),
-            state: match (&self.loaded, &runtime.disabled) {
+            state: match (&self.loaded, &figures.disabled) {
                 (Err(why), _) => PluginState::Refused(why.clone()),
                 (Ok(_), Some(why)) => PluginState::Disabled(why.clone()),
                 (Ok(_), None) => PluginState::Ready,
@@ -238,27 +263,26 @@ impl Slot {
             manifest: self.manifest_path.clone(),
             wit: loaded.map(|loaded| loaded.shape.wit.clone()).unwrap_or_default(),
             provides: loaded.map(|loaded| loaded.info.provides.clone()).unwrap_or_default(),
-            calls: runtime.calls,
-            errors: runtime.errors,
-            strikes: runtime.strikes,
-            total_us: us(runtime.total),
-            last_us: us(runtime.last),
+            calls: figures.calls,
+            errors: figures.errors,
+            strikes: figures.strikes,
+            total_us: us(figures.total),
+            last_us: us(figures.last),
             compile_us: loaded.map_or(0, |loaded| us(loaded.compile)),
             start_us: loaded.map_or(0, |loaded| us(loaded.start)),
             cached: loaded.is_some_and(|loaded| loaded.cached),
-            memory_bytes: runtime.instance.as_ref().map_or(0, Running::memory_bytes),
+            memory_bytes: figures.memory_bytes,
         }
     }
 }
 
-impl Runtime {
+impl Figures {
     fn strike(&mut self, name: &str, why: &str, limits: &Limits) {
         self.good_calls = 0;
         self.strikes += 1;
         if self.strikes < limits.strikes || self.disabled.is_some() {
             return;
         }
-        self.instance = None;
         tracing::warn!(
             "plugin {name} is disabled after {} failures, the last: {why}; Genie goes on \
              without it until its files change",

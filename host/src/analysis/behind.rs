@@ -1,58 +1,85 @@
-//! The thread that loads plugins and recognizes new topologies, behind the sessions' backs.
+//! The threads that load plugins, answer questions and recognize new topologies, behind the
+//! sessions' backs.
 
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use genie_engine::NewTopology;
 use genie_plugin::Graph;
 use genie_plugin_host::{PluginHost, Settings};
 
 use super::known::Annotated;
+use super::queue::{Job, Question, Queue};
 use super::{Analysis, graph_of, lock, plan};
 
-/// The thread's stack: the guest's, the host's side of a call, and graphs of any size.
+/// A thread's stack: the guest's, the host's side of a call, and graphs of any size.
 const STACK_BYTES: usize = 4 << 20;
-/// Sessions come first: this thread yields the processor to them.
+/// Sessions come first: these threads yield the processor to them.
 const NICE: i32 = 10;
 
-/// Starts the thread. It ends with its analysis.
+/// Starts the threads. They end with their analysis.
 pub fn start(
     analysis: &Arc<Analysis>,
     plugins: Option<Settings>,
     watch: bool,
-    queue: Receiver<NewTopology>,
+    queue: Arc<Queue>,
 ) -> std::io::Result<()> {
-    let weak = Arc::downgrade(analysis);
-    std::thread::Builder::new().name("analysis".into()).stack_size(STACK_BYTES).spawn(
-        move || {
-            let thread = rustix::thread::gettid();
-            if let Err(errno) = rustix::process::setpriority_process(Some(thread), NICE) {
-                tracing::debug!("the analysis keeps its priority: {errno}");
-            }
-            if let Some(settings) = plugins {
-                let directory = settings.directory.clone();
-                let opened = PluginHost::open(settings);
-                let opened = opened.inspect_err(|error| {
-                    tracing::warn!("no plugins from {}: {error}", directory.display());
-                });
-                let Some(analysis) = weak.upgrade() else { return };
+    if let Some(settings) = plugins {
+        let weak = Arc::downgrade(analysis);
+        thread("plugin-load", move || {
+            let directory = settings.directory.clone();
+            let opened = PluginHost::open(settings);
+            let opened = opened.inspect_err(|error| {
+                tracing::warn!("no plugins from {}: {error}", directory.display());
+            });
+            if let Some(analysis) = weak.upgrade() {
                 analysis.set_plugins(opened.ok().map(Arc::new), watch);
             }
-            while let Ok(new) = queue.recv() {
-                let Some(analysis) = weak.upgrade() else { return };
-                analysis.recognize(new);
-                lock(&analysis.known).waiting -= 1;
+        })?;
+    }
+    let weak = Arc::downgrade(analysis);
+    thread("analysis", move || {
+        while let Some(job) = queue.next() {
+            let Some(analysis) = weak.upgrade() else { return };
+            match job {
+                Job::Answer(question) => analysis.answer(question),
+                Job::Recognize(new) => {
+                    analysis.recognize(new);
+                    lock(&analysis.known).waiting -= 1;
+                }
             }
-        },
-    )?;
+        }
+    })
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name(name.into()).stack_size(STACK_BYTES);
+    thread.spawn(move || {
+        let thread = rustix::thread::gettid();
+        if let Err(errno) = rustix::process::setpriority_process(Some(thread), NICE) {
+            tracing::debug!("the analysis keeps its priority: {errno}");
+        }
+        work();
+    })?;
     Ok(())
 }
 
 impl Analysis {
+    /// Answers a question, unless its session has ended meanwhile.
+    fn answer(&self, question: Question) {
+        let Question { token, question, snapshot, devices, from } = question;
+        if from.strong_count() == 0 {
+            return;
+        }
+        let answer = self.told(question, &snapshot, &devices);
+        if let Some(mailbox) = from.upgrade() {
+            mailbox.answer(token, answer);
+        }
+    }
+
     /// Recognizes a topology in its context and remembers what it is.
     fn recognize(&self, new: NewTopology) {
-        let Some(plugins) = self.plugins(Duration::ZERO) else { return };
+        let Some(plugins) = self.plugins() else { return };
         if lock(&self.known).contains(new.topology) {
             return;
         }

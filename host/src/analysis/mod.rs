@@ -1,15 +1,15 @@
-//! What sessions ran, recognized: at once where a program asks, behind its back where not.
+//! What sessions ran, recognized behind their backs: new topologies, and what a program asks.
 //!
-//! Plugins are loaded on a thread of their own, so a host serves while they compile. A topology
+//! Plugins are loaded and called on threads of their own, so sessions go on while they compile and
+//! run; the answer to a question comes to the session's mailbox. A topology
 //! is recognized once, at its first occurrence; a steady loop calls no plugin.
 
 mod behind;
 mod known;
 mod plan;
+mod queue;
 
-use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use genie_analyzer::explanation::PluginTold;
 use genie_analyzer::merge::{Reading, Said, merge};
@@ -22,13 +22,10 @@ use genie_srg::{Origin, Window};
 use genie_wire::control::{Device, TraceQuestion};
 
 use crate::analysis::known::Known;
+use crate::analysis::queue::Queue;
 use crate::serve::SOFTWARE;
 
-/// New topologies that may wait for their recognizers; further ones stay unknown until their
-/// session forgets them.
-const JOBS_MAX: usize = 16;
-/// How long a question waits for plugins that are still being loaded.
-const LOADING_PATIENCE: Duration = Duration::from_secs(60);
+pub use queue::Question;
 
 /// What the analysis is told.
 pub struct AnalysisSettings {
@@ -47,9 +44,8 @@ pub struct Analysis {
     policy: String,
     debug: bool,
     loading: Mutex<Loading>,
-    loaded: Condvar,
     known: Mutex<Known>,
-    jobs: SyncSender<NewTopology>,
+    queue: Arc<Queue>,
 }
 
 enum Loading {
@@ -59,10 +55,10 @@ enum Loading {
 }
 
 impl Analysis {
-    /// Starts loading the plugins and the thread that recognizes new topologies.
+    /// Starts loading the plugins, and the thread that calls them.
     pub fn start(settings: AnalysisSettings) -> std::io::Result<Arc<Analysis>> {
         let AnalysisSettings { plugins, watch, policy, debug } = settings;
-        let (jobs, queue) = std::sync::mpsc::sync_channel(JOBS_MAX);
+        let queue = Arc::new(Queue::new(plugins.is_some()));
         let loading = match plugins {
             Some(_) => Loading::Waiting,
             None => Loading::Without,
@@ -71,9 +67,8 @@ impl Analysis {
             policy,
             debug,
             loading: Mutex::new(loading),
-            loaded: Condvar::new(),
             known: Mutex::default(),
-            jobs,
+            queue: queue.clone(),
         });
         behind::start(&analysis, plugins, watch, queue)?;
         Ok(analysis)
@@ -94,15 +89,20 @@ impl Analysis {
             }
             known.waiting += 1;
         }
-        if self.jobs.try_send(new).is_err() {
+        if !self.queue.learn(new) {
             let mut known = lock(&self.known);
             known.waiting -= 1;
             known.dropped += 1;
         }
     }
 
-    /// Answers a question about what a session ran on `devices`.
-    pub fn answer(
+    /// Has a question answered, some time; the error is the answer when too many wait.
+    pub fn ask(&self, question: Question) -> Result<(), String> {
+        self.queue.ask(question)
+    }
+
+    /// The answer to a question about what a session ran on `devices`.
+    fn told(
         &self,
         question: TraceQuestion,
         snapshot: &Snapshot,
@@ -122,7 +122,7 @@ impl Analysis {
 
     fn explain(&self, snapshot: &Snapshot, devices: &[Device]) -> Result<Explanation, String> {
         let columns = graph_of(snapshot);
-        let plugins = self.plugins(LOADING_PATIENCE);
+        let plugins = self.plugins();
         let (reading, told) = self.read(plugins.as_deref(), &columns);
         let graph = Graph::new(columns).map_err(|error| error.to_string())?;
         let mut explanation = Explanation::of(&graph, &reading, snapshot.truncated);
@@ -180,13 +180,9 @@ impl Analysis {
         reasons
     }
 
-    /// The plugins, once they are loaded; `None` without any, or when they take too long.
-    fn plugins(&self, patience: Duration) -> Option<Arc<PluginHost>> {
-        let loading = lock(&self.loading);
-        let waits = |loading: &mut Loading| matches!(loading, Loading::Waiting);
-        let waited = self.loaded.wait_timeout_while(loading, patience, waits);
-        let (loading, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        match &*loading {
+    /// The plugins, once they are loaded.
+    fn plugins(&self) -> Option<Arc<PluginHost>> {
+        match &*lock(&self.loading) {
             Loading::Ready { plugins, .. } => Some(plugins.clone()),
             Loading::Waiting | Loading::Without => None,
         }
@@ -204,12 +200,13 @@ impl Analysis {
             }
         };
         *lock(&self.loading) = loading;
-        self.loaded.notify_all();
+        self.queue.loaded();
     }
 
     /// Counters for `genie-host status` and `genie.stats()`.
     pub fn entries(&self) -> Vec<(String, u64)> {
-        let mut entries = Vec::new();
+        let questions = self.queue.questions() as u64;
+        let mut entries = vec![("analysis.questions".to_owned(), questions)];
         {
             let known = lock(&self.known);
             entries.push(("analysis.topologies".to_owned(), known.len() as u64));
@@ -218,7 +215,7 @@ impl Analysis {
             entries.push(("analysis.dropped".to_owned(), known.dropped));
             entries.push(("analysis.us".to_owned(), known.us));
         }
-        if let Some(plugins) = self.plugins(Duration::ZERO) {
+        if let Some(plugins) = self.plugins() {
             let statuses = plugins.plugins();
             let ready = statuses.iter().filter(|status| status.state == PluginState::Ready).count();
             entries.push(("plugins.ready".to_owned(), ready as u64));
@@ -235,6 +232,12 @@ impl Analysis {
             }
         }
         entries
+    }
+}
+
+impl Drop for Analysis {
+    fn drop(&mut self) {
+        self.queue.close();
     }
 }
 

@@ -43,6 +43,8 @@ pub struct NodeSettings {
     pub weight_cache_bytes: Option<u64>,
     /// Connections it serves at a time.
     pub sessions_max: Option<usize>,
+    /// How long it lets its sessions finish when somebody else than its host asks it to stop.
+    pub drain: Duration,
     /// The directory of libtorch, put before `library_path`.
     pub torch_lib: Option<OsString>,
     pub library_path: Option<OsString>,
@@ -119,8 +121,10 @@ impl NodeSupervisor {
     pub fn connect(&self) -> Result<(UnixLink, Arc<ChildNode>), String> {
         let mut current = lock(&self.current);
         if let Some(node) = &current.node {
-            if let Ok(link) = node.connect() {
-                return Ok((link, node.clone()));
+            // A node that lives is not replaced, whatever keeps this host from reaching it now
+            // (it may be out of descriptors): others use it.
+            if node.is_running() {
+                return node.connect().map(|link| (link, node.clone()));
             }
             tracing::warn!("the node (process {}) is gone: {}", node.pid, node.end());
             node.stop();
@@ -215,6 +219,7 @@ impl NodeSupervisor {
         if let Some(bytes) = self.settings.weight_cache_bytes {
             command.arg("--weight-cache-bytes").arg(bytes.to_string());
         }
+        command.arg("--drain-s").arg(self.settings.drain.as_secs().to_string());
         if let Some(sessions) = self.settings.sessions_max {
             command.arg("--max-sessions").arg(sessions.to_string());
         }
@@ -298,7 +303,8 @@ impl ChildNode {
 
     fn stop(&self) {
         if self.is_running() {
-            self.signal(Signal::TERM);
+            // At once: its sessions have ended, or are cut with their host's.
+            self.signal(Signal::INT);
             if !wait_for(&self.pidfd, STOP_TIMEOUT) {
                 tracing::warn!("the node (process {}) does not end; killing it", self.pid);
                 self.signal(Signal::KILL);

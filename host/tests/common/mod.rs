@@ -51,6 +51,10 @@ impl Host {
     }
 
     pub fn spawn(mut command: Command) -> Host {
+        Host::spawn_with(&mut command)
+    }
+
+    pub fn spawn_with(command: &mut Command) -> Host {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the host starts");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("it is piped");
@@ -91,7 +95,7 @@ impl Drop for Host {
     /// Gently, so that neither nodes nor sockets are left behind.
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
-            self.signal(Signal::TERM);
+            self.signal(Signal::INT);
             if !watch(self.child.id()).is_some_and(|pidfd| ended(&pidfd)) {
                 let _ = self.child.kill();
             }

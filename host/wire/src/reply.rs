@@ -24,6 +24,9 @@ pub enum ErrorCode {
     Protocol = 10,
     /// A weight is not, or no longer, in the node's store.
     WeightMissing = 11,
+    /// No session is taken now: the peer is stopping, or full. Peers of before take it for
+    /// [`ErrorCode::Runtime`].
+    Unavailable = 12,
 }
 
 impl ErrorCode {
@@ -41,6 +44,7 @@ impl ErrorCode {
             TemplateMismatch,
             Protocol,
             WeightMissing,
+            Unavailable,
         ]
         .into_iter()
         .find(|code| *code as u8 == value)

@@ -113,6 +113,11 @@ impl<B: Backend> Connection<B> {
         }
     }
 
+    /// Whether it has a session.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open(_))
+    }
+
     pub(super) fn into_link(self) -> Box<dyn Link> {
         self.link
     }
@@ -362,6 +367,9 @@ impl<B: Backend> Connection<B> {
     fn greet(&mut self, hello: Hello, host: &mut Host<'_, B>) -> Result<(), End> {
         let facts = host.facts;
         let refuse = |code, message| Err(End::Refused(code, message));
+        if let Some(why) = host.turned_away {
+            return refuse(ErrorCode::Unavailable, why.to_owned());
+        }
         let Some(protocol) = common_version(hello.protocol) else {
             let message = format!(
                 "this node ({}) speaks protocols {PROTOCOL_OLDEST} to {PROTOCOL_VERSION}, the \

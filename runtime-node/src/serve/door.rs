@@ -43,7 +43,9 @@ impl Door {
     pub fn accept(&mut self) -> Result<Option<Box<dyn Link>>, LinkError> {
         match self {
             Door::Unix(listener) => {
-                Ok(listener.accept()?.map(|link| Box::new(link) as Box<dyn Link>))
+                let Some(link) = listener.accept()? else { return Ok(None) };
+                genie_shm::vouch(link.event_fd())?;
+                Ok(Some(Box::new(link)))
             }
             Door::Remote { listener, transport, settings, relief } => {
                 let Some(control) = listener.accept().map_err(LinkError::from_transport)? else {

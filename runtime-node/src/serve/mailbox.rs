@@ -9,12 +9,22 @@ use genie_transport::Link;
 use super::connection::First;
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Connections passed on by another device's server, and the word to stop.
+/// Connections passed on by another device's server, and orders of the main thread.
 #[derive(Debug)]
 pub struct Mailbox {
     event: OwnedFd,
-    stop: AtomicBool,
+    ordered: AtomicBool,
+    orders: Mutex<Vec<Order>>,
     links: Mutex<Vec<Delivered>>,
+}
+
+/// What the main thread wants of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Refuse new sessions with these words, and end with the last that runs.
+    Drain(String),
+    /// End after this turn; sessions that still run are told these words.
+    Stop(String),
 }
 
 struct Delivered(Box<dyn Link>, First);
@@ -28,17 +38,27 @@ impl std::fmt::Debug for Delivered {
 impl Mailbox {
     pub fn new() -> std::io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Mailbox { event, stop: AtomicBool::new(false), links: Mutex::new(Vec::new()) })
+        Ok(Mailbox {
+            event,
+            ordered: AtomicBool::new(false),
+            orders: Mutex::default(),
+            links: Mutex::default(),
+        })
     }
 
-    /// Ends the server after the turn it is in.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
+    /// The server does so after the turn it is in.
+    pub fn order(&self, order: Order) {
+        self.orders.lock().expect("no holder of this lock panics").push(order);
+        self.ordered.store(true, Ordering::Release);
         self.wake();
     }
 
-    pub(super) fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+    /// The orders since the last look, in order; looked for in every round, so without a lock.
+    pub(super) fn orders(&self) -> Vec<Order> {
+        match self.ordered.swap(false, Ordering::AcqRel) {
+            true => std::mem::take(&mut *self.orders.lock().expect("no holder panics")),
+            false => Vec::new(),
+        }
     }
 
     pub(super) fn deliver(&self, link: Box<dyn Link>, first: First) {

@@ -124,6 +124,12 @@ pub enum LinkError {
     Wire(#[from] WireError),
     #[error("the peer's shared memory is refused: {0}")]
     Memory(#[from] MemoryError),
+    /// A Unix socket's other end is a process of another user.
+    #[error(
+        "the process there ({pid}) belongs to user {uid}, this one to user {own}; no tensors go to \
+         another user. Use a socket of your own, in a directory that only you can write to"
+    )]
+    Stranger { pid: u32, uid: u32, own: u32 },
     #[error("{doing}: {source}")]
     Io { doing: &'static str, source: std::io::Error },
     /// The transport below failed; the message says which peer, what and what to do.

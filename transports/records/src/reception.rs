@@ -34,6 +34,8 @@ pub struct Reception<D: Door> {
     last: u64,
     left: Option<u32>,
     watches_door: bool,
+    /// What the door said while somebody else was ready.
+    failed: Option<TransportError>,
 }
 
 impl<D: Door> Reception<D> {
@@ -49,6 +51,7 @@ impl<D: Door> Reception<D> {
             last: 0,
             left: (options.accept_max > 0).then_some(options.accept_max),
             watches_door: true,
+            failed: None,
         })
     }
 
@@ -84,7 +87,15 @@ impl<D: Door> Listener for Reception<D> {
 
     fn accept(&mut self) -> Result<Option<Box<dyn Connection>>> {
         while let Some(door) = self.door.as_mut().filter(|_| self.greeting.len() < GREETINGS_MAX) {
-            let Some(driven) = door.next()? else { break };
+            // Whatever ails the door, who came in before goes on with the greeting.
+            let driven = match door.next() {
+                Ok(Some(driven)) => driven,
+                Ok(None) => break,
+                Err(error) => {
+                    self.failed = Some(error);
+                    break;
+                }
+            };
             self.last += 1;
             epoll::add(
                 &self.epoll,
@@ -103,7 +114,7 @@ impl<D: Door> Listener for Reception<D> {
         let Some(number) =
             self.greeting.iter().find(|(_, driven)| ready(driven)).map(|(number, _)| *number)
         else {
-            return Ok(None);
+            return self.failed.take().map_or(Ok(None), Err);
         };
         let driven = self.take(number)?;
         if !driven.is_open() {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use genie_transport::load::{Settings, Transports};
 use genie_transport::probe::ProbeCommand;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::LinkSettings;
 use crate::choose::preferred;
@@ -25,6 +26,16 @@ pub unsafe fn forget_empty_variables() {
             // SAFETY: nobody else reads the environment meanwhile, says the caller.
             unsafe { std::env::remove_var(&name) };
         }
+    }
+}
+
+/// Lets this process open as many files as it may: a connection takes up to 13 descriptors (sockets,
+/// event descriptors, the memory of both ends), and the soft limit is often 1024.
+pub fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(errno) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("cannot raise the limit of open files: {errno}");
     }
 }
 

@@ -145,7 +145,10 @@ impl Inbox {
             }
         }
         if flags.contains(ReturnFlags::CTRUNC) {
-            return Err(malformed("more descriptors came with it than any frame has"));
+            return Err(malformed(
+                "descriptors that came with it were cut off: there are more than any frame has, or \
+                 this process may open no more files (`ulimit -n`)",
+            ));
         }
         self.drained = bytes < space_bytes && !carried;
         Ok(true)

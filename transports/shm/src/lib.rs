@@ -9,6 +9,8 @@ mod inbox;
 mod link;
 mod listener;
 mod outbox;
+mod peer;
 
-pub use link::{UnixLink, connect, connect_socket, peer_credentials};
+pub use link::{UnixLink, connect, connect_socket};
 pub use listener::{BindError, Listener};
+pub use peer::{peer_credentials, vouch};

@@ -1,6 +1,6 @@
 //! One connection.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use rustix::net::{
 
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
+use crate::peer::{peer_credentials, vouch};
 
 /// How long a connection may wait for a server whose backlog is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,7 +33,8 @@ pub struct UnixLink {
     ended: bool,
 }
 
-/// Connects to the server listening at `path`.
+/// Connects to the server listening at `path`, if it belongs to this user or to root: whoever may
+/// write to a directory can put a socket of his own in another's place. See [`vouch`].
 pub fn connect(path: impl AsRef<Path>) -> Result<UnixLink, LinkError> {
     UnixLink::over(connect_socket(path, CONNECT_TIMEOUT)?)
 }
@@ -48,6 +50,7 @@ pub fn connect_socket(path: impl AsRef<Path>, timeout: Duration) -> Result<Owned
         .map_err(|errno| failure("bound the time to connect", errno))?;
     rustix::net::connect(&socket, &address)
         .map_err(|errno| failure("connect to the socket", errno))?;
+    vouch(socket.as_fd())?;
     rustix::io::ioctl_fionbio(&socket, true)
         .map_err(|errno| failure("make the socket nonblocking", errno))?;
     Ok(socket)
@@ -141,27 +144,6 @@ impl Link for UnixLink {
     fn peer(&self) -> String {
         format!("process {}", self.peer.0)
     }
-}
-
-/// Process id and user id of a Unix socket's peer. Not by rustix, whose process ids cannot be 0.
-pub fn peer_credentials(socket: BorrowedFd<'_>) -> Result<(u32, u32), LinkError> {
-    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes to `credentials`, a plain struct of that size.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut credentials).cast(),
-            &mut len,
-        )
-    };
-    if result != 0 {
-        let source = std::io::Error::last_os_error();
-        return Err(LinkError::Io { doing: "ask for the peer's credentials", source });
-    }
-    Ok((credentials.pid as u32, credentials.uid))
 }
 
 /// A peer that is gone is `Closed`, whichever call notices.

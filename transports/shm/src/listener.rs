@@ -72,6 +72,7 @@ impl Listener {
     }
 
     /// As [`Listener::accept`], for other protocols than a link's: the nonblocking socket alone.
+    /// Who connected is not looked at: see [`crate::vouch`].
     pub fn accept_socket(&self) -> Result<Option<OwnedFd>, LinkError> {
         loop {
             match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {

@@ -13,6 +13,7 @@ namespace genie {
 
 void register_attention(torch::Library& here, torch::Library& autograd);
 void register_autocast();
+void register_memory_readers(torch::Library& here, torch::Library& autograd);
 
 namespace {
 
@@ -94,6 +95,7 @@ void register_operators() {
                                       c10::DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
   register_kernels(*here);
   register_attention(*here, *autograd);
+  register_memory_readers(*here, *autograd);
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& full : dispatcher.getAllOpNames()) {
     if (full.name.rfind("aten::", 0) != 0) continue;

@@ -1,10 +1,10 @@
 //! The listening socket.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use genie_records::{Door, Driven};
-use genie_shm::Listener;
+use genie_shm::{Listener, vouch};
 use genie_transport::transport::{Cause, Options, Result, TransportError};
 
 use crate::carrier::Carrier;
@@ -38,6 +38,7 @@ impl Door for ShmDoor {
         let path = self.listener.path();
         let accepted = self.listener.accept_socket().map_err(|error| failure(path, error))?;
         let Some(socket) = accepted else { return Ok(None) };
+        vouch(socket.as_fd()).map_err(|error| failure(path, error))?;
         driven(Carrier::new(socket, path)?, &self.options, false).map(Some)
     }
 }

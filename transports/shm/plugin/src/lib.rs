@@ -87,6 +87,7 @@ fn path_of(options: &Options) -> Result<&Path> {
 pub(crate) fn failure(path: &Path, error: LinkError) -> TransportError {
     let cause = match error {
         LinkError::Closed => Cause::Closed,
+        LinkError::Stranger { .. } => Cause::Refused,
         _ => Cause::Io,
     };
     TransportError::new(cause, format!("{}: {error}", path.display()))
