@@ -7,12 +7,13 @@
 #   WHOLE=1     test-matrix: the whole conformance suite -> docs/conformance-versions.md
 #   OPS, LIMIT  conformance: only these operators, or so many
 #   EXAMPLE     demo: only this example
+#   MINUTES, HOURS  soak: how long (default 10 minutes)
 #   QUICK=1     bench-net: five cells; CELLS="5g 1g,2ms": those only
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help build env demo test test-rust test-python lint conformance bench test-net test-matrix dpdk-deps test-dpdk test-dpdk-ci bench-dpdk clean
+.PHONY: help build env demo test test-rust test-python deny test-soak soak test-zoo test-plugins zoo lint conformance bench test-net test-matrix dpdk-deps test-dpdk test-dpdk-ci bench-dpdk clean
 
 export GENIE_VENV ?= $(CURDIR)/.venv
 export GENIE_CACHE ?= $(HOME)/.cache/genie
@@ -20,6 +21,8 @@ export HF_HUB_OFFLINE ?= 1
 VENV := $(abspath $(GENIE_VENV))
 PY := $(VENV)/bin/python
 BUILT := PATH="$(VENV)/bin:$$PATH"
+# Tells the last line of `make test` what was skipped.
+PYTEST := PYTHONPATH="$(CURDIR)/tests" $(PY) -m pytest -p outcomes
 
 help: ## this list
 	@echo "Genie: PyTorch's device \`remote_accelerator\` on a host and a node of its own."
@@ -45,7 +48,8 @@ test-rust: env
 
 test-python: build
 	@.ci/step "end-to-end tests (pytest, real host and node processes)" "run one alone: .venv/bin/python -m pytest tests/e2e -k NAME" \
-	  env $(BUILT) $(PY) -m pytest tests/e2e tests/layering -m "not slow" -q --tb=short --durations=8
+	  env $(BUILT) $(PYTEST) tests/e2e tests/layering tests/test_outcomes.py -m "not slow" \
+	  --ignore tests/e2e/test_remote_dpdk.py -q --tb=short --durations=8
 	@.ci/step "conformance, a bounded slice (the whole: make conformance)" "see the failures above; one alone: OPS=name make conformance" \
 	  env $(BUILT) $(PY) tests/conformance/run.py --every 8 --grad --allow tests/conformance/known_failures.txt
 
@@ -55,14 +59,16 @@ zoo: build ## records some 190 models and judges the recognizers on them -> docs
 test-zoo: build
 	@.ci/step "the zoo: classes and phases of models with known answers" "one alone: .ci/zoo --case NAME" \
 	  .ci/zoo --workload-min 95 --phase-min 90 --scrambled-min 85
+	@.ci/step "the zoo's own tools" "run one alone: .venv/bin/python -m pytest tests/zoo -k NAME" \
+	  env $(BUILT) $(PYTEST) tests/zoo -q --tb=short
 
 test-net: build
 	@.ci/step "the network test bed itself" "run one alone: .venv/bin/python -m pytest tests/net -k NAME" \
-	  env $(BUILT) $(PY) -m pytest tests/net -q --tb=short
+	  env $(BUILT) $(PYTEST) tests/net -q --tb=short
 
 test-plugins: build
 	@.ci/step "the plugin tutorial, and a plugin in another language" "run one alone: .venv/bin/python -m pytest tests/tutorial -k NAME" \
-	  env $(BUILT) $(PY) -m pytest tests/tutorial -q --tb=short --durations=4
+	  env $(BUILT) $(PYTEST) tests/tutorial -q --tb=short --durations=4
 
 test: ## Rust unit tests, end-to-end tests, a slice of the conformance suite, lints
 	@.ci/test
@@ -79,6 +85,16 @@ bench-net: build ## what transports make of a link, beside kernel TCP (root, nam
 
 bench-plugins: build ## what a call into a plugin costs, against the same code called natively
 	@.ci/bench-plugins
+
+soak: build ## training, generation and sessions for long: what stays in memory (MINUTES=10, HOURS=8) -> docs/soak.md
+	@$(BUILT) $(PY) tests/soak/run.py --minutes $(if $(HOURS),$$(($(HOURS) * 60)),$(or $(MINUTES),10)) --write docs/soak.md
+
+test-soak: build
+	@.ci/step "a slice of the soak: resident memory stays" "the whole: make soak; one alone: .venv/bin/python -m pytest tests/soak -k NAME" \
+	  env $(BUILT) $(PYTEST) tests/soak -q --tb=short
+
+deny: env
+	@.ci/step "licences, sources and bans of what cargo builds (cargo deny)" "mend what it names, or deny.toml" .ci/deny
 
 test-slow: build ## the tests that `make test` leaves out (1 GiB tensors, 10^6 ops, long runs)
 	@$(BUILT) $(PY) -m pytest tests/e2e -m slow -q --tb=short --durations=8

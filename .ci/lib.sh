@@ -36,12 +36,12 @@ find_uv() {
   python=$(find_python)
   say "installing uv into $CACHE/boot (once)"
   if "$python" -m venv "$CACHE/boot" >/dev/null 2>&1; then
-    "$CACHE/boot/bin/python" -m pip install --quiet --disable-pip-version-check uv >&2 ||
+    "$CACHE/boot/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/requirements-uv.txt >&2 ||
       die "pip could not install uv" "check the network or pip's settings (PIP_INDEX_URL, PIP_FIND_LINKS)"
   else
     # Debian's Python without python3-venv still has pip, perhaps.
     rm -rf "$CACHE/boot"
-    "$python" -m pip install --quiet --disable-pip-version-check --prefix "$CACHE/boot" uv >&2 ||
+    "$python" -m pip install --quiet --disable-pip-version-check --require-hashes --prefix "$CACHE/boot" -r .ci/requirements-uv.txt >&2 ||
       die "$python has neither venv nor pip" "install them (Debian: apt-get install python3-venv)"
   fi
   find "$CACHE/boot" -path '*bin/uv' -print -quit

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use common::{Client, Host, ended, host_binary, run, watch};
+use common::{AT_ONCE, Client, Host, ended, host_binary, run, watch};
 use genie_wire::template::OutputSpec;
 use genie_wire::{DType, StorageId, Template, TensorMeta, Value};
 use rustix::process::{Pid, Signal, kill_process};
@@ -22,7 +22,10 @@ fn real_node() -> Option<PathBuf> {
         .status()
         .is_ok_and(|status| status.success());
     if !runs {
-        eprintln!("skipped: {} is not built or lacks its libtorch", node.display());
+        let why = format!("{} is not built or lacks its libtorch", node.display());
+        // `make test` builds it first.
+        assert!(std::env::var_os("GENIE_OUTCOMES").is_none(), "{why}");
+        eprintln!("skipped: {why}");
     }
     runs.then_some(node)
 }
@@ -88,7 +91,7 @@ fn a_chain_of_additions_is_computed_and_its_segments_are_known_again() {
 }
 
 #[test]
-fn a_killed_node_is_node_lost_within_five_seconds_and_is_started_again() {
+fn a_killed_node_is_node_lost_at_once_and_is_started_again() {
     let Some(node) = real_node() else { return };
     let host = Host::start_with(&node, &["--device", "cpu"], &[]);
     let mut client = host.client();
@@ -99,7 +102,7 @@ fn a_killed_node_is_node_lost_within_five_seconds_and_is_started_again() {
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     let error = read(&mut client, 2, x, 4).unwrap_err();
     assert!(error.contains("NodeLost"), "{error}");
-    assert!(start.elapsed().as_secs() < 5);
+    assert!(start.elapsed() < AT_ONCE);
     let mut again = host.client();
     let y = upload(&mut again, &[3.0]);
     assert_eq!(read(&mut again, 1, y, 4).unwrap(), [3.0]);

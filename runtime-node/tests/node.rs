@@ -18,6 +18,8 @@ use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
+/// How long anything that is waited for may take: what a fault costs, not how fast a machine is.
+const PATIENCE: Duration = Duration::from_secs(60);
 const BINARY: &str = env!("CARGO_BIN_EXE_genie-node");
 
 /// A running node in a directory of its own.
@@ -84,7 +86,7 @@ impl Node {
 
     /// Waits for its end and returns whether it was a success.
     fn ended(&mut self) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.success();
@@ -568,16 +570,16 @@ fn it_ends_with_its_parent() {
     let mut parent = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     let mut node = Node::start(&["--parent-pid", &parent.id().to_string()]);
     let mut client = node.client();
-    // Also in the middle of much work: a thousand products of large matrices.
-    let meta = TensorMeta::contiguous(DType::FLOAT32, &[1500, 1500]);
+    // Also in the middle of much work: a thousand products of large matrices, minutes of it.
+    let meta = TensorMeta::contiguous(DType::FLOAT32, &[3000, 3000]);
     let matrix = |slot| Value::Tensor { slot, meta: meta.clone() };
     let product = Template {
-        new_storages: vec![1500 * 1500 * 4],
+        new_storages: vec![3000 * 3000 * 4],
         outputs: vec![OutputSpec::New { index: 0, meta: meta.clone() }],
         ..op("aten::mm", 1, 2, vec![matrix(0), matrix(1)])
     };
     let product = client.define(product);
-    let x = client.tape.alloc(1500 * 1500 * 4);
+    let x = client.tape.alloc(3000 * 3000 * 4);
     for _ in 0..1000 {
         let y = client.tape.op(product, &[x.0, x.0], &[], 1);
         client.tape.free(y);
@@ -585,9 +587,7 @@ fn it_ends_with_its_parent() {
     client.flush();
     drop(parent.stdin.take());
     parent.wait().unwrap();
-    let start = Instant::now();
     assert!(node.ended());
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert!(!node.socket.exists());
 }
 

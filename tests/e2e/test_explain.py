@@ -91,14 +91,14 @@ def test_reset_trace_forgets(decoder):
 
 
 def test_a_steady_decode_step_calls_no_plugin(decoder):
-    # A length that equals another size is a topology of its own: these 40 steps meet all of theirs.
-    generate(*decoder, steps=40)
-    generate(*decoder, steps=40)
-    settled = _settled_calls()
-    generate(*decoder, steps=40)
-    after = genie.stats()
-    assert after["host.plugins.calls"] == settled
-    assert after["host.analysis.topologies"] > 0
+    # A length that equals another size is a topology of its own: 40 steps meet all of theirs. What the
+    # analysis had no time for is left out, and met again.
+    calls = []
+    while len(calls) < 2 or (calls[-1] > calls[-2] and len(calls) < 20):
+        generate(*decoder, steps=40)
+        calls.append(_settled_calls())
+    assert calls[-1] == calls[-2], calls
+    assert calls[-1] > 0 and genie.stats()["host.analysis.topologies"] > 0
 
 
 def _settled_calls():
@@ -111,7 +111,7 @@ def _settled_calls():
         found[:] = [stats.get("host.plugins.calls")]
         return stats.get("host.plugins.ready", 0) > 0 and stats["host.analysis.waiting"] == 0
 
-    wait_until(settled, 60, lambda: f"the analysis does not come to rest: {genie.stats()}")
+    wait_until(settled, 600, lambda: f"the analysis does not come to rest: {genie.stats()}")
     return found[0]
 
 
@@ -152,7 +152,7 @@ def test_an_exported_graph_is_read_by_the_host(decoder, tmp_path):
     graph = json.loads(path.read_text())
     assert graph["version"] == 1 and not graph["truncated"] and "mine" in graph["graph"]["blob"]
     out = subprocess.run(
-        ["genie-host", "graph", str(path), "--out", str(tmp_path)], capture_output=True, text=True, timeout=60
+        ["genie-host", "graph", str(path), "--out", str(tmp_path)], capture_output=True, text=True, timeout=600
     )
     assert out.returncode == 0, out.stderr
     assert "llm" in out.stdout

@@ -13,10 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import GONE_SECONDS_MAX, Host, alive, wait_until
+from conftest import BUSY_SECONDS_MAX, GONE_SECONDS_MAX, Host, alive, wait_until
 
 pytestmark = pytest.mark.remote
-LOST_SECONDS_MAX = 5
+# Told when it happens, also on a busy machine: no deadline is so short (a link's is 30 s).
+LOST_SECONDS_MAX = 20
+# How long a node stands still that is late, not lost.
+FROZEN_SECONDS = 2
 
 READY = """
 x = torch.ones(4, device=DEVICE)
@@ -48,7 +51,7 @@ say(again=torch.ones(3, device=DEVICE).sum().item())
     )
     pids = running.heard()["pids"]
     os.kill(pids[victim], how)
-    wait_until(lambda: not alive(pids[victim]), 5, f"{victim} does not end")
+    wait_until(lambda: not alive(pids[victim]), GONE_SECONDS_MAX, f"{victim} does not end")
     running.tell()
     said = running.heard()
     assert said["lost"], said
@@ -77,7 +80,7 @@ def test_node_killed_while_the_program_waits(program):
     node = running.heard()["pids"]["genie-node"]
     busy = psutil.Process(node)
     idle = busy.cpu_times().user
-    wait_until(lambda: busy.cpu_times().user > idle + 0.2, 30, "the node computes nothing")
+    wait_until(lambda: busy.cpu_times().user > idle + 0.2, BUSY_SECONDS_MAX, "the node computes nothing")
     os.kill(node, signal.SIGKILL)
     start = time.monotonic()
     assert running.heard()["lost"]
@@ -91,7 +94,7 @@ def test_frozen_node_then_continued(program):
     node = running.heard()["pids"]["genie-node"]
     os.kill(node, signal.SIGSTOP)
     running.tell()
-    time.sleep(2)
+    time.sleep(FROZEN_SECONDS)
     os.kill(node, signal.SIGCONT)
     assert running.heard()["error"] is None
     running.finish()
@@ -248,11 +251,11 @@ def test_ctrl_c_during_a_long_read(program):
     )
     node = psutil.Process(running.heard()["genie-node"])
     idle = node.cpu_times().user
-    wait_until(lambda: node.cpu_times().user > idle + 0.2, 30, "the node computes nothing")
+    wait_until(lambda: node.cpu_times().user > idle + 0.2, BUSY_SECONDS_MAX, "the node computes nothing")
     start = time.monotonic()
     os.kill(running.pid, signal.SIGINT)
     assert running.heard()["interrupted"]
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < LOST_SECONDS_MAX
     running.finish()
 
 
@@ -423,7 +426,7 @@ def test_a_program_that_outlasts_the_drain_is_told(tmp_path, program):
 
 def test_session_is_freed_when_its_program_is_killed(host, program):
     running = program(
-        "x = torch.ones(64 << 20, device=DEVICE); x.sum().item(); say(ready=True); time.sleep(60)",
+        "x = torch.ones(64 << 20, device=DEVICE); x.sum().item(); say(ready=True); sys.stdin.readline()",
         env=host.environment,
     )
     running.heard()
@@ -449,7 +452,7 @@ try:
     bad.cpu()
 except Exception as error:
     say(error=str(error))
-time.sleep(60)
+sys.stdin.readline()
 """,
         env=host.environment,
     )
@@ -516,7 +519,7 @@ def test_malformed_message_is_refused_and_serving_goes_on(bytes_sent, host, prog
     path = str(host.path)
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         with socket.socket(socket.AF_UNIX, kind) as raw:
-            raw.settimeout(10)
+            raw.settimeout(BUSY_SECONDS_MAX)
             try:
                 raw.connect(path)
             except OSError:
@@ -696,11 +699,14 @@ def test_python_dies_in_the_middle_of_a_frame(program):
     running = program(
         """
         say(pids=(torch.ones(1, device=DEVICE).item(), children())[1])
-        while True:
-            torch.ones(8 << 20).to(DEVICE)
+        for value in range(1 << 20):
+            torch.full((8 << 20,), float(value)).to(DEVICE)
+            say(sent=value)
         """
     )
     pids = running.heard()["pids"]
-    time.sleep(0.3)
+    # The next is on its way.
+    while running.heard()["sent"] < 2:
+        pass
     os.kill(running.pid, signal.SIGKILL)
     wait_until(lambda: not any(map(alive, pids.values())), GONE_SECONDS_MAX, f"left behind: {pids}")

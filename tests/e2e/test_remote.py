@@ -14,7 +14,7 @@ WHY_NOT = far_away.bed.why_not()
 pytestmark = [pytest.mark.remote, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "")]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "frontend-py" / "examples"
-DEMO_SECONDS_MAX = 240
+DEMO_SECONDS_MAX = 900
 # Bytes: what the work moves each way at least, and control alone never.
 MUCH = 80 << 20
 # Control, tensors, and what stats() must say of the latter.

@@ -18,10 +18,10 @@ WHY_NOT = far_away.bed.why_not()
 pytestmark = [pytest.mark.remote, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "")]
 
 CUT_SECONDS = 5
-DEADLINE_S = 3
+DEADLINE_S = 5
 # Between the deadline and the error: a busy machine, and timers that tick.
-SLACK_SECONDS = 6
-READY_SECONDS_MAX = 60
+SLACK_SECONDS = 60
+READY_SECONDS_MAX = 300
 # Bytes that a handshake, a refusal and their repeats may take. No tensor of these tests is so small.
 FEW_BYTES = 200_000
 
@@ -42,12 +42,18 @@ def far(bed):
 
 # The link is cut
 
+# One upload after the other, each of something new, until it is told that it is enough.
 UPLOAD = """
-data = torch.randint(0, 255, (128 << 20,), dtype=torch.uint8)
 torch.ones(3, device=DEVICE).sum().item()
+enough = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), enough.set()), daemon=True).start()
 say(ready=True)
-far = data.to(DEVICE)
-say(equal=torch.equal(far.cpu(), data), transport=genie.stats()["transport"])
+equal, rounds = True, 0
+while not enough.is_set():
+    data = torch.randint(0, 255, (32 << 20,), dtype=torch.uint8)
+    equal = equal and torch.equal(data.to(DEVICE).cpu(), data)
+    rounds += 1
+say(equal=equal, rounds=rounds, transport=genie.stats()["transport"])
 """
 # One token after the other, each from the last, until it is told that it is enough.
 DECODE = """
@@ -82,9 +88,11 @@ def test_upload_survives_a_cut_of_five_seconds(data, far):
     far.wait_crossed(40)
     with far.cut():
         time.sleep(CUT_SECONDS)
+        assert far.link.counters()["cut"][0] > 0, "nothing was lost by the cut"
+    far.wait_crossed(40)
+    far.worker.tell("enough")
     said = far.worker.finish()
     assert said["equal"] and said["transport"] == data and not said["warnings"], said
-    assert far.link.counters()["cut"][0] > 0, "nothing was lost by the cut"
 
 
 @pytest.mark.parametrize("data", ["udp", pytest.param("tcp", marks=pytest.mark.slow)])
@@ -273,14 +281,21 @@ def test_no_certificate_is_refused(far):
 
 
 def test_expired_certificate_is_refused(far):
-    out, seconds = far.fresh("brief"), 8
-    command = ["cargo", "run", "--release", "--quiet", "-p", "genie-tls", "--example", "issue_for_seconds", "--"]
-    issue = [*command, far.certificates.host, "brief", far.link.b.address, out, seconds]
-    subprocess.run(list(map(str, issue)), cwd=far_away.bed.ROOT, check=True, timeout=600)
-    ends = time.time() + seconds
-    node = far.node(certs=out)
-    assert far.worker.do(TRY, far.environment(node.address))["error"] is None, "it is good as yet"
-    wait_until(lambda: time.time() > ends + 1, seconds + 2, "the certificate does not expire")
+    seconds, lasted = 8, False
+    while not lasted:
+        far.end_all()
+        assert seconds < 1000, "no session begins before a certificate of minutes ends"
+        out = far.fresh("brief")
+        command = ["cargo", "run", "--release", "--quiet", "-p", "genie-tls", "--example", "issue_for_seconds", "--"]
+        issue = [*command, far.certificates.host, "brief", far.link.b.address, out, seconds]
+        subprocess.run(list(map(str, issue)), cwd=far_away.bed.ROOT, check=True, timeout=600)
+        ends = time.time() + seconds
+        node = far.node(certs=out)
+        said = far.worker.do(TRY, far.environment(node.address))
+        # A machine may be too busy to begin a session in that time.
+        lasted, seconds = time.time() < ends, 4 * seconds
+    assert said["error"] is None, f"it is good as yet: {said}"
+    wait_until(lambda: time.time() > ends + 1, seconds, "the certificate does not expire")
     said = refused(far, far.environment(node.address))
     assert "certificate expired on" in said["text"], said
 
@@ -385,13 +400,14 @@ def transports_directory():
     return Path(named) if named else Path(far_away.host_binary()).parent.parent / "share" / "genie" / "transports"
 
 
+# One upload after the other until another transport carries them.
 DOWNGRADE = """
-data = torch.randint(0, 255, (96 << 20,), dtype=torch.uint8)
 torch.ones(3, device=DEVICE).sum().item()
 say(ready=True, transport=genie.stats()["transport"])
-far = data.to(DEVICE)
-equal = torch.equal(far.cpu(), data)
-stats = genie.stats()
+equal = True
+while (stats := genie.stats())["transport"] == "udp":
+    data = torch.randint(0, 255, (32 << 20,), dtype=torch.uint8)
+    equal = equal and torch.equal(data.to(DEVICE).cpu(), data)
 say(equal=equal, **{key: stats[key] for key in ("mode", "route", "transport")})
 """
 
@@ -485,9 +501,9 @@ def test_quota_of_bytes_per_second(far):
         said = far.worker.do(TIMED_UPLOAD, environment)
         assert said["equal"], said
         took[name] = said["seconds"]
-    # One second's worth is free, and what is on its way counts later: (48 - 12 - 8) / 12 s.
-    assert took["bounded"] > 2.0 and took["bounded"] > took["free"] * 1.5, took
-    assert took["bounded"] < 20 + 2 * took["free"], took
+    # One second's worth is free, and what is on its way counts later: (48 - 12 - 8) / 12 s. Without a
+    # bound it is as fast as the machine happens to be.
+    assert took["bounded"] > 2.0, took
 
 
 def test_quota_of_message_bytes(far):

@@ -57,8 +57,8 @@ RELAY_REAL_TIME_PRIORITY, ROUTER_NICE = 10, -20
 SENDER_QUEUE_PACKETS = 2000
 # Less than a packet: R takes them one by one from its NAPI, nothing is merged.
 MERGE_NOTHING_BYTES = 1000
-SETUP_SECONDS_MAX = 20
-STOP_SECONDS_MAX = 5
+SETUP_SECONDS_MAX = 120
+STOP_SECONDS_MAX = 60
 ETHERNET_BYTES = 14
 
 _numbers = itertools.count()

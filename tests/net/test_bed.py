@@ -19,7 +19,7 @@ from contender import NICE, KernelTcp
 
 pytestmark = pytest.mark.skipif(bool(bed.why_not()), reason=bed.why_not() or "")
 
-ANSWER_SECONDS = 10
+ANSWER_SECONDS = 60
 
 # Answers every datagram with itself, or writes the payloads it gets, one a line.
 ECHO = """
@@ -124,11 +124,12 @@ def test_rate_with_packets_of_the_wire():
     """Cubic fills a link and no more, and what crosses is packets of MTU size, not segments of 64 KB."""
     with bed.Link(100e6, rtt_ms=2) as link:
         shares = []
-        # A busy machine may spoil a try.
-        while not shares or (shares[-1] < 0.9 and len(shares) < 4):
+        # A busy machine may keep the sender from filling the link, or the receiver from what came before.
+        while len(shares) < 2 or (not link.queue_drops() and len(shares) < 20):
             shares.append(run.measure(KernelTcp("cubic"), link, seconds=1.5)["share"])
         packets, size = link.counters()["forward"]
-    assert 0.9 < shares[-1] and max(shares) < 0.96
+        assert link.queue_drops() > 0, f"nothing waited at the link's end: {shares}"
+    assert min(shares) < 0.96, shares
     assert 1400 < size / packets <= 1500
 
 
@@ -169,7 +170,7 @@ def test_a_replay_comes_as_it_was(spoiled):
 
 def test_a_held_packet_is_overtaken(spoiled):
     link, send, shown = spoiled
-    link.fault("hold", us=200_000, count=1)
+    link.fault("hold", us=2_000_000, count=1)
     send(b"first", b"second")
     assert shown(2) == [b"second", b"first"]
 
@@ -199,7 +200,7 @@ def test_a_signal_leaves_nothing(sign):
             time.sleep(600)
     """)
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    bed.Lines(process.stdout).until("ready", 60)
+    bed.Lines(process.stdout).until("ready", ANSWER_SECONDS)
     process.send_signal(sign)
     process.wait(bed.STOP_SECONDS_MAX + ANSWER_SECONDS)
     if sign == signal.SIGKILL:

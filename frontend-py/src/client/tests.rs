@@ -15,7 +15,7 @@ use crate::client::{
 };
 use fake_host::{Behaviour, FakeHost};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn options() -> Options {
     let bytes = 256 << 10;

@@ -11,10 +11,9 @@ use common::{Place, chain, component, write};
 use genie_plugin::{Annotations, Cluster, Device};
 use genie_plugin_host::{CallError, Capability, Limits, PluginHost, PluginState, Rescan, Settings};
 
-/// How much longer than promised a busy test machine may take.
-const PATIENCE: u32 = 10;
+/// How long anything may take by the clock on the wall, which says how busy the test machine is.
+const PATIENCE: Duration = Duration::from_secs(60);
 const RUN_TIME: Duration = Duration::from_millis(100);
-const LOAD_TIME: Duration = Duration::from_secs(5);
 
 /// What this thread has had of a processor: its own time on a machine that is busy with others.
 fn processor_time() -> Duration {
@@ -57,7 +56,7 @@ fn stopped(deed: &str, is_expected: impl Fn(&CallError) -> bool) {
         slowest = slowest.max(calls[1].took);
     }
     println!("{deed}: stopped in {slowest:?}, {busiest:?} of them on a processor");
-    assert!(slowest < RUN_TIME * PATIENCE, "{deed} took {slowest:?}");
+    assert!(slowest < PATIENCE, "{deed} took {slowest:?}");
     assert!(busiest < RUN_TIME * 2, "{deed} took {busiest:?} of a processor");
     let calls = host.recognize(&graph);
     assert!(calls.len() == 1 && calls[0].result.is_ok(), "{calls:?}");
@@ -124,7 +123,7 @@ fn wide_log_lines_are_cut() {
     let _log = log;
     let call = host.recognize_with("wicked", &chain(5)).unwrap();
     println!("flood-wide: {:?} in {:?}", call.result.as_ref().err(), call.took);
-    assert!(call.took < RUN_TIME * PATIENCE);
+    assert!(call.took < PATIENCE);
     let longest = lines.about("wide").iter().map(String::len).max().unwrap();
     assert!(longest < 2 * Limits::default().log_line_bytes, "{longest}");
 }
@@ -196,7 +195,7 @@ fn refused_by(what: &str, reason: &str, limits: Limits, add: impl FnOnce(&Place)
     let host = PluginHost::open(Settings { limits, ..place.settings() }).unwrap();
     let took = begin.elapsed();
     println!("{what}: refused in {took:?}");
-    assert!(took < LOAD_TIME + Duration::from_secs(1), "{what} took {took:?}");
+    assert!(took < PATIENCE, "{what} took {took:?}");
     let PluginState::Refused(why) = state(&host, "wicked") else {
         panic!("{what} was loaded: {:?}", host.plugins());
     };

@@ -49,7 +49,9 @@ fn mutate(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
 #[test]
 fn thousands_of_mutants_do_no_harm() {
     const MUTANTS: usize = 3_000;
+    // A slow machine tries fewer within this time.
     const TIME: Duration = Duration::from_secs(60);
+    const MUTANTS_MIN: usize = 200;
     const SEED: u64 = 20_251_122;
     let place = Place::new();
     let good = std::fs::read(component("genie-frozen-v0-1")).unwrap();
@@ -67,7 +69,7 @@ fn thousands_of_mutants_do_no_harm() {
     assert_eq!(host.plugins()[0].state, PluginState::Ready);
     let (graph, mut numbers, begin) = (chain(5), Numbers(SEED), Instant::now());
     let (mut tried, mut loaded, mut answered) = (0, 0, 0);
-    while tried < MUTANTS && begin.elapsed() < TIME {
+    while tried < MUTANTS_MIN || (tried < MUTANTS && begin.elapsed() < TIME) {
         let mut bytes = good.clone();
         mutate(&mut bytes, &mut numbers);
         place.add_bytes("mutant", "recognizer", &bytes, "");
@@ -82,5 +84,4 @@ fn thousands_of_mutants_do_no_harm() {
         "{tried} mutants (seed {SEED}) in {:?}: {loaded} were loaded, {answered} answered",
         begin.elapsed()
     );
-    assert!(tried >= 200, "only {tried} mutants in {TIME:?}");
 }

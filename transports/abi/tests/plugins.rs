@@ -15,8 +15,8 @@ use genie_transport::transport::*;
 
 /// The argument by which this program is the child that probes.
 const CHILD: &str = "probe-child";
-/// For plugins that hang.
-const DEADLINE: Duration = Duration::from_millis(1_500);
+/// For plugins that hang; a good one must be probed within it, on a machine that has other work.
+const DEADLINE: Duration = Duration::from_secs(8);
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -264,7 +264,7 @@ const HOSTILE: &[(&str, &[&str])] = &[
     ("HANG_IN_CONSTRUCTOR", &["did not end within", "(loading it)"]),
     ("CRASH_IN_ENTRY", &["SIGSEGV", "(its entry)", "not loaded"]),
     ("ABORT_IN_PROBE", &["SIGABRT", "(its probe)", "something is wrong"]),
-    ("HANG_IN_PROBE", &["did not end within 1.5s", "(its probe)"]),
+    ("HANG_IN_PROBE", &["did not end within 8s", "(its probe)"]),
     ("FLOOD_IN_PROBE", &["(its probe)"]),
     ("EXIT_IN_PROBE", &["ended the process with status 0", "(its probe)"]),
 ];
@@ -279,7 +279,7 @@ fn hostile_plugins_are_refused() {
     let begin = Instant::now();
     let transports = Transports::load(dir.path(), &settings());
     let took = begin.elapsed();
-    assert!(took < DEADLINE * 5, "the children run at the same time: {took:?}");
+    assert!(took < DEADLINE * 2, "the children run at the same time: {took:?}");
     let entry = |name: &str| {
         let file = format!("{name}.so");
         let mut all = transports.list().iter();

@@ -16,6 +16,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use genie_dpdk::transport::Dpdk;
@@ -28,7 +29,9 @@ use genie_transport::transport::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Whatever happens, this process ends.
-const LIFE: Duration = Duration::from_secs(60);
+const LIFE: Duration = Duration::from_secs(120);
+/// How often an end that is told what to do looks whether it is.
+const LOOK: Duration = Duration::from_millis(10);
 /// Each end's memory, and window.
 const MEMORY_BYTES: u64 = 64 << 20;
 const WINDOW: u32 = 1;
@@ -43,8 +46,9 @@ struct Arguments {
     plugins: Option<String>,
     /// Messages that go there and, changed, back.
     exchange: u64,
-    /// Seconds that one end sends for.
+    /// Seconds that one end sends for; `told` until its input says so.
     stream: f64,
+    told: bool,
     /// The listening end streams, the connecting one takes.
     reverse: bool,
     /// Of a message that is streamed.
@@ -95,6 +99,7 @@ fn read(words: impl Iterator<Item = String>) -> Result<Arguments, Failure> {
             "--connect-ms" => read.options.connect_ms = value.parse()?,
             "--plugins" => read.plugins = Some(value),
             "--exchange" => read.exchange = value.parse()?,
+            "--stream" if value == "told" => read.told = true,
             "--stream" => read.stream = value.parse()?,
             "--reverse" => read.reverse = value == "yes",
             "--bytes" => read.bytes = value.parse()?,
@@ -162,6 +167,50 @@ fn run(role: &str, arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What a test says while an end streams: `watch` for trouble from now on, `go on` until messages that
+/// are posted from now on have arrived, `end`. The end answers `trouble` and `goes on`.
+struct Told {
+    lines: Receiver<String>,
+    trouble: Option<f64>,
+    arrives: Option<u64>,
+    ended: bool,
+}
+
+impl Told {
+    fn new() -> Self {
+        let (said, lines) = channel();
+        std::thread::spawn(move || {
+            let lines = std::io::stdin().lines().map_while(Result::ok);
+            lines.for_each(|line| drop(said.send(line)));
+        });
+        Told { lines, trouble: None, arrives: None, ended: false }
+    }
+
+    /// Whether the stream goes on, after so many messages posted and written.
+    fn goes_on(&mut self, end: &End, posted: u64, written: u64) -> Result<bool, Failure> {
+        match self.lines.try_recv() {
+            Ok(line) if line == "watch" => self.trouble = Some(end.trouble()),
+            Ok(line) if line == "go on" => self.arrives = Some(posted + 1),
+            Ok(_) | Err(TryRecvError::Disconnected) => self.ended = true,
+            Err(TryRecvError::Empty) => {}
+        }
+        if self.trouble.is_some_and(|before| end.trouble() > before) {
+            self.trouble = None;
+            say("trouble")?;
+        }
+        if self.arrives.is_some_and(|count| written >= count) {
+            self.arrives = None;
+            say("goes on")?;
+        }
+        Ok(!self.ended)
+    }
+}
+
+fn say(line: &str) -> std::io::Result<()> {
+    println!("{line}");
+    std::io::stdout().flush()
+}
+
 struct End {
     connection: Box<dyn Connection>,
     until: Instant,
@@ -187,14 +236,22 @@ impl End {
     }
 
     fn next(&mut self) -> Result<Completion, TransportError> {
+        let none = || TransportError::new(Cause::TimedOut, "nothing came in time".to_owned());
+        self.next_before(self.until)?.ok_or_else(none)
+    }
+
+    /// None when nothing came before `until`.
+    fn next_before(&mut self, until: Instant) -> Result<Option<Completion>, TransportError> {
         loop {
             if !self.completions.is_empty() {
-                return Ok(self.completions.remove(0));
+                return Ok(Some(self.completions.remove(0)));
             }
             self.connection.poll(&mut self.completions)?;
-            if self.completions.is_empty() && !self.connection.arm()? {
-                wait(self.connection.event_fd(), self.until)
-                    .map_err(|error| TransportError::new(Cause::TimedOut, error.to_string()))?;
+            if self.completions.is_empty()
+                && !self.connection.arm()?
+                && wait(self.connection.event_fd(), until).is_err()
+            {
+                return Ok(None);
             }
         }
     }
@@ -271,10 +328,13 @@ impl End {
         let started = Instant::now();
         let seconds = Duration::from_secs_f64(arguments.stream);
         let (mut next, mut written) = (FIRST, 0);
-        println!("streaming");
-        std::io::stdout().flush()?;
+        say("streaming")?;
+        let mut told = arguments.told.then(Told::new);
         loop {
-            let goes_on = started.elapsed() < seconds;
+            let goes_on = match &mut told {
+                Some(told) => told.goes_on(self, next - FIRST, written)?,
+                None => started.elapsed() < seconds,
+            };
             while goes_on && next - FIRST - written < arguments.depth {
                 self.write(next, arguments.bytes)?;
                 next += 1;
@@ -282,7 +342,9 @@ impl End {
             if next - FIRST == written {
                 break;
             }
-            if let Completion::Written { .. } = self.next()? {
+            // Who is told what to do looks from time to time.
+            let bound = if told.is_some() { Instant::now() + LOOK } else { self.until };
+            if let Some(Completion::Written { .. }) = self.next_before(bound)? {
                 written += 1;
             }
         }
@@ -339,6 +401,12 @@ impl End {
         all.into_iter().find(|(n, _)| n == name).map_or(0.0, |(_, value)| value as f64)
     }
 
+    /// Packets got lost, or the driver did not take them.
+    fn trouble(&self) -> f64 {
+        let names = ["packets_lost", "probes", "device_tx_refused", "device_tx_errors"];
+        names.iter().map(|name| self.statistic(name)).sum()
+    }
+
     fn report(&mut self, (wall, cpu): (f64, f64)) {
         for name in [
             "packets_sent",
@@ -356,6 +424,7 @@ impl End {
             "device_tx_refused",
             "frames_bad_checksum",
             "thread_sleeps",
+            "thread_interrupts",
         ] {
             self.found.insert(name, self.statistic(name));
         }

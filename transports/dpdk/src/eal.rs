@@ -51,6 +51,7 @@ struct Shared {
     asleep: AtomicBool,
     turns: AtomicU64,
     sleeps: AtomicU64,
+    interrupts: AtomicU64,
     cpu_us: AtomicU64,
     slept_us: AtomicU64,
 }
@@ -65,6 +66,8 @@ pub struct Cost {
     /// Rounds of polling, and sleeps between them.
     pub turns: u64,
     pub sleeps: u64,
+    /// Sleeps that a device ended.
+    pub interrupts: u64,
 }
 
 impl Eal {
@@ -99,6 +102,7 @@ impl Eal {
             asleep: AtomicBool::new(false),
             turns: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
+            interrupts: AtomicU64::new(0),
             cpu_us: AtomicU64::new(0),
             slept_us: AtomicU64::new(0),
         });
@@ -168,6 +172,7 @@ impl Eal {
             slept: Duration::from_micros(of(&self.shared.slept_us)),
             turns: of(&self.shared.turns),
             sleeps: of(&self.shared.sleeps),
+            interrupts: of(&self.shared.interrupts),
         })
     }
 
@@ -365,11 +370,14 @@ impl Thread<'_> {
                 tv_nsec: i64::from(bound.subsec_nanos()),
             };
             if poll(&mut polled, Some(&timeout)).is_ok() {
+                let woken = |polled: &PollFd<'_>| polled.revents().contains(PollFlags::IN);
                 for (device, polled) in devices.iter().zip(&polled[1..]) {
-                    if device.counts && polled.revents().contains(PollFlags::IN) {
+                    if device.counts && woken(polled) {
                         let _ = rustix::io::read(polled, &mut [0u8; 8]);
                     }
                 }
+                let interrupted = u64::from(polled[1..].iter().any(woken));
+                self.shared.interrupts.fetch_add(interrupted, Ordering::Relaxed);
             }
             let slept = started.elapsed().as_micros() as u64;
             self.shared.slept_us.fetch_add(slept, Ordering::Relaxed);

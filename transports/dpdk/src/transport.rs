@@ -360,6 +360,7 @@ impl Connection for DpdkConnection {
             ("frames_no_connection", counters.no_connection),
             ("thread_cpu_us", cost.map_or(0, |cost| cost.cpu.as_micros() as u64)),
             ("thread_sleeps", cost.map_or(0, |cost| cost.sleeps)),
+            ("thread_interrupts", cost.map_or(0, |cost| cost.interrupts)),
         ];
         let all = bulk.entries().into_iter().chain(own);
         all.map(|(name, value)| (name.to_owned(), value)).collect()

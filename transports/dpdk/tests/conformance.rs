@@ -67,7 +67,7 @@ fn poll_until(
     ends: &mut [Box<dyn Connection>; 2],
     mut done: impl FnMut(usize, Completion) -> bool,
 ) {
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_secs(60);
     loop {
         for (at, end) in ends.iter_mut().enumerate() {
             let mut completions = Vec::new();
@@ -102,7 +102,7 @@ fn messages_are_sent_from_where_they_lie_and_their_memory_is_given_back() {
     let mut listener = Dpdk.listen(&options).unwrap();
     options.address = listener.address();
     let connecting = Dpdk.connect(&options).unwrap();
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_secs(60);
     let accepted = loop {
         match listener.accept().unwrap() {
             Some(accepted) => break accepted,

@@ -1,10 +1,10 @@
 //! Two processes exchange tensors: over vhost and virtio_user, and over af_packet between two
 //! network namespaces.
 //!
-//! The namespaces need root. Without it those tests say so and pass, unless `GENIE_DPDK_ROOT=1`
-//! (as `make test-dpdk` sets for root) demands that they run.
+//! The namespaces need root. Without it those tests tell `make test` that they were skipped, unless
+//! `GENIE_DPDK_ROOT=1` (as `make test-dpdk` sets for root) demands that they run.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -42,6 +42,7 @@ impl Running {
     fn start(command: &[String]) -> Running {
         let child = Command::new(&command[0])
             .args(&command[1..])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -63,6 +64,10 @@ impl Running {
                 panic!("{line:?} instead of {word:?}; it said: {errors}");
             }
         }
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.0.stdin.as_mut().expect("piped"), "{line}").unwrap();
     }
 
     fn status(&mut self) -> ExitStatus {
@@ -206,7 +211,7 @@ impl Namespaces {
         if let Some(failure) = failure {
             let demanded = std::env::var_os("GENIE_DPDK_ROOT").is_some();
             assert!(!demanded, "no network namespaces: {failure}");
-            eprintln!("skipped: network namespaces are not permitted here: {failure}");
+            skipped(&format!("network namespaces are not permitted here: {failure}"));
             return None;
         }
         let made = Namespaces { names, mtu };
@@ -220,6 +225,16 @@ impl Namespaces {
         }
         Some(made)
     }
+}
+
+/// Tells `make test`, whose last line names what was skipped and why.
+fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+    let Some(outcomes) = std::env::var_os("GENIE_OUTCOMES") else { return };
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let file = PathBuf::from(outcomes).join(format!("dpdk-{test}-skipped"));
+    std::fs::write(file, format!("skipped transports/dpdk::{test}\t{why}\n")).unwrap();
 }
 
 impl Drop for Namespaces {
@@ -417,9 +432,10 @@ fn a_device_that_interrupts_lets_the_thread_sleep_for_long() {
     assert_eq!(asked["exchanged"], 21.0);
     let sleeps = asked["idle_sleeps_per_second"].as_f64().unwrap();
     assert!(sleeps < 200.0, "{sleeps} sleeps a second: it does not wait for interrupts");
-    // An interrupt that is lost costs up to 50 ms; each of 21 round trips would have some.
-    let wall = asked["wall_s"].as_f64().unwrap();
-    assert!(wall < 5.0, "{wall} s for 21 exchanges: interrupts do not wake the thread");
+    assert!(
+        asked["thread_interrupts"].as_f64().unwrap() > 0.0,
+        "interrupts do not wake the thread"
+    );
 }
 
 #[test]
@@ -467,7 +483,7 @@ fn streaming(wire: &dyn Wire, deadline_ms: u32) -> [Running; 2] {
 fn a_killed_peer_is_told_and_takes_nobody_with_it() {
     for killed in [0, 1] {
         let wire = Vhost::new(1500);
-        let mut ends = streaming(&wire, 700);
+        let mut ends = streaming(&wire, 2000);
         ends[killed].0.kill().unwrap();
         let [listening, connecting] = ends;
         let left = if killed == 0 { connecting } else { listening };
@@ -486,20 +502,21 @@ fn a_link_that_comes_back_goes_on() {
     let mut listening = Running::start(&command(namespace.as_deref(), "listen", &settings, ""));
     let address = listening.line("listening");
     let (namespace, settings) = wire.end(1);
-    let more = format!("--address {address} --stream 3");
+    let more = format!("--address {address} --stream told");
     let mut connecting =
         Running::start(&command(namespace.as_deref(), "connect", &settings, &more));
     connecting.line("streaming");
     ip(&format!("-n {name} link set wire down"));
-    std::thread::sleep(Duration::from_millis(700));
+    connecting.tell("watch");
+    connecting.line("trouble");
     ip(&format!("-n {name} link set wire up"));
+    // What was on its way when the link was cut, and one message after it.
+    connecting.tell("go on");
+    connecting.line("goes on");
+    connecting.tell("end");
     let sent = found(&connecting.end());
     let received = found(&listening.end());
     assert_eq!(sent["payload_bytes"], received["payload_bytes"], "all of it arrived");
-    // Packets got lost, or the driver did not take them while the link was down.
-    let noticed = ["packets_lost", "probes", "device_tx_refused", "device_tx_errors"];
-    let noticed: f64 = noticed.iter().filter_map(|name| sent[*name].as_f64()).sum();
-    assert!(noticed > 0.0, "the link was cut while it was used: {sent:?}");
 }
 
 #[test]
@@ -510,7 +527,7 @@ fn a_wrong_secret_gets_no_connection() {
     let mut listening = Running::start(&words);
     let address = listening.line("listening");
     let (_, settings) = wire.end(1);
-    let more = format!("--address {address} --exchange 1 --secret theirs --connect-ms 500");
+    let more = format!("--address {address} --exchange 1 --secret theirs --connect-ms 5000");
     let output = Running::start(&command(None, "connect", &settings, &more)).end();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());

@@ -17,7 +17,7 @@ use genie_wire::frame::FrameKind;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// TCP under another name, whose connections fail after so many written bytes.
 struct Frail {

@@ -9,7 +9,7 @@ use genie_transport::transport::{
 
 use crate::certificates::{self, issue_node, node_dir, now_s, options_of, own_site, sites};
 
-const STEP: Duration = Duration::from_secs(10);
+const STEP: Duration = Duration::from_secs(60);
 
 /// What became of a connection, as each end was told.
 pub struct Outcome {
