@@ -6,6 +6,7 @@
 #   GENIE_CACHE downloads, cached weights, matrix environments (default ~/.cache/genie)
 #   WHOLE=1     test-matrix: the whole conformance suite -> docs/conformance-versions.md
 #   OPS, LIMIT  conformance: only these operators, or so many
+#   SRC         conformance-hf: a source tree of transformers; MODELS="gpt2 t5": those only
 #   EXAMPLE     demo: only this example
 #   MINUTES, HOURS  soak: how long (default 10 minutes)
 #   QUICK=1     bench-net: five cells; CELLS="5g 1g,2ms": those only
@@ -13,7 +14,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help build env demo test test-rust test-python deny test-soak soak test-zoo test-plugins zoo lint conformance bench test-net test-matrix dpdk-deps test-dpdk test-dpdk-ci bench-dpdk clean
+.PHONY: help build env demo test test-rust test-python deny test-soak soak test-zoo test-plugins test-libraries zoo lint conformance conformance-hf bench test-net test-matrix dpdk-deps test-dpdk test-dpdk-ci bench-dpdk clean
 
 export GENIE_VENV ?= $(CURDIR)/.venv
 export GENIE_CACHE ?= $(HOME)/.cache/genie
@@ -70,12 +71,18 @@ test-plugins: build
 	@.ci/step "the plugin tutorial, and a plugin in another language" "run one alone: .venv/bin/python -m pytest tests/tutorial -k NAME" \
 	  env $(BUILT) $(PYTEST) tests/tutorial -q --tb=short --durations=4
 
+test-libraries: build
+	@.ci/libraries
+
 test: ## Rust unit tests, end-to-end tests, a slice of the conformance suite, lints
 	@.ci/test
 
 conformance: build ## PyTorch's OpInfo database, forward and gradients -> docs/conformance.md
 	@$(BUILT) $(PY) tests/conformance/run.py --grad --write docs/conformance.md \
 	  $(if $(OPS),--ops $(OPS)) $(if $(LIMIT),--limit $(LIMIT))
+
+conformance-hf: build ## transformers' own tests of six models, CPU and device (SRC=DIR) -> docs/conformance-hf.md
+	@SRC="$(SRC)" .ci/conformance-hf $(if $(MODELS),--models $(MODELS),--write docs/conformance-hf.md)
 
 bench: build ## ratios to eager run side by side -> docs/benchmarks.md
 	@$(BUILT) $(PY) tests/bench/run.py --write docs/benchmarks.md

@@ -15,7 +15,7 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from genie import _native, _versions, _weights, device, errors
+    from genie import _native, _versions, _weights, device, errors, integrations
 
     torch.utils.rename_privateuse1_backend(NAME)
     for code in (errors.NODE_LOST, errors.UNAVAILABLE, errors.PROGRAM_ENDS, errors.START_FAILED):
@@ -35,3 +35,5 @@ def register() -> None:
     seed = torch.initial_seed()
     if seed != _DEFAULT_SEED:
         _native.seed(seed & 0xFFFF_FFFF_FFFF_FFFF)
+    if env.flag(env.INTEGRATIONS, True):
+        integrations.install()

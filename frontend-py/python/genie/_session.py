@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from genie import _native, env, marks
+from genie import _collectives, _exports, _native, env, marks
 from genie.errors import NodeLost, ProgramEnds, StartFailed
 
 MODES = ("auto", "local", "local_remote", "remote", "remote_zero_copy")
@@ -167,6 +167,8 @@ def _start(settings: Settings) -> None:
     else:
         _mode = _start_children(settings, mode)
     marks.install()
+    _exports.install()
+    _collectives.install()
     _tell(mode)
 
 

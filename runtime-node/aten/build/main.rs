@@ -35,9 +35,17 @@ fn build() -> Result<(), String> {
         files.push("cpp/execute.cpp".into());
     }
     if capture {
-        for name in
-            ["device", "infer", "kernels", "op", "attention", "autocast", "readers", "register"]
-        {
+        for name in [
+            "device",
+            "infer",
+            "kernels",
+            "op",
+            "attention",
+            "autocast",
+            "readers",
+            "refused",
+            "register",
+        ] {
             files.push(format!("cpp/capture/{name}.cpp").into());
         }
         let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

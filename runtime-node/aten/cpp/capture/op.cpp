@@ -1089,6 +1089,9 @@ void Operator::run(torch::jit::Stack* stack, Encoder& encoder, Results* seen) {
 }
 
 void Operator::fall_back(torch::jit::Stack* stack, const char* reason) {
+  // PyTorch's fallback could not bring them back from the CPU.
+  for (const auto& argument : torch::jit::last(*stack, arguments_.size()))
+    if (argument.isTensor()) refuse_quantized(name_, argument.toTensor());
   counters().fallbacks.fetch_add(1, std::memory_order_relaxed);
   tape().fell_back(name_.c_str(), reason);
   Waiting waiting;

@@ -106,4 +106,7 @@ class CaptureKernel final : public c10::OperatorKernel {
 // Records any operator, finding its Operator by handle (operators outside aten, copies).
 void record(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 
+// Raises for a quantized argument (refused.cpp).
+void refuse_quantized(const std::string& name, const at::Tensor& argument);
+
 }  // namespace genie

@@ -14,6 +14,7 @@ namespace genie {
 void register_attention(torch::Library& here, torch::Library& autograd);
 void register_autocast();
 void register_memory_readers(torch::Library& here, torch::Library& autograd);
+void register_refused(torch::Library& here);
 
 namespace {
 
@@ -96,6 +97,7 @@ void register_operators() {
   register_kernels(*here);
   register_attention(*here, *autograd);
   register_memory_readers(*here, *autograd);
+  register_refused(*here);
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& full : dispatcher.getAllOpNames()) {
     if (full.name.rfind("aten::", 0) != 0) continue;
