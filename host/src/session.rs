@@ -43,6 +43,9 @@ pub struct SessionThread {
 
 struct Running {
     client: UnixLink,
+    /// Frames that the link to the client had no credit for: an answer about the trace may be larger
+    /// than its queue. Nothing is read while some wait, so what they take stays bounded.
+    backlog: VecDeque<(FrameKind, Vec<u8>)>,
     node: Option<NodeLink>,
     /// Weights on their way from other nodes.
     moves: Option<Moves>,
@@ -74,6 +77,7 @@ impl SessionThread {
         let SessionThread { client, session, nodes, analysis, slot, spin } = self;
         let mut running = Running {
             client,
+            backlog: VecDeque::new(),
             node: None,
             moves: None,
             session,
@@ -351,9 +355,27 @@ impl Running {
     }
 
     fn send_client(&mut self, kind: FrameKind, body: &[u8]) {
-        if let Err(error) = self.client.post_send(kind, &[body], None) {
-            self.client_failed(&error);
+        if !self.backlog.is_empty() {
+            return self.backlog.push_back((kind, body.to_vec()));
         }
+        match self.client.post_send(kind, &[body], None) {
+            Ok(()) => {}
+            Err(LinkError::OutOfCredit { .. }) => self.backlog.push_back((kind, body.to_vec())),
+            Err(error) => self.client_failed(&error),
+        }
+    }
+
+    /// Sends what the client takes of what waits for it.
+    fn flush_client(&mut self) -> Result<(), LinkError> {
+        self.client.flush()?;
+        while let Some((kind, body)) = self.backlog.front() {
+            match self.client.post_send(*kind, &[body], None) {
+                Ok(()) => drop(self.backlog.pop_front()),
+                Err(LinkError::OutOfCredit { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn client_failed(&mut self, error: &LinkError) {
@@ -451,7 +473,7 @@ impl Running {
             return self.client_failed(&LinkError::Closed);
         }
         if events.contains(PollFlags::OUT)
-            && let Err(error) = self.client.flush()
+            && let Err(error) = self.flush_client()
         {
             return self.client_failed(&error);
         }
@@ -487,7 +509,7 @@ impl Running {
                 return;
             };
             let ready = poll(&mut [PollFd::new(&self.client, PollFlags::OUT)], Some(&timeout));
-            if !matches!(ready, Ok(1..)) || self.client.flush().is_err() {
+            if !matches!(ready, Ok(1..)) || self.flush_client().is_err() {
                 return;
             }
         }

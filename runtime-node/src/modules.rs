@@ -1,11 +1,10 @@
 //! Where in the program's modules the tape is, so that late errors can say it.
 
+use genie_wire::limits::SYMBOLS_BYTES_MAX;
 use genie_wire::record::MarkKind;
 
 use crate::SessionError;
 
-/// Text of all symbols of a session.
-const SYMBOL_BYTES_MAX: u64 = 64 << 20;
 /// Modules entered and not left; deeper ones are not named in errors.
 const DEPTH_MAX: usize = 1024;
 
@@ -19,8 +18,9 @@ pub(crate) struct Modules {
 impl Modules {
     pub(crate) fn symbol(&mut self, text: &str) -> Result<(), SessionError> {
         self.symbol_bytes += text.len() as u64;
-        if self.symbol_bytes > SYMBOL_BYTES_MAX {
-            return Err(SessionError::TooMany { what: "symbol bytes", max: SYMBOL_BYTES_MAX });
+        if self.symbol_bytes > SYMBOLS_BYTES_MAX as u64 {
+            let max = SYMBOLS_BYTES_MAX as u64;
+            return Err(SessionError::TooMany { what: "bytes of symbols", max });
         }
         self.symbols.push(text.into());
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use genie_wire::control::WeightStored;
 use genie_wire::frame::FrameKind;
-use genie_wire::limits::{FRAME_BYTES_MAX, REGIONS_MAX};
+use genie_wire::limits::{FRAME_BYTES_MAX, REGIONS_MAX, STORAGE_BYTES_MAX, TEMPLATES_BYTES_MAX};
 use genie_wire::record::{RegionSpan, WeightHash};
 use genie_wire::varint::put;
 use genie_wire::{ErrorCode, Record, Reply, StorageId, TapeDecoder, Template, TemplateId};
@@ -19,10 +19,10 @@ use crate::storages::{Slot, Storages};
 use crate::weights::Holdings;
 use crate::{Backend, Executor, Failure, Outbox, SessionError};
 
-/// Encoded bytes of all templates of a session.
-const TEMPLATE_BYTES_MAX: u64 = 64 << 20;
-/// Templates of `Run` records that are kept bound; when full, all are dropped.
+/// Templates of `Run` records that are kept bound, and their encoded bytes; when full, all are
+/// dropped.
 const RUN_TEMPLATES_MAX: usize = 256;
+const RUN_TEMPLATES_BYTES_MAX: usize = 4 << 20;
 /// Inputs whose references fit on the stack.
 const INPUTS_INLINE: usize = 12;
 
@@ -40,6 +40,7 @@ struct State<B: Backend> {
     templates: Vec<Result<B::Template, Failure>>,
     template_bytes: u64,
     run_templates: HashMap<Vec<u8>, B::Template>,
+    run_template_bytes: usize,
     generator: B::Generator,
     modules: Modules,
     regions: HashMap<u32, Region>,
@@ -79,6 +80,7 @@ impl<B: Backend> Session<B> {
             templates: Vec::new(),
             template_bytes: 0,
             run_templates: HashMap::new(),
+            run_template_bytes: 0,
             generator,
             modules: Modules::default(),
             regions: HashMap::new(),
@@ -256,8 +258,9 @@ impl<B: Backend> State<B> {
         node: &mut Executor<B>,
     ) -> Result<(), SessionError> {
         self.template_bytes += bytes.len() as u64;
-        if self.template_bytes > TEMPLATE_BYTES_MAX {
-            return Err(SessionError::TooMany { what: "template bytes", max: TEMPLATE_BYTES_MAX });
+        if self.template_bytes > TEMPLATES_BYTES_MAX as u64 {
+            let max = TEMPLATES_BYTES_MAX as u64;
+            return Err(SessionError::TooMany { what: "bytes of templates", max });
         }
         let bound = node.backend.template(bytes);
         if let Err(failure) = &bound {
@@ -451,10 +454,13 @@ impl<B: Backend> State<B> {
         self.encoded.clear();
         operands.template.encode(&mut self.encoded);
         if !self.run_templates.contains_key(&self.encoded) {
-            if self.run_templates.len() >= RUN_TEMPLATES_MAX {
+            let bytes = self.run_template_bytes + self.encoded.len();
+            if self.run_templates.len() >= RUN_TEMPLATES_MAX || bytes > RUN_TEMPLATES_BYTES_MAX {
                 self.run_templates.clear();
+                self.run_template_bytes = 0;
             }
             let bound = node.backend.template(&self.encoded)?;
+            self.run_template_bytes += self.encoded.len();
             self.run_templates.insert(self.encoded.clone(), bound);
         }
         let bound = self.run_templates.get(&self.encoded).expect("inserted above if absent");
@@ -464,13 +470,23 @@ impl<B: Backend> State<B> {
             let scalars = operands.scalars;
             node.backend.run_dynamic(bound, contents, scalars, generator, reserve, made)
         })?;
+        if let Some(bytes) = made.iter().map(|it| node.backend.bytes(it)).max()
+            && bytes > STORAGE_BYTES_MAX
+        {
+            let message =
+                format!("a result of {bytes} bytes; one storage holds at most {STORAGE_BYTES_MAX}");
+            self.made.clear();
+            return Err(Failure::new(ErrorCode::OutOfMemory, message).into());
+        }
         self.encoded.clear();
         put(&mut self.encoded, token);
         self.encoded.push(OUTPUTS_REPLY);
         self.encoded.extend_from_slice(&described);
         if self.encoded.len() > FRAME_BYTES_MAX {
             let message = "the description of its outputs does not fit one frame";
-            return Err(Failure::new(ErrorCode::Runtime, message).into());
+            // Not implemented: the client's CPU does it then.
+            self.made.clear();
+            return Err(Failure::new(ErrorCode::NotImplemented, message).into());
         }
         self.keep_results(operands, node)?;
         Ok(())

@@ -481,6 +481,25 @@ def test_quota_of_sessions(far):
     )
 
 
+def test_a_full_node_says_so(far, program):
+    node = far.node("--max-sessions", 1)
+    host = far.host(node.address, flags=["--no-local-node"])
+    first = program(ROTATE, env=host.environment, prefix=far.at_a)
+    first.heard()
+    said, _ = program(
+        """
+        try:
+            torch.ones(1, device=DEVICE)
+            say(error=None)
+        except genie.StartFailed as error:
+            say(error=str(error))
+        """,
+        env=host.environment,
+        prefix=far.at_a,
+    ).finish()
+    assert "the node serves 1 connections already" in said["error"], said
+
+
 TIMED_UPLOAD = """
 data = torch.randint(0, 255, (48 << 20,), dtype=torch.uint8)
 torch.ones(3, device=DEVICE).sum().item()

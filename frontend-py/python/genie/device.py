@@ -150,7 +150,9 @@ def set_rng_state(new_state: torch.Tensor, device: _DeviceLike = NAME) -> None:
     _index(device)
     if new_state.dtype != torch.uint8:
         raise TypeError(f"a generator's state is a tensor of torch.uint8, not {new_state.dtype}")
-    _native.set_generator_state(bytes(new_state.cpu().contiguous().tolist()))
+    state = new_state.cpu().contiguous()
+    torch.Generator(NAME).set_state(state)  # refuses what is no state
+    _native.set_generator_state(bytes(state.tolist()))
 
 
 def get_rng_state_all() -> list[torch.Tensor]:

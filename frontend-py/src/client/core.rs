@@ -7,7 +7,9 @@ use std::sync::Arc;
 use genie_transport::{Frame, Link, LinkError};
 use genie_wire::control::{HaveAnswer, Refusal, Released, Status, TraceAnswer};
 use genie_wire::frame::FrameKind;
-use genie_wire::limits::SYMBOLS_MAX;
+use genie_wire::limits::{
+    STATUS_WAITING_MAX, STORAGES_MAX, STRING_BYTES_MAX, SYMBOLS_BYTES_MAX, SYMBOLS_MAX, TOKENS_MAX,
+};
 use genie_wire::record::MarkKind;
 use genie_wire::{ErrorCode, Reply, StorageId, TapeWriter, WireError};
 use prost::Message;
@@ -21,6 +23,12 @@ use crate::client::{ClientError, Counters};
 /// Regions as the client numbers them.
 pub(super) const UPLOAD_REGION: u32 = 0;
 pub(super) const DOWNLOAD_REGION: u32 = 1;
+
+/// Instead of a storage's id: the session holds as many storages as it may.
+pub const NO_ROOM: u64 = u64::MAX;
+
+/// Bytes, and symbols, kept for the names of stages when a program's own use up the rest.
+const STAGE_SYMBOLS_BYTES: usize = 32;
 
 /// What came for a token.
 #[derive(Debug)]
@@ -44,9 +52,10 @@ pub(super) enum Leftover {
     Held {
         first: u64,
     },
-    /// Free the storages that a `Run` made from this id on.
+    /// Free the storages that a `Run` made from this id on, of those reserved for it.
     Run {
         first_new: u64,
+        reserve: u64,
     },
 }
 
@@ -54,6 +63,13 @@ enum Token {
     Awaited,
     Arrived(Answer),
     Abandoned(Leftover),
+}
+
+/// An answer about the trace, in parts.
+#[derive(Default)]
+struct TraceParts {
+    bytes: Vec<u8>,
+    too_long: bool,
 }
 
 pub(super) struct Core {
@@ -66,14 +82,21 @@ pub(super) struct Core {
     /// A descriptor of its own for the link's events, so that a waiting thread's outlives a close.
     pub event: Option<Arc<OwnedFd>>,
     tokens: HashMap<u64, Token>,
+    /// Tokens whose answers have not come, abandoned ones included, and those for a status of them.
+    unanswered: usize,
+    statuses_unanswered: usize,
     /// What came so far of answers about the trace, by token.
-    trace_parts: HashMap<u64, Vec<u8>>,
+    trace_parts: HashMap<u64, TraceParts>,
     next_token: u64,
+    /// Storages alive or reserved, as the host counts them.
+    storages: u64,
+    pub(super) storages_max: u64,
     /// Upload bytes whose space may be used again, since the session began.
     pub released: u64,
     /// One bit a slot of the download region.
     pub busy_slots: u64,
     symbols: HashMap<Box<str>, u32>,
+    symbol_bytes: usize,
     pub sights: Sights,
     stage: Stage,
     /// Marks of entering, not written yet: what is left before an operator comes leaves no trace,
@@ -97,11 +120,16 @@ impl Core {
             link: Some(link),
             event: Some(Arc::new(event)),
             tokens: HashMap::new(),
+            unanswered: 0,
+            statuses_unanswered: 0,
             trace_parts: HashMap::new(),
             next_token: 1,
+            storages: 0,
+            storages_max: STORAGES_MAX as u64,
             released: 0,
             busy_slots: 0,
             symbols: HashMap::new(),
+            symbol_bytes: 0,
             sights: Sights::default(),
             stage: Stage::Forward,
             entering: Vec::new(),
@@ -140,8 +168,55 @@ impl Core {
         self.fail(why);
     }
 
+    /// A send failed. What a host that closed the connection said last lies there unread.
+    fn send_failed(&mut self, error: &LinkError) {
+        let mut looked = false;
+        while self.end.is_none() {
+            match (error, &mut self.link) {
+                (LinkError::Closed, Some(link)) => match link.poll() {
+                    Ok(Some(frame)) => {
+                        if let Err(error) = self.accept(frame) {
+                            self.fail(error);
+                        }
+                    }
+                    // A link may say so once without a look at its socket.
+                    Ok(None) if !looked => looked = true,
+                    Ok(None) | Err(_) => self.fail_link(error),
+                },
+                _ => self.fail_link(error),
+            }
+        }
+    }
+
     // The tape.
 
+    /// Counts storages that a record makes; `false` when the session may not hold so many.
+    pub fn reserve_storages(&mut self, new: u64) -> bool {
+        let fits = self.storages + new <= self.storages_max;
+        if fits {
+            self.storages += new;
+        }
+        fits
+    }
+
+    /// Takes storages off the count that were reserved and not made.
+    pub fn unreserve_storages(&mut self, count: u64) {
+        self.storages = self.storages.saturating_sub(count);
+    }
+
+    pub fn alloc(&mut self, bytes: u64) -> u64 {
+        match self.reserve_storages(1) {
+            true => self.tape.alloc(bytes).0,
+            false => NO_ROOM,
+        }
+    }
+
+    pub fn free(&mut self, id: StorageId) {
+        self.unreserve_storages(1);
+        self.tape.free(id);
+    }
+
+    /// The id of the first new storage, or [`NO_ROOM`].
     pub fn op(
         &mut self,
         stage: Stage,
@@ -150,6 +225,9 @@ impl Core {
         scalars: &[u64],
         new: u64,
     ) -> u64 {
+        if new > 0 && !self.reserve_storages(new) {
+            return NO_ROOM;
+        }
         if stage != self.stage || !self.entering.is_empty() {
             self.write_context(stage);
         }
@@ -166,7 +244,7 @@ impl Core {
         }
         if stage != self.stage {
             self.stage = stage;
-            if let Some(symbol) = self.symbol(stage.name()) {
+            if let Some(symbol) = self.symbol(stage.name(), 0) {
                 self.tape.mark(MarkKind::Stage, symbol);
                 self.counters.marks += 1;
             }
@@ -175,7 +253,9 @@ impl Core {
 
     /// Notes a mark; a session that used up its symbols goes on without new ones.
     pub fn mark(&mut self, kind: MarkKind, text: &str) {
-        let Some(symbol) = self.symbol(text) else { return };
+        // A name is for people: its beginning will do.
+        let text = &text[..text.floor_char_boundary(STRING_BYTES_MAX)];
+        let Some(symbol) = self.symbol(text, STAGE_SYMBOLS_BYTES) else { return };
         let entered_by = match kind {
             MarkKind::ModuleExit => MarkKind::ModuleEnter,
             MarkKind::PhaseExit => MarkKind::PhaseEnter,
@@ -190,13 +270,17 @@ impl Core {
         self.counters.marks += 1;
     }
 
-    fn symbol(&mut self, text: &str) -> Option<u32> {
+    /// `spare` bytes, and as many symbols, are left for others.
+    fn symbol(&mut self, text: &str, spare: usize) -> Option<u32> {
         if let Some(symbol) = self.symbols.get(text) {
             return Some(*symbol);
         }
-        if self.symbols.len() >= SYMBOLS_MAX {
+        if self.symbols.len() + spare >= SYMBOLS_MAX
+            || self.symbol_bytes + text.len() + spare > SYMBOLS_BYTES_MAX
+        {
             return None;
         }
+        self.symbol_bytes += text.len();
         let symbol = self.tape.symbol(text);
         self.symbols.insert(text.into(), symbol);
         Some(symbol)
@@ -233,7 +317,7 @@ impl Core {
             match link.post_send(FrameKind::Tape, &[self.tape.bytes()], None) {
                 Ok(()) => return self.tape.clear(),
                 Err(LinkError::OutOfCredit { .. }) => {}
-                Err(error) => return self.fail_link(&error),
+                Err(error) => return self.send_failed(&error),
             }
         }
         self.backlog.push_back((FrameKind::Tape, self.tape.take(Vec::new())));
@@ -254,7 +338,7 @@ impl Core {
             match link.post_send(*kind, &[body], None) {
                 Ok(()) => drop(self.backlog.pop_front()),
                 Err(LinkError::OutOfCredit { .. }) => return,
-                Err(error) => return self.fail_link(&error),
+                Err(error) => return self.send_failed(&error),
             }
         }
     }
@@ -316,6 +400,7 @@ impl Core {
             }
             FrameKind::Status => {
                 let status = Status::decode(&*frame.body).map_err(decode)?;
+                self.statuses_unanswered = self.statuses_unanswered.saturating_sub(1);
                 self.arrive(status.token, Answer::Status(status))
             }
             FrameKind::TraceAnswer => {
@@ -362,12 +447,28 @@ impl Core {
 
     // Tokens.
 
-    /// A new token, to be waited for or abandoned.
+    /// Whether the host takes another question: it bounds those without an answer.
+    pub fn may_ask(&self) -> bool {
+        self.unanswered < TOKENS_MAX
+    }
+
+    pub fn may_ask_for_status(&self) -> bool {
+        self.may_ask() && self.statuses_unanswered < STATUS_WAITING_MAX
+    }
+
+    /// A new token, to be waited for or abandoned. Only when [`Core::may_ask`] says so.
     pub fn open_token(&mut self) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
+        self.unanswered += 1;
         self.tokens.insert(token, Token::Awaited);
         token
+    }
+
+    /// As [`Core::open_token`], when [`Core::may_ask_for_status`] says so.
+    pub fn open_status_token(&mut self) -> u64 {
+        self.statuses_unanswered += 1;
+        self.open_token()
     }
 
     /// Collects the parts of an answer about the trace.
@@ -378,25 +479,36 @@ impl Core {
             return Err(ClientError::protocol(text));
         }
         let parts = self.trace_parts.entry(token).or_default();
-        parts.extend_from_slice(&answer.part);
-        if parts.len() > TRACE_BYTES_MAX {
-            let text = format!("the host's answer has more than {TRACE_BYTES_MAX} bytes");
-            return Err(ClientError::protocol(text));
+        if parts.bytes.len() + answer.part.len() > TRACE_BYTES_MAX {
+            *parts = TraceParts { bytes: Vec::new(), too_long: true };
+        }
+        if !parts.too_long {
+            parts.bytes.extend_from_slice(&answer.part);
         }
         if !last {
             return Ok(());
         }
-        let bytes = self.trace_parts.remove(&token).unwrap_or_default();
-        let refused = !answer.refused.is_empty();
-        let answer = if refused { Err(answer.refused) } else { Ok(bytes) };
+        let TraceParts { bytes, too_long } = self.trace_parts.remove(&token).unwrap_or_default();
+        let answer = match (answer.refused, too_long) {
+            (_, true) => Err(format!(
+                "the answer has more than {TRACE_BYTES_MAX} bytes; call genie.reset_trace() and \
+                 trace less of the program"
+            )),
+            (refused, false) if !refused.is_empty() => Err(refused),
+            _ => Ok(bytes),
+        };
         self.arrive(token, Answer::Trace(answer))
     }
 
     fn arrive(&mut self, token: u64, answer: Answer) -> Result<(), ClientError> {
         match self.tokens.get_mut(&token) {
-            Some(entry @ Token::Awaited) => *entry = Token::Arrived(answer),
+            Some(entry @ Token::Awaited) => {
+                self.unanswered -= 1;
+                *entry = Token::Arrived(answer);
+            }
             Some(Token::Abandoned(leftover)) => {
                 let leftover = *leftover;
+                self.unanswered -= 1;
                 self.tokens.remove(&token);
                 self.settle(leftover, &answer);
             }
@@ -446,19 +558,31 @@ impl Core {
             Leftover::Slot(slot) => self.busy_slots &= !(1 << slot),
             Leftover::Held { first } => {
                 let Answer::Have(found) = answer else { return };
-                for (id, _) in (first..).zip(found).filter(|(_, found)| **found) {
-                    self.tape.free(StorageId(id));
+                for (id, found) in (first..).zip(found) {
+                    match found {
+                        true => self.free(StorageId(id)),
+                        false => self.unreserve_storages(1),
+                    }
                 }
             }
-            Leftover::Run { first_new } => {
-                let Answer::Reply(body) = answer else { return };
-                let Ok((_, Reply::Outputs { storage_bytes, .. })) = Reply::decode(body) else {
-                    return;
+            Leftover::Run { first_new, reserve } => {
+                let made = match answer {
+                    Answer::Reply(body) => made_by_run(body),
+                    _ => 0,
                 };
-                for id in (first_new..).take(storage_bytes.len()) {
-                    self.tape.free(StorageId(id));
+                self.unreserve_storages(reserve.saturating_sub(made));
+                for id in (first_new..).take(made as usize) {
+                    self.free(StorageId(id));
                 }
             }
         }
+    }
+}
+
+/// How many storages the `Run` answered by this reply made.
+pub(super) fn made_by_run(body: &[u8]) -> u64 {
+    match Reply::decode(body) {
+        Ok((_, Reply::Outputs { storage_bytes, .. })) => storage_bytes.len() as u64,
+        _ => 0,
     }
 }

@@ -78,7 +78,11 @@ impl Session {
             device: options.device,
             identity: String::new(),
         };
-        link.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None).map_err(failed)?;
+        match link.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None) {
+            // What it said before it closed is still to be read.
+            Ok(()) | Err(LinkError::Closed) => {}
+            Err(error) => return Err(failed(error)),
+        }
         let welcome = await_welcome(&mut *link, &peer, options.welcome_timeout, hooks)?;
         let upload = region(&mut *link, UPLOAD_REGION, options.upload_bytes, &peer)?;
         let download = region(&mut *link, DOWNLOAD_REGION, options.download_bytes, &peer)?;
@@ -125,7 +129,10 @@ fn await_welcome(
         if !matches!(ready, Ok(1..)) {
             pause.check()?;
         }
-        link.flush().map_err(|error| start_failed(peer, error))?;
+        match link.flush() {
+            Ok(()) | Err(LinkError::Closed) => {}
+            Err(error) => return Err(start_failed(peer, error)),
+        }
     }
 }
 
@@ -169,9 +176,11 @@ fn region(
         ClientError::new(ErrorCode::OutOfMemory, text)
     })?;
     let body = Region { id, bytes }.encode_to_vec();
-    link.post_send(FrameKind::Region, &[&body], Some(&memory))
-        .map_err(|error| start_failed(peer, error))?;
-    Ok(memory)
+    match link.post_send(FrameKind::Region, &[&body], Some(&memory)) {
+        // A host that closed after its welcome said why; the session's first use tells.
+        Ok(()) | Err(LinkError::Closed) => Ok(memory),
+        Err(error) => Err(start_failed(peer, error)),
+    }
 }
 
 fn start_failed(peer: &str, error: LinkError) -> ClientError {

@@ -12,7 +12,7 @@ use genie_wire::record::MarkKind;
 use genie_wire::{ErrorCode, Reply, StorageId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::client::core::{Answer, Core, Leftover};
+use crate::client::core::{Answer, Core, Leftover, made_by_run};
 use crate::client::counters::Memory;
 use crate::client::limits::{FREE_AT_ONCE_BYTES, WAIT_SLICE};
 use crate::client::transfer::{Download, UploadRing};
@@ -138,7 +138,7 @@ impl Session {
         self.append(|core| core.tape.forget_templates());
     }
 
-    /// Appends an operator; returns the id of its first new storage.
+    /// Appends an operator; returns the id of its first new storage, or `NO_ROOM`.
     #[inline]
     pub fn op(
         &self,
@@ -151,8 +151,9 @@ impl Session {
         self.append(|core| core.op(stage, template, inputs, scalars, new))
     }
 
+    /// Appends a storage; returns its id, or `NO_ROOM`.
     pub fn alloc(&self, bytes: u64) -> u64 {
-        self.append(|core| core.tape.alloc(bytes).0)
+        self.append(|core| core.alloc(bytes))
     }
 
     pub fn resize(&self, id: u64, old_bytes: u64, new_bytes: u64) {
@@ -169,7 +170,7 @@ impl Session {
         self.memory.remove(bytes);
         let mut core = self.lock();
         if core.end.is_none() {
-            core.tape.free(StorageId(id));
+            core.free(StorageId(id));
             core.sleeper.wake();
             if core.is_due() || bytes >= FREE_AT_ONCE_BYTES {
                 core.send_tape();
@@ -188,7 +189,7 @@ impl Session {
                 state.len(),
                 GENERATOR_STATE_BYTES_MAX
             );
-            return Err(ClientError::new(ErrorCode::Value, text));
+            return Err(ClientError::new(ErrorCode::Runtime, text));
         }
         self.append(|core| core.tape.set_generator_state(state));
         self.lock().live()
@@ -238,17 +239,36 @@ impl Session {
 
     /// Waits until everything before has been executed.
     pub fn synchronize(&self) -> Result<(), ClientError> {
-        let token = self.fence();
+        let token = self.fence()?;
         self.wait_fence(token)
     }
 
-    /// Puts a fence on the tape, for [`Session::is_reached`] or [`Session::wait_fence`].
-    pub fn fence(&self) -> u64 {
-        let mut core = self.lock();
+    /// Puts a fence on the tape, for [`Session::is_reached`] or [`Session::wait_fence`]. Waits
+    /// while too many are under way.
+    pub fn fence(&self) -> Result<u64, ClientError> {
+        let mut core = self.lock_to_ask(Core::may_ask, None)?;
         let token = core.open_token();
         core.tape.fence(token);
         core.send_tape();
-        token
+        Ok(token)
+    }
+
+    /// The lock, once the host takes another question; the session is alive then.
+    pub(super) fn lock_to_ask(
+        &self,
+        may_ask: fn(&Core) -> bool,
+        deadline: Option<Instant>,
+    ) -> Result<MutexGuard<'_, Core>, ClientError> {
+        loop {
+            let core = self.lock();
+            core.live()?;
+            if may_ask(&core) {
+                return Ok(core);
+            }
+            drop(core);
+            let mut pause = Pause::new(self.hooks);
+            self.wait(&mut pause, deadline, |core| may_ask(core).then_some(()))?;
+        }
     }
 
     /// Whether the device reached a fence (or the session is over).
@@ -275,7 +295,7 @@ impl Session {
 
     pub fn generator_state(&self) -> Result<Vec<u8>, ClientError> {
         let token = {
-            let mut core = self.lock();
+            let mut core = self.lock_to_ask(Core::may_ask, None)?;
             let token = core.open_token();
             core.tape.get_generator_state(token);
             core.send_tape();
@@ -299,8 +319,12 @@ impl Session {
         use_outputs: impl FnOnce(u64, &[u8]),
     ) -> Result<(), ClientError> {
         let (token, first_new) = {
-            let mut core = self.lock();
-            core.live()?;
+            let mut core = self.lock_to_ask(Core::may_ask, None)?;
+            if !core.reserve_storages(reserve) {
+                let text = "the session holds as many storages as it may: free tensors that are \
+                            not used any more";
+                return Err(ClientError::new(ErrorCode::OutOfMemory, text));
+            }
             core.write_context(stage);
             let token = core.open_token();
             let first_new = core.tape.run(token, encoded, inputs, scalars, reserve).0;
@@ -308,7 +332,8 @@ impl Session {
             core.send_tape();
             (token, first_new)
         };
-        let body = self.reply_body(token, Leftover::Run { first_new })?;
+        let body = self.reply_body(token, Leftover::Run { first_new, reserve })?;
+        self.lock().unreserve_storages(reserve.saturating_sub(made_by_run(&body)));
         match check_reply(&body).map_err(|error| self.noting_loss(error))? {
             Reply::Outputs { .. } => {
                 use_outputs(first_new, after_token_and_kind(&body));
@@ -320,14 +345,13 @@ impl Session {
 
     /// Counters and facts of the host and the node.
     pub fn status(&self, timeout: Duration) -> Result<Status, ClientError> {
+        let deadline = Some(Instant::now() + timeout);
         let token = {
-            let mut core = self.lock();
-            core.live()?;
-            let token = core.open_token();
+            let mut core = self.lock_to_ask(Core::may_ask_for_status, deadline)?;
+            let token = core.open_status_token();
             core.send_control(FrameKind::StatusRequest, &StatusRequest { token });
             token
         };
-        let deadline = Some(Instant::now() + timeout);
         match self.answer(token, Leftover::Nothing, deadline)? {
             Answer::Status(status) => Ok(status),
             _ => Err(ClientError::protocol("the host answered a status request with a reply")),
@@ -340,16 +364,15 @@ impl Session {
         question: TraceQuestion,
         timeout: Duration,
     ) -> Result<Vec<u8>, ClientError> {
+        let deadline = Some(Instant::now() + timeout);
         let token = {
-            let mut core = self.lock();
-            core.live()?;
+            let mut core = self.lock_to_ask(Core::may_ask, deadline)?;
             core.send_tape();
             let token = core.open_token();
             let request = TraceRequest { token, question: question as i32 };
             core.send_control(FrameKind::TraceRequest, &request);
             token
         };
-        let deadline = Some(Instant::now() + timeout);
         match self.answer(token, Leftover::Nothing, deadline)? {
             Answer::Trace(answer) => {
                 answer.map_err(|why| ClientError::new(ErrorCode::Runtime, why))

@@ -6,9 +6,11 @@ mod fake_host;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use genie_wire::limits::{STRING_BYTES_MAX, SYMBOLS_BYTES_MAX, TOKENS_MAX};
 use genie_wire::record::MarkKind;
 use genie_wire::{ErrorCode, StorageId, Template};
 
+use crate::client::core::NO_ROOM;
 use crate::client::limits::{INLINE_UPLOAD_BYTES_MAX, SIGHT_BYTES_MIN, WEIGHT_BYTES_MIN};
 use crate::client::{
     Content, Hooks, NO_INTERPRETER, Options, Session, Stage, begin_weights, end_weights,
@@ -367,6 +369,93 @@ fn a_refusal_says_why() {
 }
 
 #[test]
+fn a_refusal_before_the_hello_says_why() {
+    let (link, host) = FakeHost::start(Behaviour { refuse_unasked: true, ..Behaviour::default() });
+    host.join();
+    let error =
+        Session::open(Box::new(link), "the test's host".into(), &options(), &NO_INTERPRETER)
+            .err()
+            .expect("refused");
+    assert_eq!(error.message, "the host at the test's host refused the session: too many sessions");
+}
+
+/// The host said why and closed; the client notices when it sends on.
+#[test]
+fn who_cannot_send_on_still_hears_why() {
+    let (session, host) = start(Behaviour { refuse_at_op: true, ..Behaviour::default() });
+    let template = session.define(&template());
+    let id = session.alloc(16);
+    session.op(Stage::Forward, template, &[id], &[0], 1);
+    session.flush();
+    host.join();
+    while session.end().is_none() {
+        session.op(Stage::Forward, template, &[id], &[0], 1);
+    }
+    let end = session.end().expect("seen above").message;
+    assert!(end.ends_with("ended the session: too many sessions"), "{end}");
+    assert!(!session.is_live());
+}
+
+#[test]
+fn questions_wait_for_room() {
+    let (session, host) = start(Behaviour { hold_reads: true, ..Behaviour::default() });
+    let tokens: Vec<u64> = (0..TOKENS_MAX).map(|_| session.fence().expect("room")).collect();
+    std::thread::scope(|scope| {
+        let one_more = scope.spawn(|| session.fence());
+        while !session.is_waiting() {
+            std::thread::yield_now();
+        }
+        host.release_reads();
+        session.wait_fence(one_more.join().unwrap().expect("room again")).unwrap();
+    });
+    tokens.into_iter().for_each(|token| session.wait_fence(token).unwrap());
+    drop(session);
+    assert!(host.join().most_held <= TOKENS_MAX);
+}
+
+#[test]
+fn storages_are_counted_as_the_host_counts_them() {
+    let (session, _host) = start(Behaviour::default());
+    session.lock().storages_max = 4;
+    let template_bytes = template();
+    let template = session.define(&template_bytes);
+    let run = |input| session.run(Stage::Forward, &template_bytes, &[input], &[0], 3, |_, _| {});
+    let first = session.alloc(16);
+    let ids: Vec<u64> =
+        (0..3).map(|_| session.op(Stage::Forward, template, &[first], &[0], 1)).collect();
+    assert!(!ids.contains(&NO_ROOM));
+    assert_eq!(session.alloc(1), NO_ROOM);
+    assert_eq!(session.op(Stage::Forward, template, &[first], &[0], 1), NO_ROOM);
+    assert_eq!(run(first).unwrap_err().code, ErrorCode::OutOfMemory as u8);
+    // Three are reserved, one is made: two remain.
+    ids.iter().for_each(|id| session.free(*id, 16));
+    run(first).unwrap();
+    assert!([session.alloc(16), session.alloc(16)].iter().all(|id| *id != NO_ROOM));
+    assert_eq!(session.alloc(16), NO_ROOM);
+    session.synchronize().expect("nothing of it reached the host");
+}
+
+#[test]
+fn names_without_end_cost_only_their_meaning() {
+    let (session, host) = start(Behaviour::default());
+    let long = "\u{e9}".repeat(STRING_BYTES_MAX);
+    session.mark(MarkKind::PhaseEnter, &long);
+    let template = session.define(&template());
+    let id = session.alloc(16);
+    session.op(Stage::Forward, template, &[id], &[0], 1);
+    for step in 0..SYMBOLS_BYTES_MAX / STRING_BYTES_MAX + 10 {
+        session.mark(MarkKind::PhaseExit, &format!("{step}{long}"));
+    }
+    session.op(Stage::Backward, template, &[id], &[0], 1);
+    session.synchronize().expect("the session goes on");
+    drop(session);
+    let seen = host.join();
+    assert_eq!(seen.symbols[0], long[..STRING_BYTES_MAX]);
+    assert!(seen.symbols.iter().map(String::len).sum::<usize>() <= SYMBOLS_BYTES_MAX);
+    assert_eq!(seen.symbols.last().map(String::as_str), Some("backward"), "stages have room");
+}
+
+#[test]
 fn shutting_down_wakes_who_waits() {
     let (session, _host) = start(Behaviour { hold_reads: true, ..Behaviour::default() });
     let id = session.alloc(8);
@@ -384,7 +473,7 @@ fn shutting_down_wakes_who_waits() {
 #[test]
 fn fences_are_asked_without_waiting() {
     let (session, _host) = start(Behaviour::default());
-    let token = session.fence();
+    let token = session.fence().expect("room for a fence");
     let begun = Instant::now();
     while !session.is_reached(token) {
         assert!(begun.elapsed() < PATIENCE);

@@ -9,7 +9,7 @@ use genie_wire::limits::INLINE_BYTES_MAX;
 use genie_wire::record::{RegionSpan, WeightHash};
 use genie_wire::{PROTOCOL_WANTED, Reply, StorageId};
 
-use crate::client::core::{Answer, DOWNLOAD_REGION, Leftover, UPLOAD_REGION};
+use crate::client::core::{Answer, Core, DOWNLOAD_REGION, Leftover, UPLOAD_REGION};
 use crate::client::limits::{
     CHUNK_BYTES, DOWNLOAD_SLOTS, INLINE_UPLOAD_BYTES_MAX, SIGHT_BYTES_MIN, WEIGHT_BYTES_MIN,
 };
@@ -111,7 +111,7 @@ impl Session {
                 Some(held_by) => {
                     let mut core = self.lock();
                     core.tape.bind_weight(StorageId(id), &hash);
-                    core.tape.free(held_by);
+                    core.free(held_by);
                     core.count_bound(len);
                     Ok(())
                 }
@@ -230,8 +230,7 @@ impl Session {
             return self.read_through_region(id, offset, to);
         }
         let token = {
-            let mut core = self.lock();
-            core.live()?;
+            let mut core = self.lock_to_ask(Core::may_ask, None)?;
             let token = core.open_token();
             core.tape.read(token, StorageId(id), offset, to.len() as u64, None);
             core.send_tape();
@@ -290,7 +289,8 @@ impl Session {
             let Some(step) = steps.front() else {
                 // Answers that an interrupted read left behind still own every slot.
                 let all = (1u64 << DOWNLOAD_SLOTS) - 1;
-                self.wait(pause, None, |core| (core.busy_slots != all).then_some(()))?;
+                let free = |core: &mut Core| core.busy_slots != all && core.may_ask();
+                self.wait(pause, None, |core| free(core).then_some(()))?;
                 continue;
             };
             let answer = self.wait(pause, None, |core| core.take_answer(step.token))?;
@@ -329,7 +329,7 @@ impl Session {
     ) -> Option<Step> {
         let mut core = self.lock();
         let slot = core.busy_slots.trailing_ones();
-        if u64::from(slot) >= DOWNLOAD_SLOTS {
+        if u64::from(slot) >= DOWNLOAD_SLOTS || !core.may_ask() {
             return None;
         }
         core.busy_slots |= 1 << slot;

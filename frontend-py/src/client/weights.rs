@@ -13,7 +13,7 @@ use genie_wire::frame::FrameKind;
 use genie_wire::limits::WANTED_MAX;
 use genie_wire::record::WeightHash;
 
-use crate::client::core::{Answer, Leftover};
+use crate::client::core::{Answer, Core, Leftover};
 use crate::client::limits::{ASK_AHEAD_BYTES, WEIGHT_BYTES_MIN};
 use crate::client::session::Session;
 use crate::client::{ClientError, Pause};
@@ -129,6 +129,9 @@ impl Session {
         let first = {
             let mut core = self.lock();
             core.live()?;
+            if !core.reserve_storages(window.len() as u64) {
+                return Ok(());
+            }
             let first = core.tape.next_storage().0;
             core.tape.skip(window.len() as u64);
             first
@@ -140,6 +143,8 @@ impl Session {
         };
         let wanted = (0..).zip(hashes.iter().zip(window)).map(wanted).collect();
         let found = self.ask_for_weights(wanted, Leftover::Held { first }, pause)?;
+        let missing = found.iter().filter(|found| !**found).count();
+        self.lock().unreserve_storages(missing as u64);
         let known = (first..).zip(window).zip(hashes).zip(found);
         MOVING.with_borrow_mut(|slot| {
             let Some(moving) = slot else { return };
@@ -159,8 +164,7 @@ impl Session {
     ) -> Result<Vec<bool>, ClientError> {
         let count = wanted.len();
         let token = {
-            let mut core = self.lock();
-            core.live()?;
+            let mut core = self.lock_to_ask(Core::may_ask, None)?;
             let token = core.open_token();
             core.send_control(FrameKind::Have, &Have { token, wanted });
             core.counters.weight_queries += 1;
@@ -179,7 +183,7 @@ impl Session {
     pub(super) fn let_go(&self, id: StorageId) {
         let mut core = self.lock();
         if core.end.is_none() {
-            core.tape.free(id);
+            core.free(id);
             core.sleeper.wake();
         }
     }

@@ -294,7 +294,7 @@ fn flush(py: Python<'_>) {
 #[pyfunction]
 fn fence(py: Python<'_>) -> PyResult<u64> {
     let session = py.detach(state::ensure).map_err(state::raise)?;
-    Ok(session.fence())
+    py.detach(|| session.fence()).map_err(state::raise)
 }
 
 #[pyfunction]

@@ -10,6 +10,8 @@ use crate::storages::{Storage, Storages};
 
 /// Records kept since the last reset; what comes later is counted only.
 pub const HISTORY_RECORDS_MAX: usize = 1 << 14;
+/// Operands of all kept records: a record that joins thousands of tensors weighs as much as its list.
+pub const HISTORY_OPERANDS_MAX: usize = 1 << 20;
 /// Freed storages whose origin is remembered.
 const FREED_MAX: usize = 1 << 16;
 /// Records before a new segment that are analyzed together with it.
@@ -41,6 +43,7 @@ pub struct Snapshot {
 pub struct History {
     segments: Vec<Arc<Noted>>,
     records: usize,
+    operands: usize,
     truncated: bool,
     freed: IdMap<u64, Storage>,
 }
@@ -52,7 +55,9 @@ impl History {
 
     /// Whether the next segment is kept.
     pub(crate) fn has_room(&self) -> bool {
-        !self.truncated && self.records < HISTORY_RECORDS_MAX
+        !self.truncated
+            && self.records < HISTORY_RECORDS_MAX
+            && self.operands < HISTORY_OPERANDS_MAX
     }
 
     /// A segment was not kept: from here on nothing is.
@@ -63,6 +68,7 @@ impl History {
     /// Keeps a finished segment.
     pub(crate) fn note(&mut self, noted: Arc<Noted>) {
         self.records += noted.trace().len();
+        self.operands += noted.trace().operands();
         self.segments.push(noted);
     }
 

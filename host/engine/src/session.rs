@@ -9,7 +9,10 @@ use genie_wire::control::{
     TraceAnswer, TraceQuestion, TraceRequest, WantedWeight, WeightStored, Welcome, Word,
 };
 use genie_wire::frame::{FrameKind, HEADER_BYTES};
-use genie_wire::limits::WANTED_MAX;
+use genie_wire::limits::{
+    STATUS_WAITING_MAX, STORAGES_MAX, SYMBOLS_BYTES_MAX, TEMPLATES_BYTES_MAX, TOKENS_MAX,
+    WANTED_MAX,
+};
 use genie_wire::record::{StorageId, WeightHash};
 use genie_wire::varint::Reader;
 use genie_wire::{
@@ -25,28 +28,29 @@ use crate::tape::{DefinitionBytes, TapeState};
 use crate::tokens::{Awaited, HOST_TOKENS, Tokens};
 use crate::{Action, Counters, SessionError, plan};
 
-/// Questions for weights that may wait for the node's answer.
-const QUESTIONS_MAX: usize = 4096;
-/// Storages that they may name together: every thread of a program may wait for one of its own.
+/// Storages that questions for weights may name together: every thread of a program may wait for one
+/// of its own.
 const WANTED_WAITING_MAX: usize = 1 << 20;
-/// Status requests that may wait for the node's part.
-const STATUS_WAITING_MAX: usize = 64;
 
 /// Bytes of one part of an answer about the trace; a frame is larger.
 const TRACE_PART_BYTES: usize = 1 << 20;
 
-/// Bounds that a host chooses for each session.
+/// The wire's bounds of what a host remembers of a session; tests lower them.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Live storages; the wire's own limit is higher than what a host wants to remember.
+    /// Live storages.
     pub storages_max: u64,
-    /// Bytes of templates and symbols together.
-    pub definition_bytes_max: u64,
+    pub template_bytes_max: u64,
+    pub symbol_bytes_max: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { storages_max: 1 << 22, definition_bytes_max: 256 << 20 }
+        Limits {
+            storages_max: STORAGES_MAX as u64,
+            template_bytes_max: TEMPLATES_BYTES_MAX as u64,
+            symbol_bytes_max: SYMBOLS_BYTES_MAX as u64,
+        }
     }
 }
 
@@ -153,11 +157,8 @@ impl Session {
                 tokens: Tokens::default(),
                 segmenter: Segmenter::new(),
                 storing: 0,
-                definitions: DefinitionBytes {
-                    used: 0,
-                    of_templates: 0,
-                    max: limits.definition_bytes_max,
-                },
+                templates: DefinitionBytes::new("bytes of templates", limits.template_bytes_max),
+                symbols: DefinitionBytes::new("bytes of symbols", limits.symbol_bytes_max),
                 payloads: Vec::new(),
             },
             config,
@@ -306,7 +307,7 @@ impl Session {
             false => Ok(()),
         };
         limit("weights asked for at once", have.wanted.len(), WANTED_MAX)?;
-        limit("questions for weights", self.questions.len() + 1, QUESTIONS_MAX)?;
+        limit("questions for weights", self.questions.len() + 1, TOKENS_MAX)?;
         let waiting = self.wanted_waiting + have.wanted.len();
         limit("weights asked for", waiting, WANTED_WAITING_MAX)?;
         let next = self.tape.decoder.next_storage();

@@ -15,20 +15,24 @@ use crate::storages::Storages;
 use crate::tokens::{Awaited, Tokens};
 use crate::{Counters, SessionError};
 
-/// Bytes that definitions of a session may take, and what they took so far.
+/// Bytes that definitions of one kind may take in a session, and what they took so far.
 #[derive(Debug)]
 pub(crate) struct DefinitionBytes {
-    pub(crate) used: u64,
-    pub(crate) of_templates: u64,
-    pub(crate) max: u64,
+    what: &'static str,
+    used: u64,
+    max: u64,
 }
 
 impl DefinitionBytes {
+    pub(crate) fn new(what: &'static str, max: u64) -> Self {
+        DefinitionBytes { what, used: 0, max }
+    }
+
     fn add(&mut self, bytes: usize) -> Result<(), SessionError> {
         self.used += bytes as u64;
         if self.used > self.max {
-            let (value, max) = (self.used, self.max);
-            return Err(SessionError::Limit { what: "bytes of templates and symbols", value, max });
+            let (what, value, max) = (self.what, self.used, self.max);
+            return Err(SessionError::Limit { what, value, max });
         }
         Ok(())
     }
@@ -44,7 +48,8 @@ pub(crate) struct TapeState {
     pub(crate) segmenter: Segmenter,
     /// `StoreWeight` records that the node has not answered yet.
     pub(crate) storing: u64,
-    pub(crate) definitions: DefinitionBytes,
+    pub(crate) templates: DefinitionBytes,
+    pub(crate) symbols: DefinitionBytes,
     /// Uploads through regions in the frame that was read last.
     pub(crate) payloads: Vec<(RegionSpan, u64)>,
 }
@@ -65,7 +70,8 @@ impl TapeState {
             tokens: &mut self.tokens,
             segmenter: &mut self.segmenter,
             storing: &mut self.storing,
-            definitions: &mut self.definitions,
+            templates: &mut self.templates,
+            symbols: &mut self.symbols,
             payloads: &mut self.payloads,
             counters,
         };
@@ -89,7 +95,8 @@ struct Rest<'a> {
     tokens: &'a mut Tokens,
     segmenter: &'a mut Segmenter,
     storing: &'a mut u64,
-    definitions: &'a mut DefinitionBytes,
+    templates: &'a mut DefinitionBytes,
+    symbols: &'a mut DefinitionBytes,
     payloads: &'a mut Vec<(RegionSpan, u64)>,
     counters: &'a mut Counters,
 }
@@ -115,8 +122,7 @@ impl Rest<'_> {
             Record::Define { template, bytes, .. } => {
                 self.counters.templates += 1;
                 self.counters.template_bytes += bytes.len() as u64;
-                self.definitions.add(bytes.len())?;
-                self.definitions.of_templates += bytes.len() as u64;
+                self.templates.add(bytes.len())?;
                 self.segmenter.define(template);
                 return Ok(());
             }
@@ -176,13 +182,13 @@ impl Rest<'_> {
                 self.segmenter.end_segment(self.counters);
             }
             Record::ForgetTemplates => {
-                self.definitions.used -= std::mem::take(&mut self.definitions.of_templates);
+                self.templates.used = 0;
                 self.segmenter.forget_templates(self.counters);
                 return Ok(());
             }
             Record::Symbol { id, text } => {
                 debug_assert!((id as usize) < SYMBOLS_MAX, "the decoder checks the number");
-                self.definitions.add(text.len())?;
+                self.symbols.add(text.len())?;
                 self.segmenter.hasher.symbol(text);
                 return Ok(());
             }

@@ -1,14 +1,13 @@
 //! Replies a session waits for.
 
 use genie_srg::IdMap;
+use genie_wire::limits::TOKENS_MAX;
 use genie_wire::record::StorageId;
 
 use crate::SessionError;
 
 /// Tokens of a client stay below; the host's own questions to a node use those from here on.
 pub const HOST_TOKENS: u64 = 1 << 63;
-/// Replies one session may wait for at a time.
-pub(crate) const OUTSTANDING_MAX: usize = 4096;
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +35,8 @@ impl Tokens {
             let max = HOST_TOKENS - 1;
             return Err(SessionError::Limit { what: "token", value: token, max });
         }
-        if self.outstanding.len() >= OUTSTANDING_MAX {
-            let (value, max) = (self.outstanding.len() as u64 + 1, OUTSTANDING_MAX as u64);
+        if self.outstanding.len() >= TOKENS_MAX {
+            let (value, max) = (self.outstanding.len() as u64 + 1, TOKENS_MAX as u64);
             return Err(SessionError::Limit { what: "replies waited for", value, max });
         }
         match self.outstanding.insert(token, awaited) {

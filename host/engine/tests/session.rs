@@ -33,7 +33,11 @@ fn session_of(identity: &str) -> Session {
         identity: identity.to_owned(),
         software: "genie-host test".to_owned(),
         pid: 1,
-        limits: Limits { storages_max: 1000, definition_bytes_max: 1 << 16 },
+        limits: Limits {
+            storages_max: 1000,
+            template_bytes_max: 1 << 10,
+            symbol_bytes_max: 1 << 10,
+        },
         host: Arc::new(NoCounters),
         analyze: false,
         turned_away: None,
@@ -143,7 +147,7 @@ fn a_program_is_forwarded_and_counted() {
 #[test]
 fn what_a_client_may_not_name_is_refused_and_never_forwarded() {
     type Case = (&'static str, fn(&mut TapeWriter));
-    let cases: [Case; 8] = [
+    let cases: [Case; 10] = [
         ("not alive", |w| {
             let x = w.alloc(4);
             w.free(x);
@@ -175,9 +179,19 @@ fn what_a_client_may_not_name_is_refused_and_never_forwarded() {
             w.fence(3);
             w.fence(3);
         }),
-        ("limit of a session", |w| {
+        ("live storages would reach 1001, the limit of a session", |w| {
             for _ in 0..1001 {
                 w.alloc(1);
+            }
+        }),
+        ("bytes of templates would reach", |w| {
+            for _ in 0..=(1 << 10) / relu().len() {
+                w.define(&relu());
+            }
+        }),
+        ("bytes of symbols would reach", |w| {
+            for _ in 0..11 {
+                w.symbol(&"x".repeat(100));
             }
         }),
     ];
@@ -190,6 +204,19 @@ fn what_a_client_may_not_name_is_refused_and_never_forwarded() {
         assert_refused(&tape(&mut session, &mut writer), part);
         assert!(session.has_ended());
         assert_eq!(client(&mut session, FrameKind::Tape, &[]), []);
+    }
+}
+
+#[test]
+fn templates_that_are_forgotten_take_no_room() {
+    let mut session = running("u");
+    let mut writer = TapeWriter::new();
+    for _ in 0..100 {
+        for _ in 0..(1 << 10) / relu().len() {
+            writer.define(&relu());
+        }
+        writer.forget_templates();
+        assert_eq!(tape(&mut session, &mut writer), [Action::ForwardToNode]);
     }
 }
 

@@ -10,7 +10,10 @@ use genie_remote::message::{LINK_VERSION_MOVES, Welcome};
 use genie_remote::{Endpoint, LinkSettings, RemoteLink, Role};
 use genie_transport::load::Transports;
 use genie_transport::transport::{Options, Transport};
-use genie_transport::{Link, LinkWay};
+use genie_transport::{Frame, Link, LinkWay};
+use genie_wire::control::Refusal;
+use genie_wire::frame::FrameKind;
+use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::moves::{Others, Source};
@@ -242,7 +245,7 @@ fn establish(link: &mut RemoteLink) -> Result<(), String> {
     loop {
         match link.poll() {
             Ok(None) => {}
-            Ok(Some(frame)) => return Err(format!("it sent {:?} before the hello", frame.kind)),
+            Ok(Some(frame)) => return Err(unasked(&frame)),
             Err(error) => return Err(error.to_string()),
         }
         if link.is_ready() {
@@ -257,6 +260,14 @@ fn establish(link: &mut RemoteLink) -> Result<(), String> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(format!("cannot wait for it: {errno}")),
         }
+    }
+}
+
+/// Why a node that speaks before it is spoken to gives no session: it says so itself.
+fn unasked(frame: &Frame) -> String {
+    match (frame.kind, Refusal::decode(&frame.body[..])) {
+        (FrameKind::Refusal, Ok(refusal)) => format!("it refuses: {}", refusal.message),
+        (kind, _) => format!("it sent {kind:?} before the hello"),
     }
 }
 

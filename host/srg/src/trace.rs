@@ -117,6 +117,11 @@ impl Trace {
         self.steps.is_empty()
     }
 
+    /// Storages that all records together name.
+    pub fn operands(&self) -> usize {
+        self.operands.len()
+    }
+
     /// The session's storages that the segment touches, by [`LocalStorage`].
     pub fn storages(&self) -> impl Iterator<Item = StorageId> + '_ {
         self.storages.iter().map(|(id, _)| *id)

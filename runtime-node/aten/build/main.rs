@@ -3,6 +3,7 @@
 //! The environment is that of `GENIE_PYTHON`, else `PYO3_PYTHON`, else the active virtual
 //! environment, else `python3`. The result is tied to that torch's minor version.
 
+mod limits;
 mod metas;
 mod torch;
 
@@ -30,6 +31,8 @@ fn build() -> Result<(), String> {
     let torch = torch::Torch::find()?;
     println!("cargo::rerun-if-changed={}", torch.version_file().display());
 
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    limits::generate(&out)?;
     let mut files: Vec<PathBuf> = Vec::new();
     if execute {
         files.push("cpp/execute.cpp".into());
@@ -40,6 +43,7 @@ fn build() -> Result<(), String> {
             "infer",
             "kernels",
             "op",
+            "divide",
             "attention",
             "autocast",
             "readers",
@@ -48,7 +52,6 @@ fn build() -> Result<(), String> {
         ] {
             files.push(format!("cpp/capture/{name}.cpp").into());
         }
-        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
         files.extend(metas::generate(&torch, &out)?);
     }
     if !files.is_empty() {
@@ -61,14 +64,14 @@ fn build() -> Result<(), String> {
             .flag("-fvisibility=hidden")
             .define("_GLIBCXX_USE_CXX11_ABI", torch.cxx11_abi)
             .include("cpp")
+            .include(&out)
             .flag(format!("-isystem{}", torch.include().display()))
             .flag(format!("-isystem{}/torch/csrc/api/include", torch.include().display()))
             .files(files)
             .cargo_metadata(false)
             .try_compile("genie_aten")
             .map_err(|error| format!("cannot compile the C++ shim: {error}"))?;
-        let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
-        println!("cargo::rustc-link-search=native={out}");
+        println!("cargo::rustc-link-search=native={}", out.display());
         // Registrations are reached by no symbol: keep every object.
         println!("cargo::rustc-link-lib=static:+whole-archive=genie_aten");
     }

@@ -26,7 +26,8 @@ struct GenieTape {
   uint32_t (*define)(const uint8_t* bytes, size_t len);
   // Forgets every template; the next one defined gets id 0.
   void (*forget_templates)();
-  // Appends an operator record; returns the id of its first new storage.
+  // Appends an operator record; returns the id of its first new storage. UINT64_MAX: nothing was
+  // appended, the session holds as many storages as it may.
   uint64_t (*op)(uint32_t tmpl, const uint64_t* inputs, size_t n_inputs, const uint64_t* scalars,
                  size_t n_scalars, uint32_t n_new);
   // Runs an operator synchronously; `encoded` is a Template without outputs. On success calls
@@ -35,7 +36,7 @@ struct GenieTape {
              const uint64_t* scalars, size_t n_scalars, uint64_t reserve, uint64_t* first_new,
              void (*reply)(void* context, const uint8_t* bytes, size_t len), void* context,
              GenieError* error);
-  // Makes a storage of `bytes` uninitialised bytes.
+  // Makes a storage of `bytes` uninitialised bytes; UINT64_MAX as above.
   uint64_t (*alloc)(uint64_t bytes);
   // The storage `id` of `bytes` bytes is no longer referenced by the program. Never blocks for
   // long and never fails: called from destructors.

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "wire_limits.h"
+
 namespace genie {
 
 enum Tag : uint8_t {
@@ -154,14 +156,6 @@ class Reader {
   const uint8_t* at_;
   const uint8_t* end_;
 };
-
-// Limits of genie_wire::limits that this side checks too.
-constexpr uint64_t kDimsMax = 64;
-constexpr uint64_t kListMax = 1 << 16;
-constexpr uint64_t kSlotsMax = 1 << 15;
-constexpr uint64_t kScalarsMax = 1 << 12;
-constexpr uint64_t kStringMax = 16 << 10;
-constexpr int kNestingMax = 4;
 
 using Dims = c10::SmallVector<int64_t, 6>;
 

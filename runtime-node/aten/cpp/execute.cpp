@@ -576,9 +576,9 @@ int genie_template_new(const uint8_t* bytes, size_t len, GenieDevice device, Gen
       // What is written must be declared: the store copies a shared weight before that.
       if (writes_argument(op->schema(), i)) require_mutated(t->args.back(), mutated);
     }
-    for (uint64_t i = in.bounded(kSlotsMax); i > 0; --i)
-      t->new_storages.push_back(in.bounded(1ull << 40));
-    for (uint64_t i = in.bounded(kSlotsMax); i > 0; --i) {
+    for (uint64_t i = in.bounded(kOutputsMax); i > 0; --i)
+      t->new_storages.push_back(in.bounded(kStorageBytesMax));
+    for (uint64_t i = in.bounded(kOutputsMax); i > 0; --i) {
       Output output;
       uint8_t kind = in.u8();
       if (kind > kOutputAlias) throw CodecError("unknown output kind");
@@ -684,6 +684,9 @@ int genie_template_run_dynamic(GenieTemplate* tmpl, GenieStorage* const* inputs,
       if (result.layout() != at::kStrided)
         throw c10::NotImplementedError({__func__, __FILE__, __LINE__},
                                        t.name + " returns a tensor that is not strided");
+      if (result.dim() > static_cast<int64_t>(kDimsMax))
+        throw c10::NotImplementedError({__func__, __FILE__, __LINE__},
+                                       t.name + " returns a tensor of too many dimensions");
       if (result.is_conj() || result.is_neg()) result = result.resolve_conj().resolve_neg();
       if (result.device() != t.device) result = result.to(t.device);
       auto* storage = result.storage().unsafeGetStorageImpl();
@@ -706,6 +709,9 @@ int genie_template_run_dynamic(GenieTemplate* tmpl, GenieStorage* const* inputs,
       }
       put_meta(described, result);
     }
+    if (results.size() > kOutputsMax)
+      throw c10::NotImplementedError({__func__, __FILE__, __LINE__},
+                                     t.name + " returns more tensors than a reply describes");
     body.varint(made.size());
     for (const auto& storage : made) body.varint(storage->nbytes());
     body.varint(results.size());

@@ -32,6 +32,10 @@ pub struct Behaviour {
     pub stall: bool,
     pub vanish_at_fence: bool,
     pub refuse: bool,
+    /// Refuse and leave without a look at the hello.
+    pub refuse_unasked: bool,
+    /// Refuse and leave at the first operator, whatever comes behind it.
+    pub refuse_at_op: bool,
 }
 
 pub struct FakeHost {
@@ -46,6 +50,8 @@ pub struct Seen {
     pub symbols: Vec<String>,
     pub marks: Vec<(MarkKind, u32)>,
     pub live_storages: usize,
+    /// Answers that were held back at a time.
+    pub most_held: usize,
 }
 
 struct Host {
@@ -99,6 +105,10 @@ struct Over;
 
 impl Host {
     fn serve(&mut self) {
+        if self.behaviour.refuse_unasked {
+            let _ = self.refuse();
+            return;
+        }
         while self.turn().is_ok() {}
     }
 
@@ -121,10 +131,7 @@ impl Host {
         while let Some(frame) = self.link.poll().map_err(|_| Over)? {
             let body = &*frame.body;
             match frame.kind {
-                FrameKind::Hello if self.behaviour.refuse => {
-                    let refusal = Refusal { code: 1, message: "too many sessions".into() };
-                    self.send(FrameKind::Refusal, &refusal.encode_to_vec())?;
-                }
+                FrameKind::Hello if self.behaviour.refuse => self.refuse()?,
                 FrameKind::Hello => {
                     let welcome = Welcome { protocol: PROTOCOL_VERSION, ..Welcome::default() };
                     self.send(FrameKind::Welcome, &welcome.encode_to_vec())?;
@@ -163,6 +170,11 @@ impl Host {
         Ok(())
     }
 
+    fn refuse(&mut self) -> Result<(), Over> {
+        let refusal = Refusal { code: 1, message: "too many sessions".into() };
+        self.send(FrameKind::Refusal, &refusal.encode_to_vec())
+    }
+
     fn execute(&mut self, bytes: &[u8]) -> Result<(), Over> {
         let mut decoder = std::mem::take(&mut self.decoder);
         let mut position = 0;
@@ -175,6 +187,10 @@ impl Host {
 
     fn record(&mut self, record: Record) -> Result<(), Over> {
         match record {
+            Record::Op { .. } if self.behaviour.refuse_at_op => {
+                self.refuse()?;
+                return Err(Over);
+            }
             Record::Op { template, first_new, inputs, .. } => {
                 self.seen.ops += 1;
                 assert!(inputs.iter().all(|id| self.storages.contains_key(id)));
@@ -232,7 +248,7 @@ impl Host {
                 }
             }
             Record::Fence { .. } if self.behaviour.vanish_at_fence => return Err(Over),
-            Record::Fence { token } => self.send_reply(token, &Reply::Done)?,
+            Record::Fence { token } => self.reply(token, &Reply::Done)?,
             Record::GetGeneratorState { token } => {
                 self.send_reply(token, &Reply::Bytes(&[1, 2, 3]))?;
             }
@@ -253,6 +269,7 @@ impl Host {
             let mut body = Vec::new();
             reply.encode(token, &mut body);
             self.held.push(body);
+            self.seen.most_held = self.seen.most_held.max(self.held.len());
             return Ok(());
         }
         self.send_reply(token, reply)

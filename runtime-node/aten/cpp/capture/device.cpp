@@ -1,4 +1,5 @@
 // The device: storages without bytes, allocator, guard, generator, hooks.
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/GeneratorForPrivateuseone.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -43,8 +44,11 @@ struct RemoteAllocator final : c10::Allocator {
 #else
   c10::DataPtr allocate(size_t bytes) const override {
 #endif
+    check_storage_bytes(bytes);
     ensure();
-    return data_pointer(tape().alloc(bytes), bytes);
+    uint64_t id = tape().alloc(bytes);
+    if (C10_UNLIKELY(id == kNoRoom)) too_many_storages();
+    return data_pointer(id, bytes);
   }
 #if GENIE_TORCH_AT_LEAST(2, 3)
   void copy_data(void*, const void*, size_t) const override {
@@ -135,6 +139,9 @@ struct RemoteGenerator final : c10::GeneratorImpl {
         const_cast<c10::TensorImpl*>(&state)));
     bytes = bytes.to(at::kCPU).contiguous();
     TORCH_CHECK_TYPE(bytes.scalar_type() == at::kByte, "a generator state is a uint8 tensor");
+    ensure();
+    // A state is sent without an answer: what eager refuses is refused here, in its words.
+    if (tape().device_kind() == 0) at::detail::createCPUGenerator().set_state(bytes);
     auto* data = bytes.const_data_ptr<uint8_t>();
     state_.assign(data, data + bytes.numel());
     if (is_default_) write(state_);
@@ -153,7 +160,7 @@ struct RemoteGenerator final : c10::GeneratorImpl {
 
   static std::vector<uint8_t> read() {
     ensure();
-    std::vector<uint8_t> state(16 << 10);
+    std::vector<uint8_t> state(kGeneratorStateMax);
     size_t len = state.size();
     GenieError error;
     Waiting waiting;
@@ -274,6 +281,18 @@ void ensure() {
   if (code != 0) raise(error);
 }
 
+void too_many_storages() {
+  TORCH_CHECK_WITH(OutOfMemoryError, false, "remote_accelerator out of memory. The session holds ",
+                   kStoragesMax, " storages, as many as it may: free tensors that are not used "
+                   "any more");
+}
+
+void check_storage_bytes(uint64_t bytes) {
+  TORCH_CHECK_WITH(OutOfMemoryError, bytes <= kStorageBytesMax,
+                   "remote_accelerator out of memory. Tried to allocate ", bytes,
+                   " bytes, and one storage holds at most ", kStorageBytesMax);
+}
+
 RemoteStorage& remote(const c10::StorageImpl& storage) {
   const auto& pointer = storage.data_ptr();
   auto* found = RemoteStorage::at(pointer.get());
@@ -312,6 +331,7 @@ at::Tensor make_tensor(c10::intrusive_ptr<c10::StorageImpl> storage, const Meta&
 void resize_storage(c10::StorageImpl& storage, uint64_t bytes) {
   auto& r = remote(storage);
   if (r.bytes == bytes) return;
+  check_storage_bytes(bytes);
   tape().resize(r.id, r.bytes, bytes);
   r.bytes = bytes;
   storage.set_nbytes(bytes);

@@ -18,6 +18,16 @@ namespace {
 
 using Args = const c10::IValue*;
 
+// Products and sums that stay at the largest integer instead of passing it: no storage is so large.
+int64_t times(int64_t a, int64_t b) {
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+int64_t plus(int64_t a, int64_t b) {
+  int64_t sum;
+  return __builtin_add_overflow(a, b, &sum) ? INT64_MAX : sum;
+}
+
 Result make(at::ScalarType dtype, at::IntArrayRef sizes, at::IntArrayRef strides) {
   Result r;
   r.meta.dtype = dtype;
@@ -29,9 +39,9 @@ Result make(at::ScalarType dtype, at::IntArrayRef sizes, at::IntArrayRef strides
       reach = 0;
       break;
     }
-    reach += (sizes[i] - 1) * strides[i];
+    reach = plus(reach, times(sizes[i] - 1, strides[i]));
   }
-  r.bytes = static_cast<uint64_t>(reach) * c10::elementSize(dtype);
+  r.bytes = static_cast<uint64_t>(times(reach, static_cast<int64_t>(c10::elementSize(dtype))));
   return r;
 }
 
@@ -40,7 +50,7 @@ Result contiguous(at::ScalarType dtype, at::IntArrayRef sizes) {
   int64_t stride = 1;
   for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
     strides[i] = stride;
-    stride *= std::max<int64_t>(sizes[i], 1);
+    stride = times(stride, std::max<int64_t>(sizes[i], 1));
   }
   return make(dtype, sizes, strides);
 }
@@ -458,7 +468,7 @@ bool repeat(Args a, size_t, Results& out) {
   for (size_t i = 0; i < repeats.size(); ++i) {
     if (repeats[i] < 0) return false;
     int64_t at = static_cast<int64_t>(i) - extra;
-    sizes.push_back(repeats[i] * (at < 0 ? 1 : t.size(at)));
+    sizes.push_back(times(repeats[i], at < 0 ? 1 : t.size(at)));
   }
   out.push_back(contiguous(t.scalar_type(), sizes));
   return true;
@@ -486,7 +496,7 @@ bool constant_pad_nd(Args a, size_t, Results& out) {
   Dims sizes(t.sizes().begin(), t.sizes().end());
   for (size_t i = 0; i < pad.size() / 2; ++i) {
     auto& size = sizes[t.dim() - 1 - static_cast<int64_t>(i)];
-    size += pad[2 * i] + pad[2 * i + 1];
+    size = plus(size, plus(pad[2 * i], pad[2 * i + 1]));
     if (size < 0) return false;
   }
   out.push_back(with_format(t.scalar_type(), sizes, t.suggest_memory_format()));

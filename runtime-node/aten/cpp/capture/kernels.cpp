@@ -72,6 +72,9 @@ at::Tensor view_as_complex(const at::Tensor& self) { return at::native::view_as_
 const at::Tensor& resize_(const at::Tensor& self, at::IntArrayRef size,
                           std::optional<at::MemoryFormat> format) {
   if (self.sizes().equals(size) && !format) return self;
+  // First, so that a tensor that cannot grow so far stays as it is.
+  check_storage_bytes(at::detail::computeStorageNbytesContiguous(size, self.dtype().itemsize(),
+                                                                 self.storage_offset()));
   auto* impl = self.unsafeGetTensorImpl();
   impl->set_sizes_contiguous(size);
   if (format) {

@@ -7,7 +7,8 @@
 //    metas once they have agreed with the node), define a template, append.
 // 4. Where that fails, or shapes depend on data: run on the node now and learn the results. What
 //    eager would refuse is refused there, in eager's words.
-// 5. What the node cannot run at all runs on this CPU.
+// 5. What is too large for one record is divided (divide.cpp).
+// 6. What the node cannot run at all runs on this CPU.
 #include "op.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -41,9 +42,12 @@ namespace {
 constexpr int kTrusted = 2;
 // Storages reserved for an operator that returns a list of tensors.
 constexpr uint64_t kListReserve = 1024;
-// Templates a session keeps (the wire's limit is twice that). A program whose shapes never repeat
-// starts over then, and pays each template once more.
-constexpr uint32_t kTemplatesMax = 1 << 15;
+static_assert(kListReserve + 64 <= kRunReserveMax, "beside a list an operator returns few tensors");
+// Arguments of so few bytes are within every limit of a record: a slot takes more than one.
+constexpr size_t kSmallBytes = 4096;
+static_assert(kSmallBytes <= kScalarsMax && kSmallBytes <= kSlotsMax, "each takes a byte");
+// Bytes of a template beside its arguments, outputs and mutated slots: name, counts, flags.
+constexpr size_t kHeadBytes = 1024;
 
 // Guards encoding, template caches and the order of records. Never held while Python may run.
 std::mutex capture_mutex;
@@ -147,13 +151,14 @@ c10::IValue settled(const c10::IValue& v) {
 
 // The encoded arguments of one call.
 struct Encoder {
-  enum Outcome { kOk, kUnsupported, kMixed, kLazyBits };
+  enum Outcome { kOk, kUnsupported, kTooLarge, kMixed, kLazyBits };
 
   Writer bytes;
   c10::SmallVector<uint64_t, 16> inputs;                 // storage ids by slot
   c10::SmallVector<const c10::StorageImpl*, 16> storages;  // by slot
   c10::SmallVector<uint64_t, 8> scalars;
   c10::SmallVector<uint32_t, 4> mutated;
+  c10::SmallVector<uint8_t, 16> written;                 // by slot: whether it is in `mutated`
   const at::Tensor* stranger = nullptr;                  // the CPU tensor of kMixed
   c10::optional<at::Generator> generator;                // not the default one
   const char* reason = nullptr;
@@ -166,17 +171,30 @@ struct Encoder {
     storages.clear();
     scalars.clear();
     mutated.clear();
+    written.clear();
     generator.reset();
     stranger = nullptr;
     mark = ++mark_counter;
     for (size_t i = 0; i < op.arguments_.size(); ++i) {
       const auto& argument = op.arguments_[i];
       if (auto outcome = put(args[i], argument.number && !op.values_shape_, !op.values_shape_,
-                             argument.writes);
+                             argument.writes, kNestingMax);
           outcome != kOk)
         return outcome;
     }
-    return kOk;
+    return C10_LIKELY(bytes.size() <= kSmallBytes) ? kOk : fits_one_record();
+  }
+
+  Outcome fits_one_record() {
+    if (inputs.size() > kSlotsMax)
+      reason = "its tensors have more storages than one record names";
+    else if (scalars.size() > kScalarsMax)
+      reason = "its arguments are more numbers than one record carries";
+    else if (bytes.size() + 5 * mutated.size() + kHeadBytes > kTemplateBytesMax)
+      reason = "the layout of its arguments does not fit one record";
+    else
+      return kOk;
+    return kTooLarge;
   }
 
   uint32_t slot_of(const at::Tensor& t) {
@@ -187,6 +205,7 @@ struct Encoder {
       r.slot = static_cast<uint32_t>(inputs.size());
       inputs.push_back(r.id);
       storages.push_back(storage);
+      written.push_back(0);
     }
     return r.slot;
   }
@@ -202,17 +221,17 @@ struct Encoder {
         return kUnsupported;
       }
       if (C10_UNLIKELY(t.is_conj() || t.is_neg())) return kLazyBits;
-      TORCH_CHECK(t.dim() <= static_cast<int64_t>(kDimsMax),
-                  "only tensors with up to ", kDimsMax, " dims are supported, and this has ",
-                  t.dim());
+      if (C10_UNLIKELY(t.dim() > static_cast<int64_t>(kDimsMax))) {
+        reason = "a tensor has more dimensions than one record carries";
+        return kUnsupported;
+      }
       uint32_t slot = slot_of(t);
       bytes.u8(kTensor);
       bytes.varint(slot);
       put_meta(bytes, t);
-      if (writes) {
-        bool known = false;
-        for (uint32_t m : mutated) known = known || m == slot;
-        if (!known) mutated.push_back(slot);
+      if (writes && !written[slot]) {
+        written[slot] = 1;
+        mutated.push_back(slot);
       }
       return kOk;
     }
@@ -248,7 +267,8 @@ struct Encoder {
     return kOk;
   }
 
-  Outcome put(const c10::IValue& v, bool int_varies, bool double_varies, bool writes) {
+  Outcome put(const c10::IValue& v, bool int_varies, bool double_varies, bool writes,
+              uint64_t depth) {
     if (v.isTensor()) return put_tensor(v.toTensor(), writes);
     if (v.isNone()) {
       bytes.u8(kNone);
@@ -275,18 +295,28 @@ struct Encoder {
       bytes.u8(v.toBool());
     } else if (v.isIntList()) {
       auto list = v.toIntList();
+      if (list.size() > kListMax) return too_long();
       bytes.u8(kIntList);
       bytes.varint(list.size());
       for (int64_t item : list) bytes.zigzag(item);
     } else if (v.isList()) {
       auto list = v.toListRef();
+      if (list.size() > kListMax) return too_long();
+      if (depth == 0) {
+        reason = "its lists are nested too deeply";
+        return kUnsupported;
+      }
       bytes.u8(kList);
       bytes.varint(list.size());
       // Numbers of a declared Scalar[] vary; those of a float[] may be scale factors.
       for (const auto& item : list)
-        if (auto outcome = put(item, int_varies, int_varies, writes); outcome != kOk)
+        if (auto outcome = put(item, int_varies, int_varies, writes, depth - 1); outcome != kOk)
           return outcome;
     } else if (v.isString()) {
+      if (v.toStringRef().size() > kStringMax) {
+        reason = "a text is longer than one record carries";
+        return kUnsupported;
+      }
       bytes.u8(kString);
       bytes.string(v.toStringRef());
     } else if (v.isDevice()) {
@@ -315,6 +345,11 @@ struct Encoder {
       return kUnsupported;
     }
     return kOk;
+  }
+
+  Outcome too_long() {
+    reason = "a list is longer than one record carries";
+    return kTooLarge;
   }
 };
 
@@ -481,6 +516,7 @@ void Operator::record(torch::jit::Stack* stack) {
             tape().op(tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
                       encoder.scalars.data(), encoder.scalars.size(), tmpl->new_storages);
         lock.unlock();
+        if (C10_UNLIKELY(first == kNoRoom)) too_many_storages();
         counters().ops.fetch_add(1, std::memory_order_relaxed);
         counters().hits.fetch_add(1, std::memory_order_relaxed);
         return emit(stack, *tmpl, first);
@@ -488,6 +524,7 @@ void Operator::record(torch::jit::Stack* stack) {
     }
   }
   if (outcome == Encoder::kUnsupported) return fall_back(stack, encoder.reason);
+  if (outcome == Encoder::kTooLarge) return divide(stack, encoder.reason);
   if (outcome == Encoder::kLazyBits) {
     size_t base = stack->size() - arguments_.size();
     for (size_t i = base; i < stack->size(); ++i) (*stack)[i] = settled((*stack)[i]);
@@ -591,10 +628,18 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
       results.clear();
       known = infer_by_meta(*stack, results);
     }
+  } catch (const c10::OutOfMemoryError&) {
+    throw;  // a result argument that cannot grow so far
   } catch (const std::exception&) {
     // Let the node judge: it refuses in eager's words, or shows that the rule was wrong.
     rethrow_interrupt();
     known = false;
+  }
+  for (const Result& result : results) {
+    if (!known || !result.defined) continue;
+    check_storage_bytes(result.bytes);
+    if (result.meta.sizes.size() > kDimsMax)
+      return fall_back(stack, "a result has more dimensions than one record carries");
   }
   if (uint64_t dtypes = known ? doubtful_dtypes(first_arg) : 0; dtypes && !accepted(dtypes)) {
     // Let the node say once whether it takes these dtypes, so that a refusal comes at the call.
@@ -615,13 +660,19 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
         tmpl = *found;
       } else {
         tmpl = define(*stack, encoder, results);
-        // Defining may have made every template forgotten: look again before inserting.
-        cache_->find(key, hash);
-        cache_->insert(hash, tmpl);
+        if (tmpl) {
+          // Defining may have made every template forgotten: look again before inserting.
+          cache_->find(key, hash);
+          cache_->insert(hash, tmpl);
+        }
       }
-      first = tape().op(tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
-                        encoder.scalars.data(), encoder.scalars.size(), tmpl->new_storages);
+      first = tmpl ? tape().op(tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
+                               encoder.scalars.data(), encoder.scalars.size(),
+                               tmpl->new_storages)
+                   : 0;
     }
+    if (!tmpl) return divide(stack, "the layout of its results does not fit one record");
+    if (first == kNoRoom) too_many_storages();
     counters().ops.fetch_add(1, std::memory_order_relaxed);
     return emit(stack, *tmpl, first);
   }
@@ -822,23 +873,30 @@ void put_head(Writer& out, const std::string& name, const Encoder& encoder, bool
   out.raw(encoder.bytes.data(), encoder.bytes.size());
 }
 
+// Makes room for a template of so many bytes: all are forgotten when a session's are too many. A
+// program whose shapes never repeat starts over then, and pays each template once more. Under the
+// capture lock.
+void make_room_for_template(size_t bytes) {
+  static uint64_t defined = 0, defined_bytes = 0, defined_in = 0;
+  if (defined_in != template_generation.load(std::memory_order_acquire))
+    defined = defined_bytes = 0;
+  if (defined + 1 > kTemplatesMax || defined_bytes + bytes > kTemplatesBytesMax) {
+    tape().forget_templates();
+    forget_templates();
+    defined = defined_bytes = 0;
+  }
+  defined_in = template_generation.load(std::memory_order_acquire);
+  ++defined;
+  defined_bytes += bytes;
+}
+
 }  // namespace
 
-// Under the capture lock.
+// Under the capture lock. Null when one record does not carry it.
 std::shared_ptr<const Template> Operator::define(const torch::jit::Stack& stack,
                                                  const Encoder& encoder, const Results& results) {
   auto tmpl = std::make_shared<Template>();
   tmpl->key = encoder.bytes.view();
-  static uint32_t defined = 0;
-  static uint64_t defined_in = 0;
-  if (defined_in != template_generation.load(std::memory_order_acquire)) defined = 0;
-  if (defined >= kTemplatesMax) {
-    tape().forget_templates();
-    forget_templates();
-    defined = 0;
-  }
-  defined_in = template_generation.load(std::memory_order_acquire);
-  ++defined;
   // Storages first: results that share one count once.
   std::vector<uint32_t> storage_of(results.size());
   std::vector<uint64_t> storage_bytes;
@@ -899,6 +957,8 @@ std::shared_ptr<const Template> Operator::define(const torch::jit::Stack& stack,
   }
   out.varint(count);
   out.raw(body.data(), body.size());
+  if (count > kOutputsMax || out.size() > kTemplateBytesMax) return nullptr;
+  make_room_for_template(out.size());
   tmpl->id = tape().define(out.data(), out.size());
   return tmpl;
 }
@@ -987,13 +1047,13 @@ void Operator::run(torch::jit::Stack* stack, Encoder& encoder, Results* seen) {
   counters().ops.fetch_add(1, std::memory_order_relaxed);
 
   Reader in(reply.data(), reply.size());
-  std::vector<uint64_t> bytes(in.bounded(kSlotsMax));
+  std::vector<uint64_t> bytes(in.bounded(kOutputsMax));
   for (auto& b : bytes) b = in.varint();
   std::vector<c10::intrusive_ptr<c10::StorageImpl>> made;
   for (size_t i = 0; i < bytes.size(); ++i) made.push_back(make_storage(first + i, bytes[i]));
   std::vector<int64_t> first_user(bytes.size(), -1);
 
-  uint64_t outputs = in.bounded(kSlotsMax);
+  uint64_t outputs = in.bounded(kOutputsMax);
   struct Output {
     uint8_t kind;
     uint64_t index;

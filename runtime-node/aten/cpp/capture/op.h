@@ -37,6 +37,9 @@ class Operator {
 
   void miss(torch::jit::Stack* stack, struct Encoder& encoder);
   void run(torch::jit::Stack* stack, struct Encoder& encoder, Results* seen);
+  void divide(torch::jit::Stack* stack, const char* reason);
+  bool divide_lists(torch::jit::Stack* stack);
+  bool divide_join(torch::jit::Stack* stack);
   void fall_back(torch::jit::Stack* stack, const char* reason);
   bool infer_fast(const torch::jit::Stack& stack, Results& results);
   bool infer_by_meta(const torch::jit::Stack& stack, Results& results);

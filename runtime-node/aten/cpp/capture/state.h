@@ -54,6 +54,12 @@ inline RemoteStorage& remote(const at::Tensor& t) {
   return remote(*t.storage().unsafeGetStorageImpl());
 }
 
+// What the tape answers instead of a storage's id when the session holds as many as it may.
+constexpr uint64_t kNoRoom = UINT64_MAX;
+[[noreturn]] void too_many_storages();
+// Throws what an allocation that fails throws, for storages larger than the wire's limit.
+void check_storage_bytes(uint64_t bytes);
+
 c10::Allocator* allocator();
 // A storage for id `id` of the current session, made by the tape already.
 c10::intrusive_ptr<c10::StorageImpl> make_storage(uint64_t id, uint64_t bytes);
