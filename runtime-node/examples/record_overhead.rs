@@ -174,5 +174,9 @@ impl Backend for Nothing {
         Ok(())
     }
 
+    fn clock_ns(&self) -> u64 {
+        0
+    }
+
     fn set_threads(&self, _: u32) {}
 }

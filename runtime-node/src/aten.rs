@@ -153,6 +153,11 @@ impl Backend for Aten {
         Ok(self.device.synchronize()?)
     }
 
+    fn clock_ns(&self) -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+
     fn set_threads(&self, threads: u32) {
         set_threads(threads);
     }

@@ -97,6 +97,8 @@ pub trait Backend {
 
     /// Waits for everything given to the device.
     fn synchronize(&self) -> Result<(), Failure>;
+    /// The time on a clock that only goes forward, to measure what the device takes.
+    fn clock_ns(&self) -> u64;
     /// CPU threads one operator may use from now on.
     fn set_threads(&self, threads: u32);
 }

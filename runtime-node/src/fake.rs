@@ -13,6 +13,7 @@ pub(crate) struct Fake {
     /// Which it copies by itself all the same.
     pub(crate) direct: bool,
     pub(crate) threads: std::cell::Cell<u32>,
+    pub(crate) clock_ns: std::cell::Cell<u64>,
 }
 
 pub(crate) struct FakeTemplate {
@@ -210,6 +211,10 @@ impl Backend for Fake {
 
     fn synchronize(&self) -> Result<(), Failure> {
         Ok(())
+    }
+
+    fn clock_ns(&self) -> u64 {
+        self.clock_ns.replace(self.clock_ns.get() + 1)
     }
 
     fn set_threads(&self, threads: u32) {

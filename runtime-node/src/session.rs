@@ -218,7 +218,10 @@ impl<B: Backend> State<B> {
                 self.answer(token, read, outbox)
             }
             Record::Fence { token } => {
-                let done = node.backend.synchronize().map(|()| self.encode(token, &Reply::Done));
+                let done = node.backend.synchronize().map(|()| {
+                    let at_ns = node.backend.clock_ns();
+                    self.encode(token, &Reply::Reached { at_ns })
+                });
                 self.answer(token, done.map_err(Stop::Fresh), outbox)
             }
             Record::Seed { seed } => {

@@ -505,7 +505,7 @@ fn each_session_has_a_generator_of_its_own() {
     bench.tape().set_generator_state(b"wrong size");
     bench.tape().fence(5);
     bench.flush(0).unwrap();
-    assert_eq!(Reply::decode(&bench.reply(0)), Ok((5, Reply::Done)));
+    assert_eq!(Reply::decode(&bench.reply(0)), Ok((5, Reply::Reached { at_ns: 0 })));
 }
 
 #[test]

@@ -1,10 +1,272 @@
-"""Whoever installed Genie and does not use the device notices nothing."""
+"""Whoever installed Genie and does not use the device notices nothing.
 
+Each program runs twice, with Genie found by `import torch` and without
+(TORCH_DEVICE_BACKEND_AUTOLOAD=0). Both must say the same, and neither may leave a trace of a device.
+"""
+
+import json
+import os
+import stat
+import subprocess
+import sys
 import textwrap
 
 import pytest
+import torch
 
-pytestmark = pytest.mark.remote
+pytestmark = [
+    pytest.mark.remote,
+    pytest.mark.skipif(torch.__version__ < "2.5", reason="`import torch` finds devices from 2.5 on"),
+]
+
+BEGIN = """
+import json, threading, time, warnings
+import psutil
+import torch
+from torch import nn
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+torch.manual_seed(0)
+said = {}
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+    def forward(self, x):
+        return x + self.b(torch.relu(self.a(x)))
+
+def model():
+    torch.manual_seed(1)
+    return nn.Sequential(*[Block() for _ in range(4)])
+
+x = torch.linspace(-1, 1, 16).reshape(2, 8)
+CALL = nn.Module.__call__
+"""
+
+END = """
+from torch.nn.modules import module as _m
+assert not _m._has_any_global_hook(), "a hook of modules is left"
+assert nn.Module.__call__ is CALL, "another call of modules is left"
+import torch.optim.optimizer as _o
+assert not _o._global_optimizer_pre_hooks and not _o._global_optimizer_post_hooks
+assert not [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+assert not [p.name() for p in psutil.Process().children(recursive=True)], "a process is left"
+import glob, os, sys
+assert ("genie" in sys.modules) == (os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] == "1")
+names = [open(path).read().strip() for path in glob.glob("/proc/self/task/*/comm")]
+assert not [name for name in names if name.startswith("genie")], names
+print("SAID " + json.dumps(said))
+"""
+
+PROGRAMS = {
+    "eager": """
+        said["y"] = model()(x).tolist()
+        said["seed"] = torch.initial_seed()
+        with torch.random.fork_rng():
+            torch.rand(3)
+        said["rand"] = torch.rand(3).tolist()
+        said["gen"] = str(torch.Generator().device)
+        with torch.autocast("cpu"):
+            said["autocast"] = model()(x).dtype.is_floating_point
+        net = model()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+        import copy, io, pickle
+        said["trained"] = copy.deepcopy(net)(x).tolist()
+        said["optimizer"] = len(copy.deepcopy(optimizer).state)
+        again = pickle.loads(pickle.dumps(net))
+        said["pickled"] = again(x).tolist()
+        file = io.BytesIO()
+        torch.save(net, file)
+        assert b"genie" not in file.getvalue() and b"genie" not in pickle.dumps(net)
+        file.seek(0)
+        said["loaded"] = torch.load(file, weights_only=False)(x).tolist()
+        from torch.utils.checkpoint import checkpoint
+        z = x.clone().requires_grad_()
+        checkpoint(net, z, use_reentrant=False).sum().backward()
+        checkpoint(net, z, use_reentrant=True).sum().backward()
+        said["grad"] = z.grad.tolist()
+        said["repr"] = repr(torch.empty(0).device)
+    """,
+    "compiled": """
+        from torch._dynamo.testing import CompileCounter
+        for name, options in {"plain": {}, "full": {"fullgraph": True}, "dynamic": {"fullgraph": True, "dynamic": True}}.items():
+            torch._dynamo.reset()
+            counter = CompileCounter()
+            compiled = torch.compile(model(), backend=counter, **options)
+            said[name] = compiled(x).tolist()
+            compiled(torch.cat([x, x]))
+            said[name + " graphs"] = counter.frame_count
+            assert options.get("dynamic") is None or counter.frame_count == 1
+        # As the default backend does, which compiles C++.
+        torch._dynamo.reset()
+        net = model()
+        torch.compile(net, backend="aot_eager", fullgraph=True)(x).sum().backward()
+        said["grads"] = [p.grad.sum().item() for p in net.parameters()]
+        from torch._dynamo.utils import counters
+        assert not counters["graph_break"], counters["graph_break"]
+    """,
+    "traced": """
+        for strict in (True, False):
+            exported = torch.export.export(model(), (x,), strict=strict)
+            said[f"export {strict}"] = [str(node.target) for node in exported.graph.nodes]
+        net = model()
+        said["trace"] = torch.jit.trace(net, x)(x).tolist()
+        said["script"] = torch.jit.script(net)(x).tolist()
+        said["fx"] = torch.fx.symbolic_trace(net).code
+        from torch.func import functional_call, grad, vmap
+        parameters = dict(net.named_parameters())
+        loss = lambda p, x: functional_call(net, p, (x,)).sum()
+        per_sample = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
+        said["vmap"] = {name: each.sum().item() for name, each in per_sample.items()}
+        from torch.profiler import profile
+        with profile() as seen:
+            net(x)
+        said["profile"] = sorted({event.key for event in seen.key_averages()})
+        from torch.profiler import supported_activities
+        said["activities"] = sorted(map(str, supported_activities()))
+    """,
+    "loaded": """
+        from torch.utils.data import DataLoader, TensorDataset
+        data = TensorDataset(torch.arange(8.0))
+        for method in ("fork", "spawn"):
+            loader = DataLoader(data, batch_size=4, num_workers=1, multiprocessing_context=method)
+            said[method] = [batch[0].tolist() for batch in loader]
+        said["pinned"] = [batch[0].tolist() for batch in DataLoader(data, batch_size=4, pin_memory=True)]
+        del loader
+        import gc; gc.collect()
+    """,
+    "parallel": """
+        for ids in (None, [0]):
+            wrapped = nn.DataParallel(model(), device_ids=ids)
+            said[f"y {ids}"] = wrapped(x).tolist()
+            said[f"ids {ids}"] = wrapped.device_ids
+            said[f"where {ids}"] = str(next(wrapped.parameters()).device)
+        import os, torch.distributed as dist
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        ddp = nn.parallel.DistributedDataParallel(model())
+        ddp(x).sum().backward()
+        t = torch.ones(2); dist.all_reduce(t); dist.barrier()
+        said["ddp"] = [p.grad.sum().item() for p in ddp.parameters()]
+        dist.destroy_process_group()
+    """,
+}
+
+# These ask about accelerators, so their answers differ; they start nothing all the same.
+ASKS = """
+    torch.accelerator.synchronize()
+    assert torch.accelerator.current_device_index() == 0
+    torch.accelerator.current_stream().query()
+    torch.accelerator.current_stream().synchronize()
+    torch.accelerator.set_stream(torch.accelerator.current_stream())
+    torch.accelerator.set_device_index(0)
+    event = torch.Event()
+    event.record()
+    assert event.query()
+    event.synchronize()
+    torch.Event().wait()
+    torch.Stream().wait_stream(torch.accelerator.current_stream())
+    assert torch.accelerator.is_available() and torch.accelerator.device_count() == 1
+    torch.get_device_module().is_available()
+    torch.get_device_module().manual_seed(3)
+    torch.get_device_module().is_initialized()
+    torch.get_device_module().memory_allocated()
+    for ask in ("memory_stats", "memory_allocated", "max_memory_reserved", "reset_peak_memory_stats",
+                "reset_accumulated_memory_stats", "empty_cache"):
+        getattr(torch.accelerator, ask, lambda: 0)()
+    x.is_pinned(); x.pin_memory()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a program with or without Genie; what it said. A host that it starts leaves a note."""
+    note = tmp_path / "a host was started"
+    trap = tmp_path / "genie-host"
+    trap.write_text(f"#!/bin/sh\ntouch '{note}'\nexit 1\n")
+    trap.chmod(trap.stat().st_mode | stat.S_IXUSR)
+
+    def run(source, installed=True):
+        # A file: workers that are spawned import the main module again.
+        path = tmp_path / "unused.py"
+        body = textwrap.indent(BEGIN + textwrap.dedent(source) + END, "    ")
+        path.write_text("def main():\n" + body + "\nif __name__ == '__main__':\n    main()\n")
+        done = subprocess.run(
+            [sys.executable, str(path)],
+            env={
+                **os.environ,
+                "TORCH_DEVICE_BACKEND_AUTOLOAD": str(int(installed)),
+                "GENIE_HOST_BINARY": str(trap),
+                "GENIE_MODE": "local_remote",
+            },
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert not note.exists(), "the program started a host"
+        assert done.returncode == 0, done.stderr
+        line = [line for line in done.stdout.splitlines() if line.startswith("SAID ")][-1]
+        return json.loads(line.removeprefix("SAID ")), done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_on_the_cpu_runs_as_without_genie(run, name):
+    without, _ = run(PROGRAMS[name], installed=False)
+    said, stderr = run(PROGRAMS[name])
+    assert said == without
+    assert "genie" not in stderr.lower()
+
+
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="torch.accelerator has grown since")
+def test_questions_about_the_accelerator_start_nothing(run):
+    run(ASKS)
+
+
+def test_importing_takes_hardly_longer(run):
+    """In time of the processor, which others that are at work change less; the least of several."""
+    source = """
+        import resource
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        said["seconds"] = used.ru_utime + used.ru_stime
+    """
+    times = {True: [], False: []}
+    for _ in range(5):
+        for installed in times:
+            times[installed].append(run(source, installed)[0]["seconds"])
+    # 50 ms are wanted; a tenth of what `import torch` takes is allowed, as it is some seconds here.
+    assert min(times[True]) < min(times[False]) * 1.1
+
+
+def test_calls_take_no_longer(run):
+    source = """
+        net, small = nn.Identity(), torch.zeros(4)
+        best = {"module": 1e9, "operator": 1e9}
+        for _ in range(30):
+            begin = time.process_time()
+            for _ in range(2000): net(small)
+            middle = time.process_time()
+            for _ in range(2000): small.add(small)
+            end = time.process_time()
+            best["module"] = min(best["module"], middle - begin)
+            best["operator"] = min(best["operator"], end - middle)
+        said.update(best)
+    """
+    best = {}
+    for _ in range(3):
+        for installed in (True, False):
+            for key, seconds in run(source, installed)[0].items():
+                key = key, installed
+                best[key] = min(best.get(key, 1e9), seconds)
+    for key in ("module", "operator"):
+        assert best[key, True] < best[key, False] * 1.5, best
+
 
 COMPILE = """
 import warnings

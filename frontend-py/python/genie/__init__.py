@@ -5,6 +5,11 @@ Ordinary PyTorch programs run on it by their device string alone; `import torch`
 `init()`, `shutdown()`, `phase()`.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genie._trace import explain, export_graph, reset_trace
+
 
 def _autoload() -> None:
     """Registers the device. torch calls it while it is being imported; starts no process."""
@@ -20,9 +25,18 @@ _autoload()
 
 from genie._session import init, is_available, shutdown  # noqa: E402
 from genie._stats import stats  # noqa: E402
-from genie._trace import explain, export_graph, reset_trace  # noqa: E402
 from genie.errors import FallbackWarning, NodeLost, StartFailed  # noqa: E402
 from genie.marks import annotate, phase  # noqa: E402
+
+
+def __getattr__(name: str) -> Any:
+    # Every `import torch` waits for this module, and few programs ask what ran.
+    if name in ("explain", "export_graph", "reset_trace"):
+        from genie import _trace
+
+        return getattr(_trace, name)
+    raise AttributeError(f"module 'genie' has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 __all__ = [

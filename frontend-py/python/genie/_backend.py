@@ -15,7 +15,7 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from genie import _native, _versions, _weights, device, errors, integrations
+    from genie import _native, _versions, _weights, device, errors, integrations, parallel
 
     torch.utils.rename_privateuse1_backend(NAME)
     for code in (errors.NODE_LOST, errors.UNAVAILABLE, errors.PROGRAM_ENDS, errors.START_FAILED):
@@ -31,6 +31,7 @@ def register() -> None:
     # `x.remote_accelerator()`, `x.is_remote_accelerator`, the same of modules and storages.
     _versions.generate_methods()
     _weights.install()
+    parallel.install()
     # `torch.manual_seed` before this line did not know the device yet.
     seed = torch.initial_seed()
     if seed != _DEFAULT_SEED:

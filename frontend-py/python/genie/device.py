@@ -4,19 +4,20 @@ One device, one stream: operators run in the order of the program.
 """
 
 import os
-import time
 from collections import namedtuple
 from typing import Any
 
 import torch
 
 from genie import _native, _session
+from genie.streams import NAME, Stream
+from genie.streams import Event as Event
 
-NAME = "remote_accelerator"
 DEFAULT_SEED = 67280421310721  # that of every generator of PyTorch
 
 _DeviceLike = int | str | torch.device | None
-DeviceProperties = namedtuple("DeviceProperties", "name kind total_memory")
+# The last is 1 to this side, whatever the device: `nn.DataParallel` compares devices by it.
+DeviceProperties = namedtuple("DeviceProperties", "name kind total_memory multi_processor_count", defaults=[1])
 
 
 # Devices.
@@ -169,16 +170,24 @@ def set_rng_state_all(new_states: list[torch.Tensor]) -> None:
 
 
 def memory_stats(device: _DeviceLike = None) -> dict[str, int]:
+    """By the names of `torch.accelerator.memory_stats`."""
     _index(device)
     memory = _native.memory()
-    return {
-        "allocated_bytes.all.current": memory["live_bytes"],
-        "allocated_bytes.all.peak": memory["peak_bytes"],
-        "allocation.all.current": memory["live_storages"],
-        "allocation.all.allocated": memory["allocations"],
-        "reserved_bytes.all.current": memory["live_bytes"],
-        "reserved_bytes.all.peak": memory["peak_bytes"],
+    number = {
+        "current": memory["live_storages"],
+        "peak": memory["peak_storages"],
+        "allocated": memory["allocations"],
+        "freed": memory["frees"],
     }
+    size = {
+        "current": memory["live_bytes"],
+        "peak": memory["peak_bytes"],
+        "allocated": memory["allocated_bytes"],
+        "freed": memory["freed_bytes"],
+    }
+    sums = dict.fromkeys(("allocation", "active"), number)
+    sums.update(dict.fromkeys(("allocated_bytes", "reserved_bytes", "active_bytes", "requested_bytes"), size))
+    return {f"{name}.all.{metric}": value for name, metrics in sums.items() for metric, value in metrics.items()}
 
 
 def memory_allocated(device: _DeviceLike = None) -> int:
@@ -203,6 +212,12 @@ def reset_peak_memory_stats(device: _DeviceLike = None) -> None:
     _native.reset_peak_memory()
 
 
+def reset_accumulated_memory_stats(device: _DeviceLike = None) -> None:
+    """Counts what is allocated and freed from here on."""
+    _index(device)
+    _native.reset_accumulated_memory()
+
+
 def empty_cache() -> None:
     """Sends pending frees to the node. There is no cache of free memory on this side."""
     _native.flush()
@@ -225,123 +240,24 @@ def is_bf16_supported(including_emulation: bool = True) -> bool:
     return True
 
 
-# Streams and events. There is one stream and it is in order, so waiting for another stream is
-# nothing to do, and an event is a place in the tape.
-
-
-class Stream:
-    """The one stream of the device."""
-
-    stream_id = 0
-    priority = 0
-
-    def __init__(self, device: _DeviceLike = None, priority: int = 0, **_: Any) -> None:
-        self.device = torch.device(NAME, _index(device))
-
-    def query(self) -> bool:
-        event = Event()
-        event.record(self)
-        return event.query()
-
-    def synchronize(self) -> None:
-        synchronize()
-
-    def wait_event(self, event: "Event") -> None:
-        """Nothing to do: everything recorded before has run before."""
-
-    def wait_stream(self, stream: "Stream") -> None:
-        """Nothing to do: it is the same stream."""
-
-    def record_event(self, event: "Event | None" = None) -> "Event":
-        event = Event() if event is None else event
-        event.record(self)
-        return event
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stream) and other.device == self.device
-
-    def __hash__(self) -> int:
-        return hash((NAME, self.stream_id))
-
-    def __repr__(self) -> str:
-        return f"<torch.{NAME}.Stream device={self.device}>"
-
-
-class Event:
-    """A place in the tape, to be waited for or asked about.
-
-    With `enable_timing`, `record` waits until the device is there: only so is the time that this
-    side takes the time of the device (and one way to it).
-    """
-
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
-        if interprocess:
-            raise NotImplementedError(f"events of {NAME} cannot be shared between processes")
-        self.enable_timing = enable_timing
-        self._token: int | None = None
-        self._session = 0
-        self._seconds: float | None = None
-
-    def record(self, stream: Stream | None = None) -> None:
-        self._drop()
-        if self.enable_timing:
-            synchronize()
-            self._seconds = time.perf_counter()
-        else:
-            self._token = _native.fence()
-            self._session = _native.session_number()
-
-    def query(self) -> bool:
-        """Whether the device has come to this place. An event never recorded is."""
-        if self._token is not None and self._is_current() and not _native.fence_reached(self._token):
-            return False
-        self._drop()
-        return True
-
-    def synchronize(self) -> None:
-        if self._token is not None and self._is_current():
-            _native.wait_fence(self._token)
-        self._token = None
-
-    def wait(self, stream: Stream | None = None) -> None:
-        """Nothing to do: everything recorded before has run before."""
-
-    def elapsed_time(self, end_event: "Event") -> float:
-        """Milliseconds from this event to another; both were made with enable_timing=True."""
-        if self._seconds is None or end_event._seconds is None:
-            raise RuntimeError("both events must be made with enable_timing=True and recorded")
-        return (end_event._seconds - self._seconds) * 1e3
-
-    def _is_current(self) -> bool:
-        return self._session == _native.session_number()
-
-    def _drop(self) -> None:
-        if self._token is not None and self._is_current():
-            _native.abandon_fence(self._token)
-        self._token = None
-
-    def __del__(self) -> None:
-        self._drop()
-
-    def __repr__(self) -> str:
-        return f"<torch.{NAME}.Event timing={self.enable_timing}>"
+# Streams. There is one and it is in order, so to wait for another stream is nothing to do.
 
 
 def current_stream(device: _DeviceLike = None) -> Stream:
-    return Stream(device)
+    return Stream(_index(device))
 
 
 default_stream = current_stream
 
 
-def set_stream(stream: Stream) -> None:
+def set_stream(stream: torch.Stream) -> None:
     """Nothing to do: there is one stream."""
 
 
 class stream:
     """Context manager that selects a stream. There is one."""
 
-    def __init__(self, stream: Stream | None) -> None:
+    def __init__(self, stream: torch.Stream | None) -> None:
         self.stream = stream
 
     def __enter__(self) -> None:

@@ -91,6 +91,8 @@ pub(super) struct Core {
     /// Storages alive or reserved, as the host counts them.
     storages: u64,
     pub(super) storages_max: u64,
+    /// The fence that answers whether the device is idle, and the frames sent when it was put.
+    idle: Option<(u64, u64)>,
     /// Upload bytes whose space may be used again, since the session began.
     pub released: u64,
     /// One bit a slot of the download region.
@@ -126,6 +128,7 @@ impl Core {
             next_token: 1,
             storages: 0,
             storages_max: STORAGES_MAX as u64,
+            idle: None,
             released: 0,
             busy_slots: 0,
             symbols: HashMap::new(),
@@ -471,6 +474,34 @@ impl Core {
         self.open_token()
     }
 
+    /// Puts a fence behind everything so far.
+    pub fn fence(&mut self) -> u64 {
+        let token = self.open_token();
+        self.tape.fence(token);
+        self.send_tape();
+        token
+    }
+
+    /// Whether everything so far is known to have been done; asks the node when it was not asked
+    /// since.
+    pub fn is_idle(&mut self) -> bool {
+        let now = self.tape.bytes().is_empty().then_some(self.counters.frames);
+        let token = match self.idle {
+            Some((token, frames)) if now == Some(frames) => token,
+            _ if !self.may_ask() => return false,
+            last => {
+                if let Some((token, _)) = last {
+                    self.abandon(token, Leftover::Nothing);
+                }
+                let token = self.fence();
+                self.idle = Some((token, self.counters.frames));
+                self.pump();
+                token
+            }
+        };
+        self.has_arrived(token)
+    }
+
     /// Collects the parts of an answer about the trace.
     fn trace_part(&mut self, answer: TraceAnswer) -> Result<(), ClientError> {
         let (token, last) = (answer.token, answer.last);
@@ -520,6 +551,15 @@ impl Core {
         Ok(())
     }
 
+    /// The body of a reply, if it is there; leaves it there. Empty for a token that is not open.
+    pub fn reply_of(&self, token: u64) -> Option<Vec<u8>> {
+        match self.tokens.get(&token) {
+            Some(Token::Arrived(Answer::Reply(body))) => Some(body.clone()),
+            Some(Token::Awaited) => None,
+            _ => Some(Vec::new()),
+        }
+    }
+
     /// The answer, if it is there; takes it.
     pub fn take_answer(&mut self, token: u64) -> Option<Answer> {
         if !matches!(self.tokens.get(&token)?, Token::Arrived(_)) {
@@ -529,11 +569,6 @@ impl Core {
             Token::Arrived(answer) => Some(answer),
             _ => None,
         }
-    }
-
-    /// Whether an answer is expected or waits to be taken.
-    pub fn is_open(&self, token: u64) -> bool {
-        self.tokens.contains_key(&token)
     }
 
     pub fn has_arrived(&self, token: u64) -> bool {

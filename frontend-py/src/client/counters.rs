@@ -1,6 +1,9 @@
 //! What a session counts.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::client::session::lock;
 
 /// Counted under the session's lock.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,7 +34,19 @@ pub struct Memory {
     live_bytes: AtomicU64,
     live_storages: AtomicU64,
     peak_bytes: AtomicU64,
+    peak_storages: AtomicU64,
     allocations: AtomicU64,
+    allocated_bytes: AtomicU64,
+    /// What was made and freed when the program last set these sums back.
+    before: Mutex<Before>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Before {
+    allocations: u64,
+    allocated_bytes: u64,
+    frees: u64,
+    freed_bytes: u64,
 }
 
 /// A reading of [`Memory`].
@@ -40,12 +55,19 @@ pub struct MemoryUse {
     pub live_bytes: u64,
     pub live_storages: u64,
     pub peak_bytes: u64,
+    pub peak_storages: u64,
     pub allocations: u64,
+    pub allocated_bytes: u64,
+    pub frees: u64,
+    pub freed_bytes: u64,
 }
 
 impl Memory {
     pub fn add(&self, bytes: u64) {
-        self.live_storages.fetch_add(1, Relaxed);
+        let live = self.live_storages.fetch_add(1, Relaxed) + 1;
+        if live > self.peak_storages.load(Relaxed) {
+            self.peak_storages.fetch_max(live, Relaxed);
+        }
         self.allocations.fetch_add(1, Relaxed);
         self.grow(bytes);
     }
@@ -61,6 +83,7 @@ impl Memory {
     }
 
     fn grow(&self, bytes: u64) {
+        self.allocated_bytes.fetch_add(bytes, Relaxed);
         let live = self.live_bytes.fetch_add(bytes, Relaxed) + bytes;
         if live > self.peak_bytes.load(Relaxed) {
             self.peak_bytes.fetch_max(live, Relaxed);
@@ -68,16 +91,38 @@ impl Memory {
     }
 
     pub fn read(&self) -> MemoryUse {
+        let (sums, before) = (self.sums(), *lock(&self.before));
         MemoryUse {
             live_bytes: self.live_bytes.load(Relaxed),
             live_storages: self.live_storages.load(Relaxed),
             peak_bytes: self.peak_bytes.load(Relaxed),
-            allocations: self.allocations.load(Relaxed),
+            peak_storages: self.peak_storages.load(Relaxed),
+            allocations: sums.allocations.saturating_sub(before.allocations),
+            allocated_bytes: sums.allocated_bytes.saturating_sub(before.allocated_bytes),
+            frees: sums.frees.saturating_sub(before.frees),
+            freed_bytes: sums.freed_bytes.saturating_sub(before.freed_bytes),
+        }
+    }
+
+    /// What is freed is what was made and does not live any more.
+    fn sums(&self) -> Before {
+        let (allocations, allocated_bytes) =
+            (self.allocations.load(Relaxed), self.allocated_bytes.load(Relaxed));
+        Before {
+            allocations,
+            allocated_bytes,
+            frees: allocations.saturating_sub(self.live_storages.load(Relaxed)),
+            freed_bytes: allocated_bytes.saturating_sub(self.live_bytes.load(Relaxed)),
         }
     }
 
     pub fn reset_peak(&self) {
         self.peak_bytes.store(self.live_bytes.load(Relaxed), Relaxed);
+        self.peak_storages.store(self.live_storages.load(Relaxed), Relaxed);
+    }
+
+    pub fn reset_accumulated(&self) {
+        *lock(&self.before) = self.sums();
     }
 }
 
@@ -93,9 +138,20 @@ mod tests {
         memory.resize(50, 10);
         memory.remove(100);
         memory.remove(10);
-        let seen = memory.read();
-        assert_eq!(seen, MemoryUse { peak_bytes: 150, allocations: 2, ..MemoryUse::default() });
+        let sums = MemoryUse {
+            allocations: 2,
+            allocated_bytes: 160,
+            frees: 2,
+            freed_bytes: 160,
+            ..MemoryUse::default()
+        };
+        assert_eq!(memory.read(), MemoryUse { peak_bytes: 150, peak_storages: 2, ..sums });
         memory.reset_peak();
-        assert_eq!(memory.read().peak_bytes, 0);
+        assert_eq!(memory.read(), sums);
+        memory.add(7);
+        memory.reset_accumulated();
+        memory.remove(7);
+        let peaks = MemoryUse { peak_bytes: 7, peak_storages: 1, ..MemoryUse::default() };
+        assert_eq!(memory.read(), MemoryUse { frees: 1, freed_bytes: 7, ..peaks });
     }
 }

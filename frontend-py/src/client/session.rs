@@ -116,6 +116,10 @@ impl Session {
         self.memory.reset_peak();
     }
 
+    pub fn reset_accumulated_memory(&self) {
+        self.memory.reset_accumulated();
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
         // Nothing under the lock can panic halfway through a record except by a bug here.
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
@@ -240,17 +244,20 @@ impl Session {
     /// Waits until everything before has been executed.
     pub fn synchronize(&self) -> Result<(), ClientError> {
         let token = self.fence()?;
-        self.wait_fence(token)
+        let waited = self.wait_fence(token);
+        self.drop_fence(token);
+        waited.map(drop)
     }
 
-    /// Puts a fence on the tape, for [`Session::is_reached`] or [`Session::wait_fence`]. Waits
-    /// while too many are under way.
+    /// Puts a fence on the tape, for [`Session::is_reached`] and [`Session::wait_fence`], until
+    /// [`Session::drop_fence`]. Waits while very many have not been reached.
     pub fn fence(&self) -> Result<u64, ClientError> {
-        let mut core = self.lock_to_ask(Core::may_ask, None)?;
-        let token = core.open_token();
-        core.tape.fence(token);
-        core.send_tape();
-        Ok(token)
+        match self.lock_to_ask(Core::may_ask, None) {
+            Ok(mut core) => Ok(core.fence()),
+            Err(error) if error.is_interrupt() => Err(error),
+            // When the session is over, the wait for the fence says so.
+            Err(_) => Ok(self.lock().fence()),
+        }
     }
 
     /// The lock, once the host takes another question; the session is alive then.
@@ -278,19 +285,32 @@ impl Session {
         core.has_arrived(token) || core.end.is_some()
     }
 
-    pub fn wait_fence(&self, token: u64) -> Result<(), ClientError> {
-        if !self.lock().is_open(token) {
-            return Ok(());
+    /// Waits for a fence, as often and by as many threads as like. The node's clock in
+    /// nanoseconds when it was reached, if the node tells.
+    pub fn wait_fence(&self, token: u64) -> Result<Option<u64>, ClientError> {
+        let mut pause = Pause::new(self.hooks);
+        self.lock().counters.round_trips += 1;
+        let body = self.wait(&mut pause, None, |core| core.reply_of(token))?;
+        if body.is_empty() {
+            return Ok(None);
         }
-        self.reply(token, Leftover::Nothing, |reply| match reply {
-            Reply::Done => Some(()),
-            _ => None,
-        })
+        match check_reply(&body).map_err(|error| self.noting_loss(error))? {
+            Reply::Done => Ok(None),
+            Reply::Reached { at_ns } => Ok(Some(at_ns)),
+            other => Err(unexpected(&other)),
+        }
     }
 
-    /// Drops a fence that nobody will wait for.
-    pub fn abandon_fence(&self, token: u64) {
+    pub fn drop_fence(&self, token: u64) {
         self.lock().abandon(token, Leftover::Nothing);
+    }
+
+    /// Whether the device has done everything asked of it (or the session is over). Never waits:
+    /// the first question after new work asks the node, later ones look for the answer.
+    pub fn is_idle(&self) -> bool {
+        let mut core = self.lock();
+        core.pump();
+        core.end.is_some() || core.is_idle()
     }
 
     pub fn generator_state(&self) -> Result<Vec<u8>, ClientError> {
@@ -561,7 +581,7 @@ fn check_reply(body: &[u8]) -> Result<Reply<'_>, ClientError> {
 
 fn unexpected(reply: &Reply) -> ClientError {
     let kind = match reply {
-        Reply::Done => "an acknowledgement",
+        Reply::Done | Reply::Reached { .. } => "an acknowledgement",
         Reply::Bytes(_) => "bytes of another length",
         Reply::Outputs { .. } => "outputs",
         Reply::Error { .. } => "an error",

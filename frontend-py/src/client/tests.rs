@@ -471,6 +471,22 @@ fn shutting_down_wakes_who_waits() {
 }
 
 #[test]
+fn the_device_is_idle_once_it_answered_for_everything_before() {
+    let (session, _host) = start(Behaviour::default());
+    for _ in 0..2 {
+        session.alloc(8);
+        let begun = Instant::now();
+        while !session.is_idle() {
+            assert!(begun.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+        let asked = session.counters().frames;
+        assert!(session.is_idle());
+        assert_eq!(session.counters().frames, asked, "nothing new to ask about");
+    }
+}
+
+#[test]
 fn fences_are_asked_without_waiting() {
     let (session, _host) = start(Behaviour::default());
     let token = session.fence().expect("room for a fence");
@@ -480,6 +496,12 @@ fn fences_are_asked_without_waiting() {
         std::thread::yield_now();
     }
     session.wait_fence(token).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| session.wait_fence(token).unwrap());
+        }
+    });
+    session.drop_fence(token);
     session.wait_fence(token).unwrap();
     let status = session.status(PATIENCE).unwrap();
     let counters: Vec<_> = status.counters.iter().map(|each| (&*each.name, each.value)).collect();

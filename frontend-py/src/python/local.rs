@@ -24,6 +24,7 @@ pub struct LocalLink {
     torch: String,
     inbox: VecDeque<Frame>,
     ended: bool,
+    budget_bytes: u64,
     /// Never readable: answers need no waiting.
     event: OwnedFd,
 }
@@ -39,7 +40,7 @@ impl LocalLink {
             LocalNode::new(budget_bytes, UNHELD_BYTES_MAX).map_err(|error| error.to_string())?;
         let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
             .map_err(|error| format!("make an event descriptor: {error}"))?;
-        Ok(LocalLink { node, torch, inbox: VecDeque::new(), ended: false, event })
+        Ok(LocalLink { node, torch, inbox: VecDeque::new(), ended: false, budget_bytes, event })
     }
 
     fn answer(&mut self, kind: FrameKind, message: &impl Message) {
@@ -54,7 +55,7 @@ impl LocalLink {
             devices: vec![Device {
                 kind: "cpu".into(),
                 name: "CPU of this process".into(),
-                memory_bytes: 0,
+                memory_bytes: self.budget_bytes,
             }],
             ops: self.node.ops(),
             session: 1,

@@ -24,11 +24,12 @@ const TRACE_TIMEOUT: Duration = Duration::from_secs(120);
 mod _native {
     #[pymodule_export]
     use super::{
-        abandon_fence, autocast, begin_ending, begin_weights, capture_stats, connect,
-        connect_local, counters, end_weights, fallbacks_by_op, fence, fence_reached, flush,
-        generator_state, is_forked, is_live, last_seed, lost, mark, memory, protocol, register,
-        reset_peak_memory, seed, session_number, set_autocast, set_error_type, set_generator_state,
-        set_stage, shut_down, status, synchronize, trace, users, wait_fence, welcome,
+        autocast, begin_ending, begin_weights, capture_stats, connect, connect_local, counters,
+        drop_fence, end_weights, fallbacks_by_op, fence, fence_reached, flush, generator_state,
+        is_forked, is_idle, is_live, last_seed, lost, mark, memory, protocol, register,
+        reset_accumulated_memory, reset_peak_memory, seed, session_number, set_autocast,
+        set_error_type, set_generator_state, set_stage, shut_down, status, synchronize, trace,
+        users, wait_fence, welcome,
     };
 }
 
@@ -117,6 +118,7 @@ fn begin(session: Session) -> PyResult<()> {
         return Err(PyRuntimeError::new_err("a session is running; genie.shutdown() ends it"));
     }
     state::shut_down();
+    capture::register().map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
     state::install(session);
     // The shim's templates belong to the session before.
     capture::new_session();
@@ -293,8 +295,7 @@ fn flush(py: Python<'_>) {
 /// Puts a fence behind everything so far; returns its token.
 #[pyfunction]
 fn fence(py: Python<'_>) -> PyResult<u64> {
-    let session = py.detach(state::ensure).map_err(state::raise)?;
-    py.detach(|| session.fence()).map_err(state::raise)
+    py.detach(|| state::ensure()?.fence()).map_err(state::raise)
 }
 
 #[pyfunction]
@@ -303,18 +304,24 @@ fn fence_reached(token: u64) -> bool {
 }
 
 #[pyfunction]
-fn wait_fence(py: Python<'_>, token: u64) -> PyResult<()> {
+fn wait_fence(py: Python<'_>, token: u64) -> PyResult<Option<u64>> {
     let Some(session) = state::current() else {
-        return Ok(());
+        return Ok(None);
     };
     py.detach(|| session.wait_fence(token)).map_err(state::raise)
 }
 
 #[pyfunction]
-fn abandon_fence(token: u64) {
+fn drop_fence(token: u64) {
     if let Some(session) = state::current() {
-        session.abandon_fence(token);
+        session.drop_fence(token);
     }
+}
+
+/// Whether the device has done everything asked of it. Nothing to ask without a session.
+#[pyfunction]
+fn is_idle() -> bool {
+    state::current().is_none_or(Session::is_idle)
 }
 
 /// Mixed precision in this thread: whether it is on, and the number of its dtype.
@@ -362,7 +369,11 @@ fn memory(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("live_bytes", seen.live_bytes)?;
     dict.set_item("live_storages", seen.live_storages)?;
     dict.set_item("peak_bytes", seen.peak_bytes)?;
+    dict.set_item("peak_storages", seen.peak_storages)?;
     dict.set_item("allocations", seen.allocations)?;
+    dict.set_item("allocated_bytes", seen.allocated_bytes)?;
+    dict.set_item("frees", seen.frees)?;
+    dict.set_item("freed_bytes", seen.freed_bytes)?;
     Ok(dict)
 }
 
@@ -370,6 +381,13 @@ fn memory(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 fn reset_peak_memory() {
     if let Some(session) = state::current() {
         session.reset_peak_memory();
+    }
+}
+
+#[pyfunction]
+fn reset_accumulated_memory() {
+    if let Some(session) = state::current() {
+        session.reset_accumulated_memory();
     }
 }
 

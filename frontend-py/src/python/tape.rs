@@ -4,13 +4,13 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::Mutex;
 
 use genie_aten::GenieError;
-use genie_aten::capture::{ReplyFn, Tape};
+use genie_aten::capture::{Memory, ReplyFn, Tape};
 use genie_wire::ErrorCode;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
-use crate::client::{ClientError, Content, INTERRUPTED};
+use crate::client::{ClientError, Content, INTERRUPTED, Session};
 use crate::python::ending::{self, PROGRAM_ENDS};
 use crate::python::{debug, fallbacks, gil, state};
 
@@ -32,6 +32,17 @@ pub static TAPE: Tape = Tape {
     upload,
     read,
     synchronize,
+    fence,
+    fence_reached,
+    wait_fence,
+    drop_fence,
+    is_idle,
+    is_live,
+    memory,
+    device_memory,
+    reset_peak_memory,
+    reset_accumulated_memory,
+    flush,
     seed,
     generator_state,
     set_generator_state,
@@ -227,6 +238,111 @@ unsafe extern "C" fn synchronize(error: *mut GenieError) -> i32 {
     };
     // SAFETY: C++ passes a valid error.
     unsafe { outcome(result, error) }
+}
+
+unsafe extern "C" fn fence(
+    start: u8,
+    token: *mut u64,
+    number: *mut u64,
+    error: *mut GenieError,
+) -> i32 {
+    let put = || {
+        let live = state::current().filter(|session| session.is_live());
+        let session = match live {
+            None if start == 0 => return Ok((0, 0)),
+            None => state::ensure()?,
+            Some(session) => session,
+        };
+        Ok((session.fence()?, state::number()))
+    };
+    let result = put().map(|put| {
+        // SAFETY: both are out pointers of C++.
+        unsafe { (*token, *number) = put };
+    });
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+/// The session with this number, while it is the current one.
+fn numbered(number: u64) -> Option<&'static Session> {
+    state::current().filter(|_| number == state::number())
+}
+
+extern "C" fn fence_reached(token: u64, session: u64) -> u8 {
+    numbered(session).is_none_or(|session| session.is_reached(token)).into()
+}
+
+unsafe extern "C" fn wait_fence(
+    token: u64,
+    session: u64,
+    at_ns: *mut u64,
+    error: *mut GenieError,
+) -> i32 {
+    let waited = numbered(session).map_or(Ok(None), |session| session.wait_fence(token));
+    let result = waited.map(|at| {
+        // SAFETY: an out pointer of C++.
+        unsafe { *at_ns = at.unwrap_or(0) };
+    });
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+extern "C" fn drop_fence(token: u64, session: u64) {
+    if let Some(session) = numbered(session) {
+        session.drop_fence(token);
+    }
+}
+
+extern "C" fn is_idle() -> u8 {
+    state::current().is_none_or(Session::is_idle).into()
+}
+
+extern "C" fn is_live() -> u8 {
+    state::current().is_some_and(Session::is_live).into()
+}
+
+unsafe extern "C" fn memory(out: *mut Memory) {
+    let seen = state::current().map(Session::memory).unwrap_or_default();
+    let memory = Memory {
+        live_bytes: seen.live_bytes,
+        peak_bytes: seen.peak_bytes,
+        allocated_bytes: seen.allocated_bytes,
+        freed_bytes: seen.freed_bytes,
+        live_storages: seen.live_storages,
+        peak_storages: seen.peak_storages,
+        allocated_storages: seen.allocations,
+        freed_storages: seen.frees,
+    };
+    // SAFETY: an out pointer of C++.
+    unsafe { *out = memory };
+}
+
+unsafe extern "C" fn device_memory(total: *mut u64, error: *mut GenieError) -> i32 {
+    let result = state::ensure().map(|session| {
+        let bytes = session.welcome().devices.first().map_or(0, |device| device.memory_bytes);
+        // SAFETY: an out pointer of C++.
+        unsafe { *total = bytes };
+    });
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+extern "C" fn reset_peak_memory() {
+    if let Some(session) = state::current() {
+        session.reset_peak_memory();
+    }
+}
+
+extern "C" fn reset_accumulated_memory() {
+    if let Some(session) = state::current() {
+        session.reset_accumulated_memory();
+    }
+}
+
+extern "C" fn flush() {
+    if let Some(session) = state::current() {
+        session.flush();
+    }
 }
 
 extern "C" fn seed(seed: u64) {

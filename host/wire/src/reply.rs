@@ -54,8 +54,13 @@ impl ErrorCode {
 /// The body of a `Reply` frame.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply<'a> {
-    /// A fence was reached, or a read landed in its region.
+    /// A read landed in its region, or a fence was reached.
     Done,
+    /// A fence was reached, at this time of the node's own clock. Readers that do not know of it
+    /// take it for `Done`, which nodes that do not know of it send.
+    Reached {
+        at_ns: u64,
+    },
     /// The bytes of an inline read, or a generator's state.
     Bytes(&'a [u8]),
     /// What a `Run` record made. `New { index }` counts from the record's first reserved id;
@@ -77,6 +82,10 @@ impl<'a> Reply<'a> {
         put(out, token);
         match self {
             Reply::Done => out.push(0),
+            Reply::Reached { at_ns } => {
+                out.push(0);
+                put(out, *at_ns);
+            }
             Reply::Bytes(bytes) => {
                 out.push(1);
                 put_bytes(out, bytes);
@@ -106,7 +115,8 @@ impl<'a> Reply<'a> {
         let mut reader = Reader::new(bytes);
         let token = reader.varint("token")?;
         let reply = match reader.u8("reply kind")? {
-            0 => Reply::Done,
+            0 if reader.is_empty() => Reply::Done,
+            0 => Reply::Reached { at_ns: reader.varint("time of a fence")? },
             1 => Reply::Bytes(reader.bytes("reply payload", FRAME_BYTES_MAX)?),
             2 => {
                 let storages = reader.bounded("new storages", OUTPUTS_MAX)?;

@@ -98,6 +98,7 @@ proptest! {
         let outputs = vec![OutputSpec::Undefined];
         for reply in [
             Reply::Done,
+            Reply::Reached { at_ns: token },
             Reply::Bytes(&bytes),
             Reply::Outputs { storage_bytes: vec![1, 2], outputs, scalars: &bytes },
             Reply::Error { code: ErrorCode::OutOfMemory, message: &text },

@@ -9,6 +9,13 @@
 
 extern "C" {
 
+// Storages that the program holds, in bytes and in number: now, at most, made and freed since the
+// session began. The last two, and the peaks, can be set back.
+struct GenieMemory {
+  uint64_t live_bytes, peak_bytes, allocated_bytes, freed_bytes;
+  uint64_t live_storages, peak_storages, allocated_storages, freed_storages;
+};
+
 struct GenieTape {
   // Makes sure a session exists (starts or joins a host on first use). Called before the first
   // storage is made, and cheap afterwards. Fails in a forked child and after a lost node.
@@ -51,6 +58,31 @@ struct GenieTape {
   // Copies `len` bytes of a storage into host memory; waits (GIL released, interruptible).
   int (*read)(uint64_t id, uint64_t offset, void* to, uint64_t len, GenieError* error);
   int (*synchronize)(GenieError* error);
+
+  // Fences: places in the tape that the device comes to. Puts one behind everything so far. Without
+  // a session there is nothing to wait for: `*session` is 0, unless `start` is set.
+  int (*fence)(uint8_t start, uint64_t* token, uint64_t* session, GenieError* error);
+  // Whether the device came to it; so it is in a session that has ended.
+  uint8_t (*fence_reached)(uint64_t token, uint64_t session);
+  // Waits for it (GIL released, interruptible); `*at_ns` is the node's clock when it was there, 0
+  // where the node does not tell. May be asked again until the fence is dropped.
+  int (*wait_fence)(uint64_t token, uint64_t session, uint64_t* at_ns, GenieError* error);
+  // Nobody asks for it any more. Every fence ends so.
+  void (*drop_fence)(uint64_t token, uint64_t session);
+  // Whether the device has done everything asked of it. Never waits, starts nothing.
+  uint8_t (*is_idle)();
+
+  // Whether a session runs.
+  uint8_t (*is_live)();
+  // What the program holds on the device; all zero without a session.
+  void (*memory)(GenieMemory* out);
+  // Bytes of the device's memory, of all programs together. Starts the session.
+  int (*device_memory)(uint64_t* total, GenieError* error);
+  void (*reset_peak_memory)();
+  void (*reset_accumulated_memory)();
+  // Sends what is pending, without waiting.
+  void (*flush)();
+
   void (*seed)(uint64_t seed);
   int (*generator_state)(uint8_t* out, size_t* len, GenieError* error);
   int (*set_generator_state)(const uint8_t* state, size_t len, GenieError* error);
@@ -76,8 +108,11 @@ struct GenieCaptureStats {
   uint64_t capture_ns;     // time in boxed kernels, waits excluded
 };
 
-// Registers the backend. Once per process, after `import torch`; `tape` must live for ever.
+// Registers the device and what makes its tensors: no more than a program that never uses it has to
+// wait for. Once per process, after `import torch`; `tape` must live for ever.
 int genie_capture_init(const GenieTape* tape, GenieError* error);
+// Registers the device's operators, once. Called before a session begins.
+int genie_capture_register(GenieError* error);
 void genie_capture_stats(GenieCaptureStats* out);
 // Forgets every template: ids of the old session mean nothing to a new one.
 void genie_capture_new_session();

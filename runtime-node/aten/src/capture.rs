@@ -9,6 +9,20 @@ use crate::{AtenError, GenieError};
 
 pub type ReplyFn = unsafe extern "C" fn(context: *mut c_void, bytes: *const u8, len: usize);
 
+/// What the program holds on the device, as `GenieMemory` of `cpp/capture.h` lays it out.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub live_bytes: u64,
+    pub peak_bytes: u64,
+    pub allocated_bytes: u64,
+    pub freed_bytes: u64,
+    pub live_storages: u64,
+    pub peak_storages: u64,
+    pub allocated_storages: u64,
+    pub freed_storages: u64,
+}
+
 /// The tape's functions, as `GenieTape` of `cpp/capture.h` lays them out.
 #[repr(C)]
 pub struct Tape {
@@ -60,6 +74,27 @@ pub struct Tape {
         error: *mut GenieError,
     ) -> i32,
     pub synchronize: unsafe extern "C" fn(error: *mut GenieError) -> i32,
+    pub fence: unsafe extern "C" fn(
+        start: u8,
+        token: *mut u64,
+        session: *mut u64,
+        error: *mut GenieError,
+    ) -> i32,
+    pub fence_reached: extern "C" fn(token: u64, session: u64) -> u8,
+    pub wait_fence: unsafe extern "C" fn(
+        token: u64,
+        session: u64,
+        at_ns: *mut u64,
+        error: *mut GenieError,
+    ) -> i32,
+    pub drop_fence: extern "C" fn(token: u64, session: u64),
+    pub is_idle: extern "C" fn() -> u8,
+    pub is_live: extern "C" fn() -> u8,
+    pub memory: unsafe extern "C" fn(out: *mut Memory),
+    pub device_memory: unsafe extern "C" fn(total: *mut u64, error: *mut GenieError) -> i32,
+    pub reset_peak_memory: extern "C" fn(),
+    pub reset_accumulated_memory: extern "C" fn(),
+    pub flush: extern "C" fn(),
     pub seed: unsafe extern "C" fn(seed: u64),
     pub generator_state:
         unsafe extern "C" fn(out: *mut u8, len: *mut usize, error: *mut GenieError) -> i32,
@@ -87,6 +122,12 @@ pub struct Stats {
 pub fn init(tape: &'static Tape) -> Result<(), AtenError> {
     // SAFETY: the table lives for ever and `check` passes a valid error.
     AtenError::check(|error| unsafe { genie_capture_init(tape, error) })
+}
+
+/// Registers the device's operators, once. Call it before a session begins.
+pub fn register() -> Result<(), AtenError> {
+    // SAFETY: `check` passes a valid error.
+    AtenError::check(|error| unsafe { genie_capture_register(error) })
 }
 
 pub fn stats() -> Stats {
@@ -129,6 +170,7 @@ unsafe extern "C" {
     fn genie_capture_autocast(enabled: *mut u8, dtype: *mut u8);
     fn genie_capture_set_autocast(enabled: u8, dtype: u8);
     fn genie_capture_init(tape: *const Tape, error: *mut GenieError) -> i32;
+    fn genie_capture_register(error: *mut GenieError) -> i32;
     fn genie_capture_stats(out: *mut Stats);
     fn genie_capture_new_session();
     fn genie_capture_log_intercepts(on: u8);

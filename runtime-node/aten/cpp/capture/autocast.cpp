@@ -118,9 +118,7 @@ struct AutocastKernel final : c10::OperatorKernel {
 
 }  // namespace
 
-void register_autocast_operators() {
-  auto* here = new torch::Library(torch::Library::IMPL, "aten",
-                                  c10::DispatchKey::AutocastPrivateUse1, __FILE__, __LINE__);
+void register_autocast_operators(torch::Library& here) {
   for (const auto& group : groups()) {
     for (const char* name : group.names) {
       std::string full = std::string("aten::") + name, overload;
@@ -131,31 +129,20 @@ void register_autocast_operators() {
       }
       auto op = c10::Dispatcher::singleton().findSchema({full, overload});
       if (!op) continue;
-      here->impl(name, torch::CppFunction::makeFromBoxedFunctor(
+      here.impl(name, torch::CppFunction::makeFromBoxedFunctor(
                            std::make_unique<AutocastKernel>(*op, group.policy)));
     }
   }
 }
 #else
-void register_autocast_operators() {}
-#endif
-
-void register_autocast() {
-  auto* fall = new torch::Library(torch::Library::IMPL, "_",
-                                  c10::DispatchKey::AutocastPrivateUse1, __FILE__, __LINE__);
-  fall->fallback(torch::CppFunction::makeFallthrough());
-  register_autocast_operators();
-}
-
 }  // namespace genie
 
-#if GENIE_TORCH_AT_LEAST(2, 5)
 namespace at::autocast {
 #define GENIE_LOWER(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, lower_precision_fp)
 #define GENIE_FP32(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32)
 #define GENIE_SET_DTYPE(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32_set_opt_dtype)
 #define GENIE_PROMOTE(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, promote)
-TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
+static void register_autocast_operators(torch::Library& m) {
   AT_FORALL_LOWER_PRECISION_FP(GENIE_LOWER)
   AT_FORALL_FP32(GENIE_FP32)
   AT_FORALL_FP32_SET_OPT_DTYPE(GENIE_SET_DTYPE)
@@ -163,7 +150,22 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   AT_FORALL_PROMOTE(GENIE_PROMOTE)
 }
 }  // namespace at::autocast
+
+namespace genie {
+
+using at::autocast::register_autocast_operators;
 #endif
+
+void register_autocast() {
+  auto* fall = new torch::Library(torch::Library::IMPL, "_",
+                                  c10::DispatchKey::AutocastPrivateUse1, __FILE__, __LINE__);
+  fall->fallback(torch::CppFunction::makeFallthrough());
+  auto* here = new torch::Library(torch::Library::IMPL, "aten",
+                                  c10::DispatchKey::AutocastPrivateUse1, __FILE__, __LINE__);
+  register_autocast_operators(*here);
+}
+
+}  // namespace genie
 
 extern "C" {
 

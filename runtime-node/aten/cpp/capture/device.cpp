@@ -1,6 +1,8 @@
-// The device: storages without bytes, allocator, guard, generator, hooks.
+// The device: storages without bytes, allocator, guard with streams and events, generator, hooks.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/GeneratorForPrivateuseone.h>
+#include <ATen/Context.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/DeviceGuard.h>
@@ -12,6 +14,9 @@
 #include "../python_error.h"
 #include "state.h"
 #include "../torch_version.h"
+#if GENIE_TORCH_AT_LEAST(2, 9)
+#include <c10/core/CachingDeviceAllocator.h>
+#endif
 
 namespace genie {
 
@@ -38,7 +43,14 @@ c10::DataPtr data_pointer(uint64_t id, uint64_t bytes) {
   return {storage->address(), storage, &free_remote, c10::Device(kRemote, 0)};
 }
 
-struct RemoteAllocator final : c10::Allocator {
+#if GENIE_TORCH_AT_LEAST(2, 9)
+// `torch.accelerator`'s functions about memory ask the allocator.
+using Allocator = c10::DeviceAllocator;
+#else
+using Allocator = c10::Allocator;
+#endif
+
+struct RemoteAllocator final : Allocator {
 #if GENIE_TORCH_AT_LEAST(2, 3)
   c10::DataPtr allocate(size_t bytes) override {
 #else
@@ -55,6 +67,83 @@ struct RemoteAllocator final : c10::Allocator {
     TORCH_CHECK(false, "remote_accelerator: storages are copied by operators, not by address");
   }
 #endif
+#if GENIE_TORCH_AT_LEAST(2, 9)
+  bool initialized() override { return tape().is_live() != 0; }
+  // There is no cache of free memory on this side: what is freed goes to the node.
+  void emptyCache(c10::MempoolId_t) override { tape().flush(); }
+  void recordStream(const c10::DataPtr&, c10::Stream) override {}
+  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex index) override {
+    check_index(index);
+    GenieMemory memory{};
+    tape().memory(&memory);
+    auto fill = [](c10::CachingAllocator::StatArray& kinds, uint64_t current, uint64_t peak,
+                   uint64_t allocated, uint64_t freed) {
+      // Storages are not pooled by size.
+      auto& all = kinds[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
+      all.current = static_cast<int64_t>(current);
+      all.peak = static_cast<int64_t>(peak);
+      all.allocated = static_cast<int64_t>(allocated);
+      all.freed = static_cast<int64_t>(freed);
+    };
+    c10::CachingDeviceAllocator::DeviceStats stats;
+    for (auto* count : {&stats.allocation, &stats.active})
+      fill(*count, memory.live_storages, memory.peak_storages, memory.allocated_storages,
+           memory.freed_storages);
+    for (auto* bytes : {&stats.allocated_bytes, &stats.reserved_bytes, &stats.active_bytes,
+                        &stats.requested_bytes})
+      fill(*bytes, memory.live_bytes, memory.peak_bytes, memory.allocated_bytes,
+           memory.freed_bytes);
+    return stats;
+  }
+  void resetAccumulatedStats(c10::DeviceIndex index) override {
+    check_index(index);
+    tape().reset_accumulated_memory();
+  }
+  void resetPeakStats(c10::DeviceIndex index) override {
+    check_index(index);
+    tape().reset_peak_memory();
+  }
+  // Overrides from torch 2.10 on. Free is what this program leaves; others may use the device too.
+  std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex index) {
+    check_index(index);
+    uint64_t total = 0;
+    GenieError error;
+    check(tape().device_memory(&total, &error), error);
+    GenieMemory memory{};
+    tape().memory(&memory);
+    return {total > memory.live_bytes ? total - memory.live_bytes : 0, total};
+  }
+#endif
+};
+
+// What an event of PyTorch is made of: the fence it was last recorded as.
+struct RemoteEvent {
+  uint64_t token = 0, session = 0;
+
+  ~RemoteEvent() { drop(); }
+  void record(bool timed) {
+    drop();
+    GenieError error;
+    Waiting waiting;
+    // An event with timing is the node's clock, so it needs a session.
+    check(tape().fence(timed, &token, &session, &error), error);
+  }
+  bool query() const { return session == 0 || tape().fence_reached(token, session); }
+  // The node's clock when it was here.
+  uint64_t synchronize() const {
+    uint64_t at_ns = 0;
+    if (session != 0) {
+      GenieError error;
+      Waiting waiting;
+      check(tape().wait_fence(token, session, &at_ns, &error), error);
+    }
+    return at_ns;
+  }
+  void drop() {
+    if (session != 0) tape().drop_fence(token, session);
+    session = 0;
+  }
+  static RemoteEvent& at(void* event) { return *static_cast<RemoteEvent*>(event); }
 };
 
 struct RemoteGuard final : c10::impl::DeviceGuardImplInterface {
@@ -93,16 +182,39 @@ struct RemoteGuard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceIndex deviceCount() const noexcept override {
     return static_cast<c10::DeviceIndex>(tape().device_count());
   }
-  bool queryStream(const c10::Stream&) const override { return true; }
+  bool queryStream(const c10::Stream&) const override { return tape().is_idle() != 0; }
   void synchronizeStream(const c10::Stream&) const override { synchronize(); }
 #if GENIE_TORCH_AT_LEAST(2, 6)
   void synchronizeDevice(const c10::DeviceIndex) const override { synchronize(); }
 #endif
-  void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
-  void record(void**, const c10::Stream&, const c10::DeviceIndex,
-              const c10::EventFlag) const override {}
+  // Overrides in those versions that have one (2.4, 2.10).
+  void* getStreamNativeHandle(const c10::Stream) const { return nullptr; }
+
+  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override {
+    delete static_cast<RemoteEvent*>(event);
+  }
+  void record(void** event, const c10::Stream&, const c10::DeviceIndex,
+              const c10::EventFlag flag) const override {
+    if (!*event) *event = new RemoteEvent;
+    RemoteEvent::at(*event).record(flag == c10::EventFlag::BACKEND_DEFAULT);
+  }
+  // Whatever comes later on the only stream runs after the event.
   void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
+  bool queryEvent(void* event) const override { return !event || RemoteEvent::at(event).query(); }
+  // Override from torch 2.4 on.
+  void synchronizeEvent(void* event) const {
+    if (event) RemoteEvent::at(event).synchronize();
+  }
+  double elapsedTime(void* start, void* end, const c10::DeviceIndex) const {
+    auto &from = RemoteEvent::at(start), &to = RemoteEvent::at(end);
+    TORCH_CHECK(from.session == to.session && from.session == tape().session(),
+                "remote_accelerator: the session in which an event was recorded has ended; record "
+                "both events anew");
+    auto begin = from.synchronize(), until = to.synchronize();
+    TORCH_CHECK(begin != 0 && until != 0, "remote_accelerator: the node is of an older version "
+                "and does not tell when it reached an event; install the same version there");
+    return (static_cast<double>(until) - static_cast<double>(begin)) * 1e-6;
+  }
 
   static void synchronize() {
     GenieError error;
@@ -209,6 +321,9 @@ struct RemoteHooks final : at::PrivateUse1HooksInterface {
 #if GENIE_TORCH_AT_LEAST(2, 6)
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
+  bool isPinnedPtr(const void* data) const override {
+    return at::globalContext().hasCUDA() && at::detail::getCUDAHooks().isPinnedPtr(data);
+  }
   at::Generator getNewGenerator(c10::DeviceIndex) const override { return new_generator(); }
 #endif
 #if GENIE_TORCH_AT_LEAST(2, 3)
@@ -223,7 +338,9 @@ struct RemoteHooks final : at::PrivateUse1HooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   at::Device getDeviceFromPtr(void*) const override { return {kRemote, 0}; }
   c10::Allocator* getPinnedMemoryAllocator() const override {
-    // Uploads copy out of any memory at the same speed, so pinned memory is ordinary memory.
+    // Uploads copy out of any memory at the same speed, so pinned memory is ordinary memory. But
+    // PyTorch asks here, too, for a program that pins memory for its CUDA device.
+    if (at::globalContext().hasCUDA()) return at::detail::getCUDAHooks().getPinnedMemoryAllocator();
     return c10::GetAllocator(at::kCPU);
   }
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t bytes) const override {
@@ -357,10 +474,14 @@ void with_generator(const at::Generator& generator, const std::function<void()>&
 int64_t device_count() { return tape().device_count(); }
 int64_t current_device() { return device; }
 
+void check_index(int64_t index) {
+  TORCH_CHECK(index >= 0 && index < device_count(), "remote_accelerator: there is no device ",
+              index, ", device_count() is ", device_count());
+}
+
 void set_current_device(int64_t index) {
   if (index == device) return;
-  TORCH_CHECK(index >= 0 && index < device_count(), "remote_accelerator: there is no device ",
-              index, ", the session has ", device_count());
+  check_index(index);
   device = index;
 }
 

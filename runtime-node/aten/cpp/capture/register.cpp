@@ -89,12 +89,24 @@ void no_sparse(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::S
 }
 #endif
 
+// What a program may call before it has a tensor of the device: what makes one. The rest waits for
+// the first session, so that `import torch` stays quick for programs that never use the device.
+void register_makers() {
+  auto* here = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1,
+                                  __FILE__, __LINE__);
+  register_kernels(*here);
+  // Other operators that make tensors, and operators outside aten (torchvision, torch.library):
+  // recorded too, found by name when called.
+  auto* rest = new torch::Library(torch::Library::IMPL, "_", c10::DispatchKey::PrivateUse1,
+                                  __FILE__, __LINE__);
+  rest->fallback(torch::CppFunction::makeFromBoxedFunction<&other_operator>());
+}
+
 void register_operators() {
   auto* here = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1,
                                   __FILE__, __LINE__);
   auto* autograd = new torch::Library(torch::Library::IMPL, "aten",
                                       c10::DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
-  register_kernels(*here);
   register_attention(*here, *autograd);
   register_memory_readers(*here, *autograd);
   register_refused(*here);
@@ -108,10 +120,6 @@ void register_operators() {
     here->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(
                                  std::make_unique<CaptureKernel>(*op)));
   }
-  // Operators outside aten (torchvision, torch.library): the same, found by name when called.
-  auto* rest = new torch::Library(torch::Library::IMPL, "_", c10::DispatchKey::PrivateUse1,
-                                  __FILE__, __LINE__);
-  rest->fallback(torch::CppFunction::makeFromBoxedFunction<&other_operator>());
 #if !GENIE_TORCH_AT_LEAST(2, 5)
   for (const char* name : {"_sparse_mm_reduce_impl", "sparse_sampled_addmm"})
     autograd->impl(name, torch::CppFunction::makeFromBoxedFunction<&no_sparse>());
@@ -140,8 +148,7 @@ int genie_capture_init(const GenieTape* tape, GenieError* error) {
     start_ticks = ticks();
     start_time = std::chrono::steady_clock::now();
     register_device();
-    register_operators();
-    register_autocast();
+    register_makers();
   });
 }
 
@@ -157,6 +164,17 @@ void genie_capture_stats(GenieCaptureStats* out) {
   out->runs = c.runs;
   out->fallbacks = c.fallbacks;
   out->capture_ns = static_cast<uint64_t>(static_cast<double>(c.capture_ticks) * ns_per_tick);
+}
+
+int genie_capture_register(GenieError* error) {
+  return guarded(error, [] {
+    static const bool registered = [] {
+      register_operators();
+      register_autocast();
+      return true;
+    }();
+    (void)registered;
+  });
 }
 
 void genie_capture_new_session() { forget_templates(); }

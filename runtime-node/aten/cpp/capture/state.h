@@ -80,6 +80,7 @@ void with_generator(const at::Generator& generator, const std::function<void()>&
 int64_t device_count();
 int64_t current_device();
 void set_current_device(int64_t index);
+void check_index(int64_t index);  // throws unless there is such a device
 void register_device();
 
 // Time in capture excludes waits: every wait runs under one of these.
