@@ -306,7 +306,7 @@ impl Running {
         match self.nodes.connect() {
             Ok(Reached { link, node, way }) => {
                 if let Some(threads) = self.nodes.threads() {
-                    hello.threads = threads;
+                    (hello.threads, hello.threads_fixed) = (threads, true);
                 }
                 self.moves = self.nodes.moves(&node, &hello.identity, hello.device);
                 self.session.use_way(way);

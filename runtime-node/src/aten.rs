@@ -1,7 +1,7 @@
 //! The backend of the product: libtorch on one device.
 
 use genie_aten::AtenError;
-use genie_aten::execute::{Device, Generator, Storage, Template, set_threads};
+use genie_aten::execute::{Device, Generator, Storage, Template, enter, leave};
 use genie_transport::SharedMemory;
 use genie_wire::ErrorCode;
 
@@ -11,12 +11,19 @@ use crate::{Backend, Failure};
 /// Runs templates on `device` through the C++ shim.
 pub struct Aten {
     device: Device,
+    /// Whether the process is a client's, which has settings of its own.
+    guest: bool,
 }
 
 impl Aten {
     /// `genie_aten::execute::init` must have succeeded before.
     pub fn new(device: Device) -> Self {
-        Aten { device }
+        Aten { device, guest: false }
+    }
+
+    /// In a process that is not the node's own.
+    pub fn guest(device: Device) -> Self {
+        Aten { device, guest: true }
     }
 }
 
@@ -158,7 +165,13 @@ impl Backend for Aten {
         now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
     }
 
-    fn set_threads(&self, threads: u32) {
-        set_threads(threads);
+    fn enter(&self, settings: &[u8], threads: u32) -> Result<(), Failure> {
+        Ok(enter(settings, threads)?)
+    }
+
+    fn leave(&self) {
+        if let Err(error) = leave(self.guest) {
+            tracing::warn!(error = error.message, "settings of PyTorch could not be set back");
+        }
     }
 }

@@ -99,6 +99,9 @@ pub trait Backend {
     fn synchronize(&self) -> Result<(), Failure>;
     /// The time on a clock that only goes forward, to measure what the device takes.
     fn clock_ns(&self) -> u64;
-    /// CPU threads one operator may use from now on.
-    fn set_threads(&self, threads: u32);
+    /// Makes these PyTorch's settings (`genie_wire::Record::Settings`) and number of CPU threads an
+    /// operator uses (0: as it is), for what this thread runs until it enters again, or leaves. It
+    /// leaves after a failure too.
+    fn enter(&self, settings: &[u8], threads: u32) -> Result<(), Failure>;
+    fn leave(&self);
 }

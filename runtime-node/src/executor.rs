@@ -9,12 +9,12 @@ use genie_wire::record::WeightHash;
 
 use crate::ledger::Ledger;
 use crate::region::Region;
-use crate::session::Session;
+use crate::session::{Session, Threads};
 use crate::weights::Holdings;
 use crate::{Backend, Failure, Outbox, SessionError};
 
 /// Threads a client may ask one operator to use.
-const THREADS_MAX: u32 = 256;
+pub(crate) const THREADS_MAX: u32 = 256;
 
 /// Executes the tapes of any number of sessions on one device, one record at a time.
 pub struct Executor<B: Backend> {
@@ -22,8 +22,6 @@ pub struct Executor<B: Backend> {
     pub(crate) holdings: Holdings<B::Storage>,
     pub(crate) counts: Counts,
     sessions: u64,
-    /// What the backend was last told; 0 before.
-    threads: u32,
 }
 
 /// What has happened since the start.
@@ -74,6 +72,8 @@ pub struct SessionSettings {
     pub identity: String,
     /// CPU threads one operator uses; 0 leaves the device's setting.
     pub threads: u32,
+    /// Whether that holds whatever the tape says.
+    pub threads_fixed: bool,
 }
 
 impl<B: Backend> Executor<B> {
@@ -91,14 +91,14 @@ impl<B: Backend> Executor<B> {
             ),
             counts: Counts::default(),
             sessions: 0,
-            threads: 0,
         }
     }
 
     pub fn open(&mut self, settings: SessionSettings) -> Result<Session<B>, Failure> {
         let generator = self.backend.generator()?;
         self.sessions += 1;
-        let threads = settings.threads.min(THREADS_MAX);
+        let threads =
+            Threads { now: settings.threads.min(THREADS_MAX), fixed: settings.threads_fixed };
         let account = self.holdings.ledger.account(&Arc::from(settings.identity));
         Ok(Session::new(generator, account, threads))
     }
@@ -121,13 +121,11 @@ impl<B: Backend> Executor<B> {
         records_max: usize,
         outbox: &mut dyn Outbox,
     ) -> Result<(), SessionError> {
-        if session.threads != self.threads && session.threads != 0 {
-            self.threads = session.threads;
-            self.backend.set_threads(session.threads);
-        }
         self.holdings.ledger.enter(session.account());
         let start = *position;
+        session.enter(self);
         let done = session.execute(self, tape, position, records_max, outbox);
+        self.backend.leave();
         self.counts.bytes_in += (*position - start) as u64;
         done
     }

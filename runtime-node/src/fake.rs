@@ -14,6 +14,7 @@ pub(crate) struct Fake {
     pub(crate) direct: bool,
     pub(crate) threads: std::cell::Cell<u32>,
     pub(crate) clock_ns: std::cell::Cell<u64>,
+    pub(crate) settings: std::cell::RefCell<Vec<u8>>,
 }
 
 pub(crate) struct FakeTemplate {
@@ -217,7 +218,16 @@ impl Backend for Fake {
         self.clock_ns.replace(self.clock_ns.get() + 1)
     }
 
-    fn set_threads(&self, threads: u32) {
-        self.threads.set(threads);
+    fn enter(&self, settings: &[u8], threads: u32) -> Result<(), Failure> {
+        self.settings.replace(settings.to_vec());
+        if threads != 0 {
+            self.threads.set(threads);
+        }
+        if settings == b"unknown" {
+            return Err(Failure::new(ErrorCode::NotImplemented, "told to know no such setting"));
+        }
+        Ok(())
     }
+
+    fn leave(&self) {}
 }

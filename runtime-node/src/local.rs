@@ -25,7 +25,7 @@ impl LocalNode {
     pub fn new(budget_bytes: u64, unheld_bytes_max: u64) -> Result<Self, Failure> {
         init()?;
         let limits = ExecutorLimits { unheld_bytes_max, ..ExecutorLimits::of(budget_bytes) };
-        let mut executor = Executor::with_limits(Aten::new(Device::CPU), limits);
+        let mut executor = Executor::with_limits(Aten::guest(Device::CPU), limits);
         let session = executor.open(SessionSettings::default())?;
         Ok(LocalNode { executor, session, sent: SentFrames::default() })
     }

@@ -445,7 +445,8 @@ struct Host<'a, B: Backend> {
 impl<B: Backend> Host<'_, B> {
     fn settings(&self, hello: &Hello, peer: &str) -> SessionSettings {
         let threads = if hello.threads == 0 { self.facts.threads } else { hello.threads };
-        SessionSettings { identity: identity(peer, &hello.identity), threads }
+        let threads_fixed = hello.threads_fixed;
+        SessionSettings { identity: identity(peer, &hello.identity), threads, threads_fixed }
     }
 }
 

@@ -12,6 +12,7 @@ use genie_wire::{ErrorCode, Record, Reply, StorageId, TapeDecoder, Template, Tem
 use prost::Message;
 
 use crate::credits::Credits;
+use crate::executor::THREADS_MAX;
 use crate::ledger::Account;
 use crate::modules::Modules;
 use crate::region::{Region, for_chunks};
@@ -32,7 +33,6 @@ const INPUTS_INLINE: usize = 12;
 pub struct Session<B: Backend> {
     decoder: TapeDecoder,
     state: State<B>,
-    pub(crate) threads: u32,
 }
 
 struct State<B: Backend> {
@@ -42,6 +42,11 @@ struct State<B: Backend> {
     run_templates: HashMap<Vec<u8>, B::Template>,
     run_template_bytes: usize,
     generator: B::Generator,
+    /// PyTorch's settings that the program runs under, as the tape told them.
+    settings: Vec<u8>,
+    threads: Threads,
+    /// Why this node cannot run anything under these settings.
+    unsettled: Option<Failure>,
     modules: Modules,
     regions: HashMap<u32, Region>,
     credits: Credits,
@@ -49,6 +54,14 @@ struct State<B: Backend> {
     /// Scratch space: the storages an operator made, and an encoded reply.
     made: Vec<B::Storage>,
     encoded: Vec<u8>,
+}
+
+/// How many CPU threads an operator of the session uses.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Threads {
+    pub(crate) now: u32,
+    /// Whether that is so whatever the tape says.
+    pub(crate) fixed: bool,
 }
 
 /// Why a record did not do what it says.
@@ -74,7 +87,7 @@ impl From<Failure> for Stop {
 }
 
 impl<B: Backend> Session<B> {
-    pub(crate) fn new(generator: B::Generator, account: Account, threads: u32) -> Self {
+    pub(crate) fn new(generator: B::Generator, account: Account, threads: Threads) -> Self {
         let state = State {
             storages: Storages::new(),
             templates: Vec::new(),
@@ -82,6 +95,9 @@ impl<B: Backend> Session<B> {
             run_templates: HashMap::new(),
             run_template_bytes: 0,
             generator,
+            settings: Vec::new(),
+            threads,
+            unsettled: None,
             modules: Modules::default(),
             regions: HashMap::new(),
             credits: Credits::default(),
@@ -89,7 +105,12 @@ impl<B: Backend> Session<B> {
             made: Vec::new(),
             encoded: Vec::new(),
         };
-        Session { decoder: TapeDecoder::new(), state, threads }
+        Session { decoder: TapeDecoder::new(), state }
+    }
+
+    /// Makes the session's settings those that operators run under.
+    pub(crate) fn enter(&mut self, node: &mut Executor<B>) {
+        self.state.enter(node);
     }
 
     pub(crate) fn execute(
@@ -169,6 +190,19 @@ impl<B: Backend> Session<B> {
 }
 
 impl<B: Backend> State<B> {
+    fn enter(&mut self, node: &mut Executor<B>) {
+        self.unsettled = node.backend.enter(&self.settings, self.threads.now).err();
+    }
+
+    fn change_settings(&mut self, settings: &[u8], threads: u32, node: &mut Executor<B>) {
+        self.settings.clear();
+        self.settings.extend_from_slice(settings);
+        if !self.threads.fixed && threads != 0 {
+            self.threads.now = threads.min(THREADS_MAX);
+        }
+        self.enter(node);
+    }
+
     fn record(
         &mut self,
         record: Record<'_>,
@@ -238,6 +272,10 @@ impl<B: Backend> State<B> {
                 let state = node.backend.generator_state(&mut self.generator);
                 let read = state.map(|state| self.encode(token, &Reply::Bytes(&state)));
                 self.answer(token, read.map_err(Stop::Fresh), outbox)
+            }
+            Record::Settings { threads, settings } => {
+                self.change_settings(settings, threads, node);
+                Ok(())
             }
             Record::ForgetTemplates => {
                 self.templates.clear();
@@ -322,6 +360,9 @@ impl<B: Backend> State<B> {
 
     /// Checks that all inputs exist and are whole, and makes them real and writable as needed.
     fn prepare(&mut self, operands: &Operands<'_>, node: &mut Executor<B>) -> Result<(), Stop> {
+        if let Some(failure) = &self.unsettled {
+            return Err(failure.clone().into());
+        }
         let mut promised = false;
         let mut inherited = None;
         for id in operands.inputs {

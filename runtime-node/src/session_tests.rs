@@ -33,7 +33,8 @@ fn bench_on(backend: Fake, identities: &[&str]) -> Bench {
     let clients = identities
         .iter()
         .map(|identity| {
-            let settings = SessionSettings { identity: identity.to_string(), threads: 0 };
+            let settings =
+                SessionSettings { identity: identity.to_string(), ..SessionSettings::default() };
             Client {
                 session: Some(node.open(settings).unwrap()),
                 tape: TapeWriter::new(),
@@ -126,6 +127,19 @@ impl Bench {
 
     fn tape(&mut self) -> &mut TapeWriter {
         &mut self.clients[0].tape
+    }
+
+    /// The sum of an uploaded byte and nothing.
+    fn add(&mut self, who: usize, byte: u8) -> StorageId {
+        let x = self.upload(who, &[byte]);
+        let tape = &mut self.clients[who].tape;
+        let add = tape.define(&template("fake::add", 1, 0, &[], &[1]));
+        tape.op(add, &[x.0], &[], 1)
+    }
+
+    /// What the backend was told last.
+    fn settings(&self) -> Vec<u8> {
+        self.node.backend.settings.borrow().clone()
     }
 
     fn counter(&self, name: &str) -> u64 {
@@ -527,7 +541,7 @@ fn many_inputs_and_turns_of_few_records_work() {
 #[test]
 fn the_clients_thread_count_is_set_when_sessions_change() {
     let mut node = Executor::new(Fake::default(), BUDGET);
-    let settings = |threads| SessionSettings { identity: String::new(), threads };
+    let settings = |threads| SessionSettings { threads, ..SessionSettings::default() };
     let mut sessions: Vec<_> =
         [2, 1, 0, 1_000_000].map(|threads| node.open(settings(threads)).unwrap()).into();
     let expect = [2, 1, 1, THREADS_MAX];
@@ -535,6 +549,48 @@ fn the_clients_thread_count_is_set_when_sessions_change() {
         node.execute(session, &[], &mut 0, 1, &mut SentFrames::default()).unwrap();
         assert_eq!(node.backend.threads.get(), threads);
     }
+}
+
+#[test]
+fn each_session_runs_under_its_own_settings() {
+    let mut bench = bench(&["a", "b"]);
+    let x = [0, 1].map(|who| bench.clients[who].tape.alloc(1));
+    bench.clients[0].tape.settings(3, b"of a");
+    bench.flush(0).unwrap();
+    assert_eq!((bench.node.backend.threads.get(), bench.settings()), (3, b"of a".to_vec()));
+    bench.clients[1].tape.settings(5, b"of b");
+    bench.flush(1).unwrap();
+    assert_eq!((bench.node.backend.threads.get(), bench.settings()), (5, b"of b".to_vec()));
+    for (who, threads, settings) in [(0, 3, "of a"), (1, 5, "of b")] {
+        bench.clients[who].tape.free(x[who]);
+        bench.flush(who).unwrap();
+        assert_eq!(bench.node.backend.threads.get(), threads);
+        assert_eq!(bench.settings(), settings.as_bytes());
+    }
+}
+
+#[test]
+fn threads_that_the_host_fixed_stay() {
+    let mut node = Executor::new(Fake::default(), BUDGET);
+    let fixed = SessionSettings { threads: 2, threads_fixed: true, ..SessionSettings::default() };
+    let mut session = node.open(fixed).unwrap();
+    let mut tape = TapeWriter::new();
+    tape.settings(7, b"");
+    node.execute(&mut session, tape.bytes(), &mut 0, 1, &mut SentFrames::default()).unwrap();
+    assert_eq!(node.backend.threads.get(), 2);
+}
+
+#[test]
+fn settings_that_the_node_lacks_fail_what_runs_under_them_and_nothing_else() {
+    let mut bench = bench(&["a"]);
+    let before = bench.add(0, 1);
+    bench.clients[0].tape.settings(0, b"unknown");
+    let under = bench.add(0, 1);
+    bench.clients[0].tape.settings(0, b"");
+    let after = bench.add(0, 1);
+    assert!(bench.read(0, before, 1).is_ok());
+    assert!(bench.read(0, under, 1).unwrap_err().1.contains("no such setting"));
+    assert!(bench.read(0, after, 1).is_ok());
 }
 
 const THREADS_MAX: u32 = 256;

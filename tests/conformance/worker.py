@@ -29,8 +29,6 @@ UNINITIALISED = {
     "resize_",
     "resize_as_",
 }
-# Their tensor arguments besides the first belong on the CPU, on every device.
-ARGUMENTS_ON_CPU = {"tensor_split"}
 
 
 def entry_name(op):
@@ -52,7 +50,7 @@ class Case:
     def __init__(self, op, sample, device):
         self.op, self.device = op, torch.device(device)
         self.input = self.move(sample.input)
-        self.args = sample.args if op.name in ARGUMENTS_ON_CPU else self.move(sample.args)
+        self.args = self.move(sample.args)
         self.kwargs = self.move(sample.kwargs)
         if "device" in self.kwargs:
             self.kwargs["device"] = self.device

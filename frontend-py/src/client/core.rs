@@ -16,7 +16,7 @@ use prost::Message;
 
 use crate::client::limits::{FLUSH_BYTES, FLUSH_OPS, QUEUE_BYTES_MAX, TRACE_BYTES_MAX};
 use crate::client::linger::Sleeper;
-use crate::client::session::Stage;
+use crate::client::session::{Settings, Stage};
 use crate::client::sights::Sights;
 use crate::client::{ClientError, Counters};
 
@@ -101,6 +101,10 @@ pub(super) struct Core {
     symbol_bytes: usize,
     pub sights: Sights,
     stage: Stage,
+    /// Hash and threads of the settings that the next operator would run under.
+    settings: (u64, u32),
+    /// Whether the other end takes records of settings.
+    carries_settings: bool,
     /// Marks of entering, not written yet: what is left before an operator comes leaves no trace,
     /// so modules that compute elsewhere cost nothing.
     entering: Vec<(MarkKind, u32)>,
@@ -114,7 +118,14 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub fn new(link: Box<dyn Link>, event: OwnedFd, peer: String) -> Self {
+    /// The hello said `threads`; the welcome, whether the tape may hold settings.
+    pub fn new(
+        link: Box<dyn Link>,
+        event: OwnedFd,
+        peer: String,
+        threads: u32,
+        carries_settings: bool,
+    ) -> Self {
         Core {
             tape: TapeWriter::new(),
             pending_ops: 0,
@@ -135,6 +146,8 @@ impl Core {
             symbol_bytes: 0,
             sights: Sights::default(),
             stage: Stage::Forward,
+            settings: (0, threads),
+            carries_settings,
             entering: Vec::new(),
             polling: false,
             end: None,
@@ -223,6 +236,7 @@ impl Core {
     pub fn op(
         &mut self,
         stage: Stage,
+        settings: Settings<'_>,
         template: u32,
         inputs: &[u64],
         scalars: &[u64],
@@ -231,8 +245,8 @@ impl Core {
         if new > 0 && !self.reserve_storages(new) {
             return NO_ROOM;
         }
-        if stage != self.stage || !self.entering.is_empty() {
-            self.write_context(stage);
+        if stage != self.stage || settings.key() != self.settings || !self.entering.is_empty() {
+            self.write_context(stage, settings);
         }
         self.counters.ops += 1;
         self.pending_ops += 1;
@@ -240,7 +254,17 @@ impl Core {
     }
 
     /// Writes what changed around the program since the last operator.
-    pub fn write_context(&mut self, stage: Stage) {
+    pub fn write_context(&mut self, stage: Stage, settings: Settings<'_>) {
+        if settings.key() != self.settings {
+            self.settings = settings.key();
+            if self.carries_settings {
+                self.tape.settings(settings.threads, settings.bytes);
+            }
+        }
+        self.write_marks(stage);
+    }
+
+    fn write_marks(&mut self, stage: Stage) {
         for (kind, symbol) in std::mem::take(&mut self.entering) {
             self.tape.mark(kind, symbol);
             self.counters.marks += 1;
@@ -268,7 +292,7 @@ impl Core {
             self.entering.pop();
             return;
         }
-        self.write_context(self.stage);
+        self.write_marks(self.stage);
         self.tape.mark(kind, symbol);
         self.counters.marks += 1;
     }

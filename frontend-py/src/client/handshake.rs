@@ -7,7 +7,7 @@ use genie_transport::{Frame, Link, LinkError, SharedMemory};
 use genie_wire::control::{Hello, Refusal, Region, Welcome};
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::REGION_BYTES_MAX;
-use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_VERSION};
+use genie_wire::{ErrorCode, PROTOCOL_OLDEST, PROTOCOL_SETTINGS, PROTOCOL_VERSION};
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -76,7 +76,7 @@ impl Session {
             threads: options.threads,
             pid: std::process::id(),
             device: options.device,
-            identity: String::new(),
+            ..Hello::default()
         };
         match link.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None) {
             // What it said before it closed is still to be read.
@@ -89,7 +89,8 @@ impl Session {
         let event = link.event_fd().try_clone_to_owned().map_err(|source| {
             failed(LinkError::Io { doing: "duplicate the link's descriptor", source })
         })?;
-        let core = Core::new(link, event, peer);
+        let carries_settings = welcome.protocol >= PROTOCOL_SETTINGS;
+        let core = Core::new(link, event, peer, options.threads, carries_settings);
         Ok(Session::assemble(
             core,
             welcome,

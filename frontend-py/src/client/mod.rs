@@ -23,6 +23,6 @@ pub use counters::{Counters, MemoryUse};
 pub use error::{ClientError, INTERRUPTED};
 pub use handshake::Options;
 pub use pause::{Hooks, NO_INTERPRETER, Pause};
-pub use session::{Session, Stage};
+pub use session::{Session, Settings, Stage};
 pub use transfer::Content;
 pub use weights::{begin_weights, end_weights};

@@ -9,7 +9,7 @@ use genie_wire::control::{Status, StatusRequest, TraceQuestion, TraceRequest, We
 use genie_wire::frame::FrameKind;
 use genie_wire::limits::GENERATOR_STATE_BYTES_MAX;
 use genie_wire::record::MarkKind;
-use genie_wire::{ErrorCode, Reply, StorageId};
+use genie_wire::{ErrorCode, PROTOCOL_SETTINGS, Reply, StorageId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::client::core::{Answer, Core, Leftover, made_by_run};
@@ -34,6 +34,23 @@ impl Stage {
             Stage::Backward => "backward",
             Stage::Optimizer => "optimizer",
         }
+    }
+}
+
+/// PyTorch's settings that an operator is captured under.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Settings<'a> {
+    /// Of `bytes`; 0 for none.
+    pub hash: u64,
+    /// CPU threads an operator uses.
+    pub threads: u32,
+    /// Those that are not PyTorch's own, as [`genie_wire::Record::Settings`] has them.
+    pub bytes: &'a [u8],
+}
+
+impl Settings<'_> {
+    pub(super) fn key(&self) -> (u64, u32) {
+        (self.hash, self.threads)
     }
 }
 
@@ -93,6 +110,11 @@ impl Session {
         self.live.load(Ordering::Acquire)
     }
 
+    /// Whether host and node take settings other than PyTorch's own.
+    pub fn carries_settings(&self) -> bool {
+        self.welcome.protocol >= PROTOCOL_SETTINGS
+    }
+
     /// Why the session is over, if it is.
     pub fn end(&self) -> Option<ClientError> {
         self.lock().end.clone()
@@ -147,12 +169,13 @@ impl Session {
     pub fn op(
         &self,
         stage: Stage,
+        settings: Settings<'_>,
         template: u32,
         inputs: &[u64],
         scalars: &[u64],
         new: u64,
     ) -> u64 {
-        self.append(|core| core.op(stage, template, inputs, scalars, new))
+        self.append(|core| core.op(stage, settings, template, inputs, scalars, new))
     }
 
     /// Appends a storage; returns its id, or `NO_ROOM`.
@@ -332,6 +355,7 @@ impl Session {
     pub fn run(
         &self,
         stage: Stage,
+        settings: Settings<'_>,
         encoded: &[u8],
         inputs: &[u64],
         scalars: &[u64],
@@ -341,11 +365,11 @@ impl Session {
         let (token, first_new) = {
             let mut core = self.lock_to_ask(Core::may_ask, None)?;
             if !core.reserve_storages(reserve) {
-                let text = "the session holds as many storages as it may: free tensors that are \
+                let text = "the session holds as many storages as it may: free tensors that are \\
                             not used any more";
                 return Err(ClientError::new(ErrorCode::OutOfMemory, text));
             }
-            core.write_context(stage);
+            core.write_context(stage, settings);
             let token = core.open_token();
             let first_new = core.tape.run(token, encoded, inputs, scalars, reserve).0;
             core.counters.runs += 1;

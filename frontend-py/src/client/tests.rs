@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use genie_wire::limits::{STRING_BYTES_MAX, SYMBOLS_BYTES_MAX, TOKENS_MAX};
 use genie_wire::record::MarkKind;
-use genie_wire::{ErrorCode, StorageId, Template};
+use genie_wire::{ErrorCode, PROTOCOL_SETTINGS, StorageId, Template};
 
 use crate::client::core::NO_ROOM;
 use crate::client::limits::{INLINE_UPLOAD_BYTES_MAX, SIGHT_BYTES_MIN, WEIGHT_BYTES_MIN};
 use crate::client::{
-    Content, Hooks, NO_INTERPRETER, Options, Session, Stage, begin_weights, end_weights,
+    Content, Hooks, NO_INTERPRETER, Options, Session, Settings, Stage, begin_weights, end_weights,
 };
 use fake_host::{Behaviour, FakeHost};
 
+/// What the hello of [`options`] says.
+const PLAIN: Settings<'_> = Settings { hash: 0, threads: 1, bytes: &[] };
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn options() -> Options {
@@ -182,16 +184,42 @@ fn a_question_that_is_interrupted_leaves_nothing_on_the_node() {
 }
 
 #[test]
+fn settings_are_told_when_they_change_and_only_to_those_who_know_them() {
+    for protocol in [PROTOCOL_SETTINGS - 1, PROTOCOL_SETTINGS] {
+        let (session, host) = start(Behaviour { protocol, ..Behaviour::default() });
+        let template = session.define(&template());
+        let x = session.alloc(16);
+        let other = Settings { hash: 7, threads: 2, bytes: b"other" };
+        for settings in [PLAIN, PLAIN, other, other, PLAIN] {
+            session.op(Stage::Forward, settings, template, &[x], &[0], 1);
+        }
+        let threads_alone = Settings { threads: 3, ..PLAIN };
+        session
+            .run(Stage::Forward, threads_alone, &self::template(), &[x], &[0], 1, |_, _| ())
+            .unwrap();
+        session.synchronize().unwrap();
+        assert_eq!(session.carries_settings(), protocol == PROTOCOL_SETTINGS);
+        drop(session);
+        let told = host.join().settings;
+        if protocol < PROTOCOL_SETTINGS {
+            assert_eq!(told, []);
+        } else {
+            assert_eq!(told, [(2, b"other".to_vec()), (1, vec![]), (3, vec![])]);
+        }
+    }
+}
+
+#[test]
 fn records_arrive_in_program_order_and_whole() {
     let (session, host) = start(Behaviour::default());
     let template = session.define(&template());
     let mut last = session.alloc(16);
     for word in 0..10_000 {
-        let next = session.op(Stage::Forward, template, &[last], &[word], 1);
+        let next = session.op(Stage::Forward, PLAIN, template, &[last], &[word], 1);
         session.free(last, 16);
         last = next;
     }
-    session.op(Stage::Backward, template, &[last], &[0], 1);
+    session.op(Stage::Backward, PLAIN, template, &[last], &[0], 1);
     session.mark(MarkKind::PhaseEnter, "decode");
     session.mark(MarkKind::PhaseExit, "decode");
     session.synchronize().unwrap();
@@ -218,7 +246,7 @@ fn marks_without_operators_leave_no_trace() {
     enter("a\0Linear");
     leave("a\0Linear");
     enter("b\0Linear");
-    session.op(Stage::Forward, template, &[id], &[0], 1);
+    session.op(Stage::Forward, PLAIN, template, &[id], &[0], 1);
     leave("b\0Linear");
     leave("\0Net");
     session.synchronize().unwrap();
@@ -325,7 +353,7 @@ fn outputs_of_a_run_are_handed_over() {
     let input = session.alloc(16);
     let mut seen = None;
     session
-        .run(Stage::Forward, &template(), &[input], &[7], 4, |first, body| {
+        .run(Stage::Forward, PLAIN, &template(), &[input], &[7], 4, |first, body| {
             seen = Some((first, body.to_vec()))
         })
         .unwrap();
@@ -346,7 +374,7 @@ fn a_slow_host_bounds_the_queue() {
     // Enough to fill the socket and the queue; the host reads on when capturing has stalled.
     let mut released = false;
     for _ in 0..200_000 {
-        session.op(Stage::Forward, template, &inputs, &scalars, 1);
+        session.op(Stage::Forward, PLAIN, template, &inputs, &scalars, 1);
         if !released && session.counters().stalls > 0 {
             host.release_reads();
             released = true;

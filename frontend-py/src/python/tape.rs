@@ -4,13 +4,13 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::Mutex;
 
 use genie_aten::GenieError;
-use genie_aten::capture::{Memory, ReplyFn, Tape};
+use genie_aten::capture::{self, Memory, ReplyFn, Tape};
 use genie_wire::ErrorCode;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
-use crate::client::{ClientError, Content, INTERRUPTED, Session};
+use crate::client::{ClientError, Content, INTERRUPTED, Session, Settings};
 use crate::python::ending::{self, PROGRAM_ENDS};
 use crate::python::{debug, fallbacks, gil, state};
 
@@ -21,6 +21,7 @@ pub static TAPE: Tape = Tape {
     device_kind,
     node_has_op,
     session,
+    carries_settings,
     define,
     forget_templates,
     op,
@@ -107,6 +108,22 @@ extern "C" fn session() -> u64 {
     state::number()
 }
 
+extern "C" fn carries_settings() -> u8 {
+    state::current().is_some_and(Session::carries_settings).into()
+}
+
+/// What C++ captured an operator under.
+///
+/// # Safety
+/// `settings` must be valid during the call.
+unsafe fn settings<'a>(settings: *const capture::Settings) -> Settings<'a> {
+    // SAFETY: the caller vouches for it and for the bytes it names.
+    unsafe {
+        let capture::Settings { hash, threads, bytes, len } = *settings;
+        Settings { hash, threads, bytes: slice(bytes, len) }
+    }
+}
+
 unsafe extern "C" fn define(bytes: *const u8, len: usize) -> u32 {
     // SAFETY: C++ passes a valid range.
     let encoded = unsafe { slice(bytes, len) };
@@ -120,6 +137,7 @@ extern "C" fn forget_templates() {
 }
 
 unsafe extern "C" fn op(
+    under: *const capture::Settings,
     template: u32,
     inputs: *const u64,
     n_inputs: usize,
@@ -129,9 +147,12 @@ unsafe extern "C" fn op(
 ) -> u64 {
     // SAFETY: C++ passes valid ranges.
     let (inputs, scalars) = unsafe { (slice(inputs, n_inputs), slice(scalars, n_scalars)) };
+    // SAFETY: as above.
+    let under = unsafe { settings(under) };
     match state::current() {
         Some(session) => {
-            let append = || session.op(gil::stage(), template, inputs, scalars, n_new.into());
+            let append =
+                || session.op(gil::stage(), under, template, inputs, scalars, n_new.into());
             if debug::is_on() { debug::with_line(session, append) } else { append() }
         }
         None => NO_STORAGE,
@@ -139,6 +160,7 @@ unsafe extern "C" fn op(
 }
 
 unsafe extern "C" fn run(
+    under: *const capture::Settings,
     encoded: *const u8,
     len: usize,
     inputs: *const u64,
@@ -154,8 +176,10 @@ unsafe extern "C" fn run(
     // SAFETY: C++ passes valid ranges.
     let (encoded, inputs, scalars) =
         unsafe { (slice(encoded, len), slice(inputs, n_inputs), slice(scalars, n_scalars)) };
+    // SAFETY: as above.
+    let under = unsafe { settings(under) };
     let result = state::ensure().and_then(|session| {
-        session.run(gil::stage(), encoded, inputs, scalars, reserve, |first, body| {
+        session.run(gil::stage(), under, encoded, inputs, scalars, reserve, |first, body| {
             // SAFETY: `first_new` is an out pointer of C++; `reply` takes the body and the
             // context that C++ passed with it.
             unsafe {

@@ -541,7 +541,8 @@ impl Session {
         self.node_protocol = welcome.protocol;
         self.devices = welcome.devices.clone();
         let answer = Welcome {
-            protocol: self.client_protocol,
+            // The client learns what the tape may hold all the way.
+            protocol: self.client_protocol.min(welcome.protocol),
             mode: self.way.mode.clone(),
             route: self.way.route.clone(),
             software: format!("{} over {}", self.config.software, welcome.software),

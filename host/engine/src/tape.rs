@@ -181,6 +181,7 @@ impl Rest<'_> {
                 self.segmenter.hasher.generator();
                 self.segmenter.end_segment(self.counters);
             }
+            Record::Settings { .. } => return Ok(()),
             Record::ForgetTemplates => {
                 self.templates.used = 0;
                 self.segmenter.forget_templates(self.counters);

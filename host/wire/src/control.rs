@@ -24,6 +24,9 @@ pub struct Hello {
     /// Whose weights this session may share (set by the host from the peer's credentials).
     #[prost(string, tag = "7")]
     pub identity: String,
+    /// Whether `threads` holds whatever the tape says later (set by the host).
+    #[prost(bool, tag = "8")]
+    pub threads_fixed: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

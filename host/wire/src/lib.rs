@@ -29,8 +29,10 @@ pub const PROTOCOL_VERSION: u32 = 3;
 /// Since this version a question for weights names many, and the storages they are for.
 pub const PROTOCOL_WANTED: u32 = 3;
 /// The oldest version it speaks. Version 1 had no words in a status, and its welcome did not say
-/// how the host reaches the node.
+/// how the host reaches the node; version 2 had no records of settings.
 pub const PROTOCOL_OLDEST: u32 = 1;
+/// The first version whose tape may hold [`Record::Settings`].
+pub const PROTOCOL_SETTINGS: u32 = 3;
 
 /// The version to speak with a peer whose hello names `theirs`; `None` when there is none.
 pub fn common_version(theirs: u32) -> Option<u32> {

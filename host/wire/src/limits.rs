@@ -48,6 +48,8 @@ pub const RUN_RESERVE_MAX: u64 = 1 << 12;
 pub const GENERATOR_STATE_BYTES_MAX: usize = 16 << 10;
 /// Weights that one question asks for.
 pub const WANTED_MAX: usize = 1 << 13;
+/// The longest encoded settings of PyTorch (some forty, of two to eleven bytes each).
+pub const SETTINGS_BYTES_MAX: usize = 1 << 10;
 /// Shared regions one session may register.
 pub const REGIONS_MAX: usize = 64;
 /// The largest shared region.

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use crate::WireError;
 use crate::limits::{
     GENERATOR_STATE_BYTES_MAX, INLINE_BYTES_MAX, REGION_BYTES_MAX, RUN_RESERVE_MAX,
-    STORAGE_BYTES_MAX, STRING_BYTES_MAX, SYMBOLS_MAX, TEMPLATE_BYTES_MAX, TEMPLATES_MAX,
+    SETTINGS_BYTES_MAX, STORAGE_BYTES_MAX, STRING_BYTES_MAX, SYMBOLS_MAX, TEMPLATE_BYTES_MAX,
+    TEMPLATES_MAX,
 };
 use crate::template::Template;
 use crate::varint::{Reader, put, put_bytes};
@@ -148,6 +149,13 @@ pub enum Record<'a> {
     Skip {
         count: u64,
     },
+    /// PyTorch's settings that the operators from here on run under: `threads` CPU threads an
+    /// operator, and those settings that are not PyTorch's own (`cpp/settings.h` of the shim).
+    /// At the start none is, and the hello has the threads.
+    Settings {
+        threads: u32,
+        settings: &'a [u8],
+    },
     /// Forgets every template; the next one defined is template 0 again.
     ForgetTemplates,
 }
@@ -172,6 +180,7 @@ mod head {
     pub const SKIP: u64 = 16;
     // 17 was `ForgetWeight`, before version 3.
     pub const FORGET_TEMPLATES: u64 = 18;
+    pub const SETTINGS: u64 = 19;
     /// Heads from here on are operators: head - OP is the template id.
     pub const OP: u64 = 32;
 }
@@ -375,6 +384,12 @@ impl TapeWriter {
         put(&mut self.bytes, symbol.into());
     }
 
+    pub fn settings(&mut self, threads: u32, settings: &[u8]) {
+        self.head(head::SETTINGS);
+        put(&mut self.bytes, threads.into());
+        put_bytes(&mut self.bytes, settings);
+    }
+
     pub fn forget_templates(&mut self) {
         self.head(head::FORGET_TEMPLATES);
         self.next_template = 0;
@@ -543,6 +558,10 @@ impl TapeDecoder {
                 self.new_ids(count)?;
                 Record::Skip { count }
             }
+            head::SETTINGS => Record::Settings {
+                threads: reader.bounded("threads", u32::MAX as usize)? as u32,
+                settings: reader.bytes("settings", SETTINGS_BYTES_MAX)?,
+            },
             head::FORGET_TEMPLATES => {
                 self.templates.clear();
                 Record::ForgetTemplates

@@ -173,6 +173,7 @@ fn tape(template: &Template) -> Vec<u8> {
     tape.fence(7);
     tape.skip(10);
     tape.free(x);
+    tape.settings(8, &[1, 14]);
     tape.forget_templates();
     tape.bytes().to_vec()
 }
@@ -203,7 +204,7 @@ fn a_tape_is_read_as_it_was_written() {
     }
     let expected = "Alloc Define Op UploadInline Upload BindWeight StoreWeight Resize Seed \
                     SetGeneratorState GetGeneratorState Symbol Mark Run Read Read Fence Skip Free \
-                    ForgetTemplates";
+                    Settings ForgetTemplates";
     assert_eq!(kinds, expected.split_whitespace().collect::<Vec<_>>());
     assert_eq!(decoder.next_storage(), StorageId(1 + 2 + 5 + 10));
 }

@@ -33,48 +33,48 @@ fn build() -> Result<(), String> {
 
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     limits::generate(&out)?;
-    let mut files: Vec<PathBuf> = Vec::new();
+    let mut files: Vec<PathBuf> = vec!["cpp/settings.cpp".into()];
     if execute {
         files.push("cpp/execute.cpp".into());
     }
     if capture {
         for name in [
+            "attention",
+            "autocast",
+            "composites",
             "device",
             "infer",
             "kernels",
             "op",
             "divide",
-            "attention",
-            "autocast",
             "readers",
             "refused",
             "register",
+            "settings",
         ] {
             files.push(format!("cpp/capture/{name}.cpp").into());
         }
         files.extend(metas::generate(&torch, &out)?);
     }
-    if !files.is_empty() {
-        cc::Build::new()
-            .cpp(true)
-            .std(torch.cxx_standard())
-            .opt_level(2)
-            .debug(false)
-            .warnings(false)
-            .flag("-fvisibility=hidden")
-            .define("_GLIBCXX_USE_CXX11_ABI", torch.cxx11_abi)
-            .include("cpp")
-            .include(&out)
-            .flag(format!("-isystem{}", torch.include().display()))
-            .flag(format!("-isystem{}/torch/csrc/api/include", torch.include().display()))
-            .files(files)
-            .cargo_metadata(false)
-            .try_compile("genie_aten")
-            .map_err(|error| format!("cannot compile the C++ shim: {error}"))?;
-        println!("cargo::rustc-link-search=native={}", out.display());
-        // Registrations are reached by no symbol: keep every object.
-        println!("cargo::rustc-link-lib=static:+whole-archive=genie_aten");
-    }
+    cc::Build::new()
+        .cpp(true)
+        .std(torch.cxx_standard())
+        .opt_level(2)
+        .debug(false)
+        .warnings(false)
+        .flag("-fvisibility=hidden")
+        .define("_GLIBCXX_USE_CXX11_ABI", torch.cxx11_abi)
+        .include("cpp")
+        .include(&out)
+        .flag(format!("-isystem{}", torch.include().display()))
+        .flag(format!("-isystem{}/torch/csrc/api/include", torch.include().display()))
+        .files(files)
+        .cargo_metadata(false)
+        .try_compile("genie_aten")
+        .map_err(|error| format!("cannot compile the C++ shim: {error}"))?;
+    println!("cargo::rustc-link-search=native={}", out.display());
+    // Registrations are reached by no symbol: keep every object.
+    println!("cargo::rustc-link-lib=static:+whole-archive=genie_aten");
     println!("cargo::rustc-link-search=native={}", torch.lib().display());
     println!("cargo::rustc-link-lib=dylib=torch_cpu");
     println!("cargo::rustc-link-lib=dylib=c10");

@@ -16,6 +16,14 @@ struct GenieMemory {
   uint64_t live_storages, peak_storages, allocated_storages, freed_storages;
 };
 
+// Settings that an operator is captured under (settings.h); valid during a call.
+struct GenieSettings {
+  uint64_t hash;         // of `bytes`; 0 for none
+  uint32_t threads;      // CPU threads one operator uses
+  const uint8_t* bytes;  // those that are not PyTorch's own, encoded
+  size_t len;
+};
+
 struct GenieTape {
   // Makes sure a session exists (starts or joins a host on first use). Called before the first
   // storage is made, and cheap afterwards. Fails in a forked child and after a lost node.
@@ -29,17 +37,21 @@ struct GenieTape {
   // Whether `session` (as returned by `session`) is the current one.
   uint64_t (*session)();
 
+  // Whether host and node know settings other than PyTorch's own. After `ensure`.
+  uint8_t (*carries_settings)();
+
   // Defines a template (encoded genie_wire::Template); returns its id.
   uint32_t (*define)(const uint8_t* bytes, size_t len);
   // Forgets every template; the next one defined gets id 0.
   void (*forget_templates)();
   // Appends an operator record; returns the id of its first new storage. UINT64_MAX: nothing was
   // appended, the session holds as many storages as it may.
-  uint64_t (*op)(uint32_t tmpl, const uint64_t* inputs, size_t n_inputs, const uint64_t* scalars,
+  uint64_t (*op)(const GenieSettings* settings, uint32_t tmpl, const uint64_t* inputs,
+                 size_t n_inputs, const uint64_t* scalars,
                  size_t n_scalars, uint32_t n_new);
   // Runs an operator synchronously; `encoded` is a Template without outputs. On success calls
   // `reply` once with the body of genie_wire::Reply::Outputs and `*first_new` set.
-  int (*run)(const uint8_t* encoded, size_t len, const uint64_t* inputs, size_t n_inputs,
+  int (*run)(const GenieSettings* settings, const uint8_t* encoded, size_t len, const uint64_t* inputs, size_t n_inputs,
              const uint64_t* scalars, size_t n_scalars, uint64_t reserve, uint64_t* first_new,
              void (*reply)(void* context, const uint8_t* bytes, size_t len), void* context,
              GenieError* error);

@@ -12,11 +12,15 @@
 #include <c10/core/DeviceGuard.h>
 #include <dlfcn.h>
 
+#include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <utility>
 
 #include "codec.h"
 #include "errors.h"
+#include "settings.h"
 #include "torch_version.h"
 
 using namespace genie;
@@ -455,6 +459,70 @@ StoragePtr own(const at::Tensor& t) {
   return StoragePtr::reclaim_copy(t.storage().unsafeGetStorageImpl());
 }
 
+// The settings of this process, and who runs under them.
+class ProcessSettings {
+ public:
+  void enter(const std::string& wanted, int threads) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    bool again = std::exchange(inside_here(), false);
+    if (again) --inside_;
+    if (again) free_.notify_all();
+    free_.wait(lock, [&] { return inside_ == 0 || held_ == wanted; });
+    ++inside_;
+    inside_here() = true;
+    held_ = wanted;
+    if (!again) before_threads_ = at::get_num_threads();
+    if (threads > 0 && at::get_num_threads() != threads) at::set_num_threads(threads);
+    if (applied_ == wanted && of_thread() == wanted) return;
+    std::string now = changed_settings(flushes_denormals());
+    if (!again) before_ = now;
+    applied_.reset();
+    if (now != wanted) apply(wanted);
+    applied_ = of_thread() = wanted;
+  }
+
+  void leave(bool restore) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!std::exchange(inside_here(), false)) return;
+    --inside_;
+    free_.notify_all();
+    if (!restore) return;
+    applied_.reset();
+    if (at::get_num_threads() != before_threads_) at::set_num_threads(before_threads_);
+    if (held_ != before_) apply(before_);
+  }
+
+ private:
+  static void apply(const std::string& settings) {
+    apply_settings(reinterpret_cast<const uint8_t*>(settings.data()), settings.size());
+  }
+
+  static bool& inside_here() {
+    thread_local bool inside = false;
+    return inside;
+  }
+  // What this thread has for itself may differ from what the process has.
+  static std::optional<std::string>& of_thread() {
+    thread_local std::optional<std::string> applied;
+    return applied;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable free_;
+  std::string held_;
+  int inside_ = 0;
+  // Known as long as nobody but this sets anything.
+  std::optional<std::string> applied_;
+  // What the process had before, for `restore`.
+  std::string before_;
+  int before_threads_ = 0;
+};
+
+ProcessSettings& process_settings() {
+  static ProcessSettings instance;
+  return instance;
+}
+
 GenieDevice c_device(at::Device device) {
   return {static_cast<uint8_t>(device.is_cpu() ? 0 : 1),
           static_cast<uint8_t>(device.has_index() ? device.index() : 0)};
@@ -472,9 +540,16 @@ int genie_execute_init(GenieError* error) {
   });
 }
 
-void genie_execute_set_threads(uint32_t threads) {
-  int wanted = static_cast<int>(std::max<uint32_t>(threads, 1));
-  if (at::get_num_threads() != wanted) at::set_num_threads(wanted);
+int genie_execute_enter(const uint8_t* settings, size_t len, uint32_t threads,
+                        GenieError* error) {
+  return guarded(error, [&] {
+    std::string wanted(reinterpret_cast<const char*>(settings), len);
+    process_settings().enter(wanted, static_cast<int>(threads));
+  });
+}
+
+int genie_execute_leave(uint8_t restore, GenieError* error) {
+  return guarded(error, [&] { process_settings().leave(restore != 0); });
 }
 
 uint32_t genie_execute_cuda_devices(GenieError* reason) {

@@ -19,7 +19,14 @@ struct GenieDevice {
 
 // Once per process, before anything else. Sets the intra-op thread count.
 int genie_execute_init(GenieError* error);
-void genie_execute_set_threads(uint32_t threads);
+// Makes `threads` the intra-op thread count of this thread (0: as it is), and `settings`
+// (settings.h) those of the process and this thread, until the thread enters again or leaves.
+// Settings belong to the process, and the threads of all devices share it: while others run under
+// other settings, this waits. A thread that failed to enter leaves too.
+int genie_execute_enter(const uint8_t* settings, size_t len, uint32_t threads, GenieError* error);
+// Lets others set what they need. `restore`: the process is not the node's own; it gets back what
+// it had before.
+int genie_execute_leave(uint8_t restore, GenieError* error);
 // Opens libtorch_cuda at run time; returns the number of CUDA devices (0 and a reason when none).
 uint32_t genie_execute_cuda_devices(GenieError* reason);
 // Total bytes of a device's memory (for the CPU: 0, the caller decides).

@@ -23,6 +23,18 @@ pub struct Memory {
     pub freed_storages: u64,
 }
 
+/// Settings that an operator is captured under, as `GenieSettings` of `cpp/capture.h` lays them out.
+#[repr(C)]
+pub struct Settings {
+    /// Of `bytes`; 0 for none.
+    pub hash: u64,
+    /// CPU threads one operator uses.
+    pub threads: u32,
+    /// Those that are not PyTorch's own, encoded.
+    pub bytes: *const u8,
+    pub len: usize,
+}
+
 /// The tape's functions, as `GenieTape` of `cpp/capture.h` lays them out.
 #[repr(C)]
 pub struct Tape {
@@ -31,9 +43,11 @@ pub struct Tape {
     pub device_kind: unsafe extern "C" fn() -> u8,
     pub node_has_op: unsafe extern "C" fn(schema_hash: u64) -> u8,
     pub session: unsafe extern "C" fn() -> u64,
+    pub carries_settings: unsafe extern "C" fn() -> u8,
     pub define: unsafe extern "C" fn(bytes: *const u8, len: usize) -> u32,
     pub forget_templates: extern "C" fn(),
     pub op: unsafe extern "C" fn(
+        settings: *const Settings,
         template: u32,
         inputs: *const u64,
         n_inputs: usize,
@@ -42,6 +56,7 @@ pub struct Tape {
         n_new: u32,
     ) -> u64,
     pub run: unsafe extern "C" fn(
+        settings: *const Settings,
         encoded: *const u8,
         len: usize,
         inputs: *const u64,

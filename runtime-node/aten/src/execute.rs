@@ -83,10 +83,22 @@ pub fn init() -> Result<(), AtenError> {
     AtenError::check(|error| unsafe { genie_execute_init(error) })
 }
 
-/// Sets the number of threads one operator may use on the CPU.
-pub fn set_threads(threads: u32) {
-    // SAFETY: takes a plain value.
-    unsafe { genie_execute_set_threads(threads) }
+/// Makes these the settings of the process and of this thread: PyTorch's own but for those that are
+/// encoded, and the number of threads one operator may use on the CPU (0: as it is); until the
+/// thread enters again, or [`leave`]s, which it does also after a failure. Waits while other
+/// threads run under other settings.
+pub fn enter(settings: &[u8], threads: u32) -> Result<(), AtenError> {
+    // SAFETY: the slice is valid for its length and `check` passes a valid error.
+    AtenError::check(|error| unsafe {
+        genie_execute_enter(settings.as_ptr(), settings.len(), threads, error)
+    })
+}
+
+/// Lets others set what they need. `restore`: the process is somebody else's; it gets back what it
+/// had before.
+pub fn leave(restore: bool) -> Result<(), AtenError> {
+    // SAFETY: a plain value, and `check` passes a valid error.
+    AtenError::check(|error| unsafe { genie_execute_leave(restore.into(), error) })
 }
 
 /// The number of CUDA devices, or why there is none.
@@ -396,7 +408,13 @@ const GENERATOR_STATE_BYTES_MAX: usize = 16 << 10;
 
 unsafe extern "C" {
     fn genie_execute_init(error: *mut GenieError) -> i32;
-    fn genie_execute_set_threads(threads: u32);
+    fn genie_execute_enter(
+        settings: *const u8,
+        len: usize,
+        threads: u32,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_execute_leave(restore: u8, error: *mut GenieError) -> i32;
     fn genie_execute_cuda_devices(reason: *mut GenieError) -> u32;
     fn genie_execute_device_memory(device: Device) -> u64;
     fn genie_execute_device_name(device: Device, out: *mut c_char, out_bytes: usize);

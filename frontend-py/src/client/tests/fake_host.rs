@@ -22,8 +22,10 @@ pub const POISONED_BYTES: u64 = 0xbad0;
 /// Reading a storage of this size says that the node is gone.
 pub const LOST_BYTES: u64 = 0xdead0;
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Behaviour {
+    /// The version it speaks.
+    pub protocol: u32,
     /// Answer reads only after `release_reads`.
     pub hold_reads: bool,
     /// Answer questions for weights only after `release_reads`.
@@ -38,6 +40,21 @@ pub struct Behaviour {
     pub refuse_at_op: bool,
 }
 
+impl Default for Behaviour {
+    fn default() -> Self {
+        Behaviour {
+            protocol: PROTOCOL_VERSION,
+            hold_reads: false,
+            stall: false,
+            hold_answers: false,
+            vanish_at_fence: false,
+            refuse: false,
+            refuse_unasked: false,
+            refuse_at_op: false,
+        }
+    }
+}
+
 pub struct FakeHost {
     released: Arc<AtomicBool>,
     thread: JoinHandle<Seen>,
@@ -49,6 +66,7 @@ pub struct Seen {
     pub ops: u64,
     pub symbols: Vec<String>,
     pub marks: Vec<(MarkKind, u32)>,
+    pub settings: Vec<(u32, Vec<u8>)>,
     pub live_storages: usize,
     /// Answers that were held back at a time.
     pub most_held: usize,
@@ -133,7 +151,8 @@ impl Host {
             match frame.kind {
                 FrameKind::Hello if self.behaviour.refuse => self.refuse()?,
                 FrameKind::Hello => {
-                    let welcome = Welcome { protocol: PROTOCOL_VERSION, ..Welcome::default() };
+                    let welcome =
+                        Welcome { protocol: self.behaviour.protocol, ..Welcome::default() };
                     self.send(FrameKind::Welcome, &welcome.encode_to_vec())?;
                 }
                 FrameKind::Region => {
@@ -254,6 +273,9 @@ impl Host {
             }
             Record::Symbol { text, .. } => self.seen.symbols.push(text.into()),
             Record::Mark { kind, symbol } => self.seen.marks.push((kind, symbol)),
+            Record::Settings { threads, settings } => {
+                self.seen.settings.push((threads, settings.to_vec()));
+            }
             Record::Define { .. } | Record::Seed { .. } | Record::Skip { .. } => {}
             other => panic!("not expected here: {other:?}"),
         }

@@ -2,6 +2,7 @@
 #include <ATen/InferSize.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/Resize.h>
+#include <ATen/native/ResizeCommon.h>
 #include <ATen/native/TensorFactories.h>
 #include <ATen/native/TensorShape.h>
 #include <ATen/ops/_reshape_alias_native.h>
@@ -29,6 +30,18 @@ void check_device(std::optional<at::Device> device) {
               device_count() - 1, ")");
 }
 
+bool fills_memory() {
+  const auto& context = at::globalContext();
+  return C10_UNLIKELY(context.deterministicAlgorithms() &&
+                      context.deterministicFillUninitializedMemory());
+}
+
+// Fresh memory, as every device has it under deterministic algorithms.
+at::Tensor filled(at::Tensor fresh) {
+  if (fills_memory()) at::native::fill_empty_deterministic_(fresh);
+  return fresh;
+}
+
 at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype,
                  std::optional<at::Layout> layout, std::optional<at::Device> device,
                  std::optional<bool>, std::optional<at::MemoryFormat> format) {
@@ -36,7 +49,8 @@ at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype,
   check_device(device);
   TORCH_CHECK_NOT_IMPLEMENTED(!layout || *layout == at::kStrided,
                               "remote_accelerator holds strided tensors only, not ", *layout);
-  return at::detail::empty_generic(size, allocator(), kKeys, c10::dtype_or_default(dtype), format);
+  return filled(at::detail::empty_generic(size, allocator(), kKeys, c10::dtype_or_default(dtype),
+                                          format));
 }
 
 at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride,
@@ -44,8 +58,8 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride,
                          std::optional<at::Device> device, std::optional<bool>) {
   ensure();
   check_device(device);
-  return at::detail::empty_strided_generic(size, stride, allocator(), kKeys,
-                                           c10::dtype_or_default(dtype));
+  return filled(at::detail::empty_strided_generic(size, stride, allocator(), kKeys,
+                                                  c10::dtype_or_default(dtype)));
 }
 
 at::Tensor as_strided(const at::Tensor& self, at::IntArrayRef size, at::IntArrayRef stride,
@@ -84,7 +98,11 @@ const at::Tensor& resize_(const at::Tensor& self, at::IntArrayRef size,
   uint64_t need = at::detail::computeStorageNbytes(self.sizes(), self.strides(),
                                                    self.dtype().itemsize(), self.storage_offset());
   auto& storage = *self.storage().unsafeGetStorageImpl();
-  if (need > storage.nbytes()) resize_storage(storage, need);
+  if (need > storage.nbytes()) {
+    auto old_bytes = static_cast<int64_t>(storage.nbytes());
+    resize_storage(storage, need);
+    if (fills_memory()) at::native::fill_resize_deterministic_(self, old_bytes);
+  }
   return self;
 }
 

@@ -11,6 +11,7 @@
 // 6. What the node cannot run at all runs on this CPU.
 #include "op.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/enum_tag.h>
 #include <ATen/native/CPUFallback.h>
@@ -18,11 +19,13 @@
 
 #include <algorithm>
 #include <mutex>
+#include <tuple>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "../python_error.h"
 #include "metas.h"
+#include "settings.h"
 #include "../torch_version.h"
 
 namespace genie {
@@ -48,6 +51,10 @@ constexpr size_t kSmallBytes = 4096;
 static_assert(kSmallBytes <= kScalarsMax && kSmallBytes <= kSlotsMax, "each takes a byte");
 // Bytes of a template beside its arguments, outputs and mutated slots: name, counts, flags.
 constexpr size_t kHeadBytes = 1024;
+// Signatures of accepted calls that one operator remembers; then it asks anew.
+constexpr size_t kAcceptedMax = 1 << 14;
+// Comparisons of arguments that lie in one storage, before they count as overlapping.
+constexpr int kComparisonsMax = 1 << 12;
 
 // Guards encoding, template caches and the order of records. Never held while Python may run.
 std::mutex capture_mutex;
@@ -153,7 +160,9 @@ c10::IValue settled(const c10::IValue& v) {
 struct Encoder {
   enum Outcome { kOk, kUnsupported, kTooLarge, kMixed, kLazyBits };
 
-  Writer bytes;
+  Writer bytes;          // the template's key
+  size_t arguments = 0;  // how many of them are arguments
+  const GenieSettings* settings = nullptr;
   c10::SmallVector<uint64_t, 16> inputs;                 // storage ids by slot
   c10::SmallVector<const c10::StorageImpl*, 16> storages;  // by slot
   c10::SmallVector<uint64_t, 8> scalars;
@@ -182,7 +191,10 @@ struct Encoder {
           outcome != kOk)
         return outcome;
     }
-    return C10_LIKELY(bytes.size() <= kSmallBytes) ? kOk : fits_one_record();
+    arguments = bytes.size();
+    // Shapes, dtypes and layouts of results may depend on them.
+    if (C10_UNLIKELY(settings->hash != 0)) bytes.u64(settings->hash);
+    return C10_LIKELY(arguments <= kSmallBytes) ? kOk : fits_one_record();
   }
 
   Outcome fits_one_record() {
@@ -464,6 +476,12 @@ Operator::Operator(c10::OperatorHandle handle)
              handle.hasTag(at::Tag::data_dependent_output);
   mask_decides_ = name_ == "aten::index.Tensor" || name_ == "aten::_unsafe_index.Tensor";
   random_ = random_ || handle.hasTag(at::Tag::nondeterministic_seeded);
+  for (const auto& argument : arguments_) writes_ = writes_ || argument.writes;
+  pointwise_ = handle.hasTag(at::Tag::pointwise);
+  for (const char* part : {"bitwise_", "shift", "gcd", "lcm"})
+    integers_only_ = integers_only_ || name_.find(part) != std::string::npos;
+  multiplies_ = !pointwise_ && !starts(name_, "aten::_foreach_") &&
+                !starts(name_, "aten::_fused_adam") && !starts(name_, "aten::_fused_sgd");
   values_shape_ = shape_from_values(name_);
   rule_ = rule_for(name_);
   auto found = structured_metas().find(name_);
@@ -505,6 +523,7 @@ void Operator::record(torch::jit::Stack* stack) {
   Encoder& encoder = *lease.encoder;
   const c10::IValue* args = stack->data() + (stack->size() - arguments_.size());
   Encoder::Outcome outcome;
+  encoder.settings = &current_settings(multiplies_);
   {
     std::unique_lock<std::mutex> lock(capture_mutex);
     outcome = encoder.encode(*this, args);
@@ -513,7 +532,7 @@ void Operator::record(torch::jit::Stack* stack) {
       if (const auto* found = cache_->find(key, key_hash(key))) {
         auto tmpl = *found;
         uint64_t first =
-            tape().op(tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
+            tape().op(encoder.settings, tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
                       encoder.scalars.data(), encoder.scalars.size(), tmpl->new_storages);
         lock.unlock();
         if (C10_UNLIKELY(first == kNoRoom)) too_many_storages();
@@ -611,13 +630,75 @@ uint64_t Operator::doubtful_dtypes(const c10::IValue* args) const {
       for (const auto& item : args[i].toListRef()) add(item);
     }
   }
-  return common && !mixed ? 0 : signature;
+  return common && !mixed && !integers_only_ ? 0 : signature;
+}
+
+// Whether the call writes memory that another argument shares, or one place twice. Which operators
+// refuse that, and which overlaps, only their kernels know.
+bool Operator::overlaps(const c10::IValue* args) const {
+  if (!writes_) return false;
+  struct Span {
+    const void* storage;
+    int64_t begin, end;  // bytes
+    bool writes;
+    const at::Tensor* tensor;
+  };
+  std::vector<Span> spans;
+  bool twice = false;
+  auto add = [&](const at::Tensor& t, bool writes) {
+    if (!is_remote(t) || t.numel() == 0) return;
+    twice = twice || (writes && at::has_internal_overlap(t) == at::MemOverlap::Yes);
+    int64_t last = 0;
+    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    auto item = static_cast<int64_t>(t.itemsize());
+    int64_t begin = t.storage_offset() * item;
+    spans.push_back({t.storage().unsafeGetStorageImpl(), begin, begin + (last + 1) * item, writes,
+                     &t});
+  };
+  for (size_t i = 0; i < arguments_.size(); ++i) {
+    const auto& v = args[i];
+    bool writes = arguments_[i].writes;
+    if (v.isTensor()) {
+      add(v.toTensor(), writes);
+    } else if (v.isList() && !v.isIntList() && !v.isDoubleList() && !v.isBoolList()) {
+      for (const auto& item : v.toListRef())
+        if (item.isTensor()) add(item.toTensor(), writes);
+    }
+  }
+  if (twice) return true;
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) {
+    return std::tie(a.storage, a.begin) < std::tie(b.storage, b.begin);
+  });
+  int comparisons = 0;
+  for (size_t i = 0; i < spans.size(); ++i) {
+    for (size_t j = i + 1; j < spans.size(); ++j) {
+      const Span &a = spans[i], &b = spans[j];
+      if (a.storage != b.storage || b.begin >= a.end) break;
+      if (++comparisons > kComparisonsMax) return true;
+      if (!a.writes && !b.writes) continue;
+      auto status = at::get_overlap_status(*a.tensor, *b.tensor);
+      // Element by element, a tensor may be written over itself.
+      if (status == at::MemOverlapStatus::Partial ||
+          (status == at::MemOverlapStatus::Full && !pointwise_))
+        return true;
+    }
+  }
+  return false;
 }
 
 void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
   const c10::IValue* first_arg = stack->data() + (stack->size() - arguments_.size());
   if (is_dynamic(first_arg)) return run(stack, encoder, nullptr);
   counters().misses.fetch_add(1, std::memory_order_relaxed);
+  const auto& context = at::globalContext();
+  bool in_doubt = overlaps(first_arg) || (context.deterministicAlgorithms() &&
+                                          !context.deterministicAlgorithmsWarnOnly());
+  if (uint64_t call = in_doubt ? key_hash(encoder.bytes.view()) : 0; call && !accepted(call)) {
+    // Let the node run each such call once while the program waits, so that what eager refuses is
+    // refused here, and nothing is written.
+    run(stack, encoder, nullptr);
+    return accept(call);
+  }
   Results results;
   bool known = false;
   uint64_t kind = kind_of_call(first_arg);
@@ -651,6 +732,7 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
     // Shape functions may have resized an `out` argument: what was encoded is old then.
     std::shared_ptr<const Template> tmpl;
     uint64_t first;
+    encoder.settings = &current_settings(multiplies_);
     {
       std::lock_guard<std::mutex> lock(capture_mutex);
       TORCH_INTERNAL_ASSERT(encoder.encode(*this, first_arg) == Encoder::kOk);
@@ -666,9 +748,9 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
           cache_->insert(hash, tmpl);
         }
       }
-      first = tmpl ? tape().op(tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
-                               encoder.scalars.data(), encoder.scalars.size(),
-                               tmpl->new_storages)
+      first = tmpl ? tape().op(encoder.settings, tmpl->id, encoder.inputs.data(),
+                               encoder.inputs.size(), encoder.scalars.data(),
+                               encoder.scalars.size(), tmpl->new_storages)
                    : 0;
     }
     if (!tmpl) return divide(stack, "the layout of its results does not fit one record");
@@ -740,14 +822,15 @@ void Operator::judge(uint64_t kind, bool agrees) {
   trust = agrees && trust >= 0 ? trust + 1 : -1;
 }
 
-bool Operator::accepted(uint64_t dtypes) {
+bool Operator::accepted(uint64_t signature) {
   std::lock_guard<std::mutex> lock(capture_mutex);
-  return accepted_dtypes_.count(dtypes) != 0;
+  return accepted_.count(signature) != 0;
 }
 
-void Operator::accept(uint64_t dtypes) {
+void Operator::accept(uint64_t signature) {
   std::lock_guard<std::mutex> lock(capture_mutex);
-  accepted_dtypes_.insert(dtypes);
+  if (accepted_.size() >= kAcceptedMax) accepted_.clear();
+  accepted_.insert(signature);
 }
 
 bool Operator::infer_fast(const torch::jit::Stack& stack, Results& results) {
@@ -870,7 +953,7 @@ void put_head(Writer& out, const std::string& name, const Encoder& encoder, bool
   for (uint32_t slot : encoder.mutated) out.varint(slot);
   out.u8(random);
   out.varint(arguments);
-  out.raw(encoder.bytes.data(), encoder.bytes.size());
+  out.raw(encoder.bytes.data(), encoder.arguments);
 }
 
 // Makes room for a template of so many bytes: all are forgotten when a session's are too many. A
@@ -1034,7 +1117,7 @@ void Operator::run(torch::jit::Stack* stack, Encoder& encoder, Results* seen) {
   {
     Waiting waiting;
     code = tape().run(
-        head.data(), head.size(), inputs.data(), inputs.size(), scalars.data(), scalars.size(),
+        &current_settings(multiplies_), head.data(), head.size(), inputs.data(), inputs.size(), scalars.data(), scalars.size(),
         reserve, &first,
         [](void* context, const uint8_t* bytes, size_t len) {
           static_cast<std::vector<uint8_t>*>(context)->assign(bytes, bytes + len);

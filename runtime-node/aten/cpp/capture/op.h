@@ -1,5 +1,6 @@
 // Recording operators: one Operator per registered overload, with its templates.
 #pragma once
+#include <ATen/TracerMode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <memory>
@@ -51,11 +52,12 @@ class Operator {
   bool node_runs_it();
   bool is_dynamic(const c10::IValue* args) const;
   uint64_t doubtful_dtypes(const c10::IValue* args) const;
+  bool overlaps(const c10::IValue* args) const;
   uint64_t kind_of_call(const c10::IValue* args) const;
   int trust(uint64_t kind);
   void judge(uint64_t kind, bool agrees);
-  bool accepted(uint64_t dtypes);
-  void accept(uint64_t dtypes);
+  bool accepted(uint64_t signature);
+  void accept(uint64_t signature);
   bool move_indices(torch::jit::Stack* stack);
 
   friend struct Encoder;
@@ -68,6 +70,10 @@ class Operator {
   bool random_ = false;
   bool mask_decides_ = false; // dynamic only when indexed by masks
   bool dynamic_ = false;      // results' shapes depend on data, or are not all tensors
+  bool writes_ = false;       // writes an argument
+  bool integers_only_ = false;  // refuses floating types
+  bool pointwise_ = false;    // each element of a result depends on its own place alone
+  bool multiplies_ = true;    // may multiply matrices: see current_settings
   bool values_shape_ = false; // floating scalars decide shapes: keep them in the key
   bool ambiguous_lists_ = false;
   Rule rule_ = nullptr;
@@ -75,8 +81,8 @@ class Operator {
   // Whether the dispatcher's Meta kernel has agreed with the node, by kind of call: it counts up
   // to `kTrusted`, and -1 is for ever no.
   std::unordered_map<uint64_t, int> trust_;
-  // Signatures of doubtful dtypes that the node has run.
-  std::unordered_set<uint64_t> accepted_dtypes_;
+  // Signatures of calls that eager might have refused and the node has run.
+  std::unordered_set<uint64_t> accepted_;
   uint64_t node_session_ = 0;
   bool node_has_ = false;
 
@@ -97,13 +103,20 @@ extern std::atomic<bool> aten_impl;
 class CaptureKernel final : public c10::OperatorKernel {
  public:
   explicit CaptureKernel(c10::OperatorHandle handle)
-      : operator_(std::make_shared<Operator>(handle)) {}
-  void operator()(const c10::OperatorHandle&, c10::DispatchKeySet, torch::jit::Stack* stack) {
+      : operator_(std::make_shared<Operator>(handle)),
+        composite_(!handle.hasKernelForDispatchKey(c10::DispatchKey::CPU) &&
+                   handle.hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd)) {}
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+    // A tracer that listens still has no kernel for this operator: it waits for what the operator
+    // is made of (`convolution`).
+    if (C10_UNLIKELY(composite_ && at::tracer::impl::is_dispatch_enabled()))
+      return op.callBoxedForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd, *stack);
     operator_->record(stack);
   }
 
  private:
   std::shared_ptr<Operator> operator_;
+  bool composite_;
 };
 
 // Records any operator, finding its Operator by handle (operators outside aten, copies).

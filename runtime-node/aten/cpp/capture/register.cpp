@@ -15,6 +15,7 @@ void register_attention(torch::Library& here, torch::Library& autograd);
 void register_autocast();
 void register_memory_readers(torch::Library& here, torch::Library& autograd);
 void register_refused(torch::Library& here);
+void register_composites(torch::Library& here, torch::Library& autograd);
 
 namespace {
 
@@ -110,6 +111,7 @@ void register_operators() {
   register_attention(*here, *autograd);
   register_memory_readers(*here, *autograd);
   register_refused(*here);
+  register_composites(*here, *autograd);
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& full : dispatcher.getAllOpNames()) {
     if (full.name.rfind("aten::", 0) != 0) continue;

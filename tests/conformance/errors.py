@@ -1,0 +1,99 @@
+"""What eager refuses, refused at the call: PyTorch's own list of wrong calls (OpInfo's error inputs).
+
+    python tests/conformance/errors.py [--device D] [--ops NAME ...] [--every N]
+
+Each wrong call is made on the CPU and on the device. Where eager raises without looking at values,
+the device must raise the same class at the call, before anything is read. Prints one line for each
+that does not; the exit status says whether those are all known (VALUES below).
+"""
+
+import argparse
+import sys
+import warnings
+
+warnings.filterwarnings("ignore")
+
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.utils import _pytree as pytree
+from worker import entry_name
+
+# Entries that eager refuses for what the tensors hold: these errors come when something is read.
+VALUES = {
+    "gather", "scatter", "scatter_add", "take", "index_select", "index_fill", "index_copy", "index_add",
+    "multinomial", "linalg.cholesky", "linalg.inv", "cholesky", "histogram", "nn.functional.nll_loss",
+    "nn.functional.multi_margin_loss", "nn.functional.embedding", "unravel_index",
+}  # fmt: skip
+
+
+def outcome(op, sample, device):
+    """The exception of the call, or None."""
+    move = lambda leaf: (  # noqa: E731
+        leaf.detach().clone().to(device).requires_grad_(leaf.requires_grad)
+        if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided and leaf.device.type == "cpu"
+        else torch.device(device) if isinstance(leaf, torch.device) and leaf.type == "cpu" else leaf
+    )
+    arguments = sample.input, sample.args, dict(sample.kwargs)
+    if device != "cpu":
+        arguments = pytree.tree_map(move, arguments)
+    first, args, kwargs = arguments
+    if "device" in kwargs and isinstance(kwargs["device"], str) and kwargs["device"] == "cpu":
+        kwargs["device"] = device
+    try:
+        op(first, *args, **kwargs)
+    except Exception as error:
+        return error
+    return None
+
+
+def shares_storage(tree):
+    """Whether two of the tensors share memory: copies to a device do not."""
+    tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors if tensor.layout is torch.strided}
+    return len(storages) < len(tensors)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="remote_accelerator")
+    parser.add_argument("--ops", nargs="*", default=[])
+    parser.add_argument("--every", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    entries = [op for op in op_db if op.error_inputs_func is not None]
+    if options.ops:
+        entries = [op for op in entries if entry_name(op) in options.ops]
+    tried, wrong, late = 0, [], []
+    for op in entries[:: options.every]:
+        for index, wanted in enumerate(op.error_inputs("cpu")):
+            sample = wanted.sample_input
+            if shares_storage((sample.input, sample.args, sample.kwargs)):
+                continue
+            expected = outcome(op, sample, "cpu")
+            if expected is None:
+                continue
+            tried += 1
+            actual = outcome(op, sample, options.device)
+            name = f"{entry_name(op)} {index}"
+            said = " ".join(str(expected).split())[:120]
+            if actual is None:
+                (late if op.name in VALUES else wrong).append(f"{name}: not at the call: {said}")
+            elif type(actual) is not type(expected):
+                wrong.append(
+                    f"{name}: {type(actual).__name__} ({' '.join(str(actual).split())[:120]}) instead of "
+                    f"{type(expected).__name__} ({said})"
+                )
+        try:  # what is late ends here
+            torch.ones(1, device=options.device).item()
+        except RuntimeError as error:
+            wrong.append(f"{entry_name(op)}: the session: {error}")
+    for line in wrong:
+        print("WRONG", line)
+    for line in late:
+        print("late, by values:", line)
+    print(f"{tried} wrong calls of {len(entries[::options.every])} entries, {len(late)} refused late for values")
+    return bool(wrong) or not tried
+
+
+if __name__ == "__main__":
+    sys.exit(main())

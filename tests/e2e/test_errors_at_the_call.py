@@ -1,0 +1,96 @@
+"""What eager refuses without looking at values is refused at the call, and changes nothing."""
+
+import pytest
+import torch
+
+OVERLAPS = {
+    "shifted": lambda x: x[1:].add_(x[:-1]),
+    "shifted multiplication": lambda x: x[1:].mul_(x[:-1]),
+    "expanded": lambda x: x[:1].expand(4).add_(1),
+    "expanded by a tensor": lambda x: x[:1].expand(3).add_(torch.ones(3, device=x.device)),
+    "copy": lambda x: x[1:].copy_(x[:-1]),
+    "copy into expanded": lambda x: x[:1].expand(3).copy_(torch.ones(3, device=x.device)),
+    "copy from the cpu into expanded": lambda x: x[:1].expand(3).copy_(torch.ones(3)),
+    "item assignment": lambda x: x.__setitem__(slice(1, None), x[:-1]),
+    "out partly": lambda x: torch.add(x[:4], 1, out=x[2:6]),
+    "out of a unary": lambda x: torch.exp(x[:4], out=x[1:5]),
+    "out is the input": lambda x: torch.add(x, x, out=x),
+    "out of a product": lambda x: torch.mm(x[:4].view(2, 2), x[4:8].view(2, 2), out=x[2:6].view(2, 2)),
+    "out of a cat": lambda x: torch.cat([x[:2], x[2:4]], out=x[:4]),
+    "out of a gather": lambda x: torch.gather(x, 0, torch.arange(8, device=x.device), out=x),
+    "scatter from itself": lambda x: x.scatter_(0, torch.arange(8, device=x.device), x),
+    "index_add of itself": lambda x: x.index_add_(0, torch.arange(8, device=x.device), x),
+    "index_copy of itself": lambda x: x.index_copy_(0, torch.arange(8, device=x.device), x),
+    "index_put of itself": lambda x: x.index_put_((torch.arange(8, device=x.device),), x),
+    "masked_fill of expanded": lambda x: x[:1].expand(3).masked_fill_(torch.ones(3, dtype=torch.bool, device=x.device), 0),
+    "masked_scatter of itself": lambda x: x.masked_scatter_(torch.ones(8, dtype=torch.bool, device=x.device), x),
+    "sort": lambda x: torch.sort(x, out=(x, torch.empty(8, dtype=torch.int64, device=x.device))),
+    "cumulative": lambda x: torch.cumsum(x[:6], 0, out=x[1:7]),
+    "cumulative in place": lambda x: x.cumsum_(0),
+    "fill of expanded": lambda x: x[:1].expand(4).fill_(2),
+    "zero of expanded": lambda x: x[:1].expand(4).zero_(),
+    "in place with itself": lambda x: x.mul_(x),
+    "a half with the other": lambda x: x[:4].add_(x[4:]),
+    "transposed with itself": lambda x: x[:4].view(2, 2).add_(x[:4].view(2, 2).t()),
+    "addcmul": lambda x: x[1:].addcmul_(x[:-1], x[:-1]),
+    "lerp": lambda x: x[1:].lerp_(x[:-1], 0.5),
+    "foreach": lambda x: torch._foreach_add_([x[1:5], x[6:]], [x[:4], x[5:7]]),
+    "foreach with itself": lambda x: torch._foreach_mul_([x[:4], x[4:]], [x[:4], x[4:]]),
+    "where out": lambda x: torch.where(x[:4] > 2, x[:4], x[4:], out=x[2:6]),
+    "random of expanded": lambda x: x[:1].expand(3).bernoulli_(0.5),
+    "logical": lambda x: x[1:].logical_and_(x[:-1]),
+}
+
+OTHERS = {
+    "dtypes of a product": lambda x: x.view(2, 4) @ torch.ones(4, 2, dtype=torch.float64, device=x.device),
+    "shapes of a product": lambda x: x.view(2, 4) @ x.view(2, 4),
+    "broadcast": lambda x: x + torch.ones(3, device=x.device),
+    "out of another dtype": lambda x: torch.add(x, 1, out=torch.empty(8, dtype=torch.int64, device=x.device)),
+    "in place of integers": lambda x: torch.arange(8, device=x.device).div_(2),
+    "index of floats": lambda x: x[x],
+    "embedding of floats": lambda x: torch.nn.functional.embedding(x, x.view(2, 4)),
+    "gather by another rank": lambda x: x.gather(0, torch.zeros(1, 1, dtype=torch.int64, device=x.device)),
+    "view": lambda x: x.view(3, 3),
+    "cat of other shapes": lambda x: torch.cat([x.view(2, 4), x.view(4, 2)]),
+    "squeezed dimension": lambda x: x.sum(3),
+    "bit operators": lambda x: x & x,
+    "convolution": lambda x: torch.conv1d(x.view(1, 2, 4), torch.ones(1, 3, 2, device=x.device)),
+    "normalisation": lambda x: torch.nn.functional.layer_norm(x.view(2, 4), (3,)),
+    "loss": lambda x: torch.nn.functional.nll_loss(x.view(2, 4), torch.zeros(3, dtype=torch.int64, device=x.device)),
+    "scatter dtype": lambda x: x.scatter_(0, torch.zeros(8, dtype=torch.int64, device=x.device), torch.ones(8, dtype=torch.float64, device=x.device)),
+}  # fmt: skip
+
+
+def outcome(call, device):
+    """The error's class and first line, or None, and the values afterwards."""
+    x = torch.arange(8.0, device=device)
+    torch.manual_seed(0)
+    try:
+        call(x)
+        error = None
+    except Exception as raised:
+        error = type(raised).__name__, str(raised).split("\n")[0].replace(device, "cpu").replace("cpu:0", "cpu")
+    return error, x
+
+
+@pytest.mark.parametrize("name", [*OVERLAPS, *OTHERS])
+def test_refused_at_the_call(device, name):
+    call = {**OVERLAPS, **OTHERS}[name]
+    expected, values = outcome(call, "cpu")
+    for _ in range(3):  # new, accepted by the node once, known
+        error, there = outcome(call, device)
+        assert (error and error[0]) == (expected and expected[0]), (error, expected)
+        assert torch.equal(there.cpu(), values)
+
+
+def test_calls_without_overlap_wait_for_nothing(device, stats):
+    x = torch.zeros(8, 4, device=device)
+    x[0].add_(x[1])
+    before = stats()["runs"]
+    for i in range(1, 7):
+        x[i].add_(x[i + 1])
+        x[:, 0].copy_(x[:, 1])
+        x.mul_(x)
+        torch._foreach_add_([x[0], x[1]], [x[2], x[3]])
+    assert stats()["runs"] == before
+    assert not x.cpu().any()
