@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use genie_wire::control::WeightStored;
 use genie_wire::frame::FrameKind;
-use genie_wire::limits::{FRAME_BYTES_MAX, REGIONS_MAX, STORAGE_BYTES_MAX, TEMPLATES_BYTES_MAX};
+use genie_wire::limits::{
+    FRAME_BYTES_MAX, REGIONS_MAX, SCRIPTS_BYTES_MAX, STORAGE_BYTES_MAX, TEMPLATES_BYTES_MAX,
+};
 use genie_wire::record::{RegionSpan, WeightHash};
 use genie_wire::varint::put;
 use genie_wire::{ErrorCode, Record, Reply, StorageId, TapeDecoder, Template, TemplateId};
@@ -39,6 +41,7 @@ struct State<B: Backend> {
     storages: Storages<B::Storage>,
     templates: Vec<Result<B::Template, Failure>>,
     template_bytes: u64,
+    script_bytes: usize,
     run_templates: HashMap<Vec<u8>, B::Template>,
     run_template_bytes: usize,
     generator: B::Generator,
@@ -92,6 +95,7 @@ impl<B: Backend> Session<B> {
             storages: Storages::new(),
             templates: Vec::new(),
             template_bytes: 0,
+            script_bytes: 0,
             run_templates: HashMap::new(),
             run_template_bytes: 0,
             generator,
@@ -280,6 +284,7 @@ impl<B: Backend> State<B> {
             Record::ForgetTemplates => {
                 self.templates.clear();
                 self.template_bytes = 0;
+                self.script_bytes = 0;
                 Ok(())
             }
             Record::Symbol { text, .. } => self.modules.symbol(text),
@@ -288,6 +293,22 @@ impl<B: Backend> State<B> {
                 Ok(())
             }
             Record::Skip { .. } => Ok(()),
+            // Its records follow.
+            Record::RunScript { .. } => {
+                node.counts.script_runs += 1;
+                Ok(())
+            }
+            Record::DefineScript { bytes, .. } => {
+                self.script_bytes += bytes.len();
+                match self.script_bytes > SCRIPTS_BYTES_MAX {
+                    true => Err(SessionError::TooMany {
+                        what: "bytes of scripts",
+                        max: SCRIPTS_BYTES_MAX as u64,
+                    }
+                    .into()),
+                    false => Ok(()),
+                }
+            }
         }
     }
 

@@ -195,6 +195,48 @@ fn a_failure_poisons_what_it_would_have_written_and_nothing_else() {
     bench.flush(0).unwrap();
 }
 
+/// Turns end in the middle of a script, what is inside is freed there, a failure names its place.
+#[test]
+fn a_script_runs_as_its_records_do() {
+    let mut bench = bench(&["me"]);
+    let (x, y) = (bench.upload(0, &[1]), bench.upload(0, &[2]));
+    let symbol = bench.tape().symbol("layers.0.mlp\0MLP");
+    let add = bench.tape().define(&template("fake::add", 2, 0, &[], &[1]));
+    let fail = bench.tape().define(&template("fake::fail", 2, 0, &[], &[1]));
+    let script = |bench: &mut Bench, second| {
+        let mut body = TapeWriter::of_script(2);
+        let inside = body.op(add, &[0, 1], &[], 1);
+        body.mark(genie_wire::record::MarkKind::ModuleEnter, symbol);
+        body.op(second, &[inside.0, 1], &[], 1);
+        body.mark(genie_wire::record::MarkKind::ModuleExit, symbol);
+        body.free(inside);
+        body.free(StorageId(1));
+        bench.tape().define_script(2, body.bytes())
+    };
+    let adds = script(&mut bench, add);
+    let fails = script(&mut bench, fail);
+    let (_, stored) = (bench.flush(0).unwrap(), bench.counter("node.storages"));
+    let sum = bench.tape().run_script(adds, &[x.0, y.0], &[false], 2).0 + 1;
+    let bytes = bench.tape().take(Vec::new());
+    let (mut position, mut turns) = (0, 0);
+    while position < bytes.len() {
+        let client = &mut bench.clients[0];
+        let session = client.session.as_mut().unwrap();
+        bench.node.execute(session, &bytes, &mut position, 1, &mut client.sent).unwrap();
+        turns += 1;
+    }
+    // The run itself, and its records but for the free that this run leaves out.
+    assert_eq!(turns, 1 + 5);
+    assert_eq!(bench.counter("node.storages"), stored + 1);
+    assert_eq!(bench.read(0, StorageId(sum), 1).unwrap(), [5]);
+    let failed = bench.tape().run_script(fails, &[x.0, y.0], &[true], 2).0 + 1;
+    let expect =
+        (ErrorCode::Index, "fake::fail: told to fail (in module layers.0.mlp (MLP))".to_owned());
+    assert_eq!(bench.read(0, StorageId(failed), 1), Err(expect));
+    assert_eq!(bench.counter("node.storages"), stored + 1, "y was freed, one more was made");
+    assert_eq!(bench.counter("node.script_runs"), 2);
+}
+
 #[test]
 fn an_unknown_operator_fails_where_it_is_used() {
     let mut bench = bench(&["me"]);

@@ -24,6 +24,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import compiled
+
 HERE = Path(__file__).resolve().parent
 PROMPT_TOKENS, NEW_TOKENS = 64, 32
 
@@ -299,6 +301,19 @@ def capture(options, meter):
     return rows
 
 
+def compiled_functions(options, meter):
+    if not meter.remote:
+        return []
+    from genie import _native
+
+    def counters():
+        _native.flush()
+        return _native.counters()
+
+    print("  compiled functions", flush=True)
+    return compiled.measure(options, counters)
+
+
 def resident(options):
     """Bytes of host and node just after the first op of a fresh session."""
     source = (
@@ -377,6 +392,8 @@ def report(results, options):
             f"{r['eager_us_per_op']:.2f} | <= {r['us_max']} | {verdict(r['us_per_op'], r['us_max'])} | "
             f"{verdict(r['wall_us_per_op'], r['us_max'])} |"
         )
+    if results["compiled"]:
+        lines += ["", *compiled.page(results["compiled"])]
     late = results["latency"]
     met = late["item_us"] <= 150 or late["item_over_pingpong"] <= 3
     lines += [
@@ -409,6 +426,7 @@ def main():
     results["latency"] = latency(options)
     print("  capture", flush=True)
     results["capture"] = capture(options, meter)
+    results["compiled"] = compiled_functions(options, meter)
     results["resident"] = resident(options) if meter.remote else {}
     page = report(results, options)
     print("\n" + page)

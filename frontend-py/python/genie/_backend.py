@@ -1,5 +1,8 @@
 """Makes the device known to PyTorch. Once per process; starts nothing."""
 
+import functools
+from typing import Any
+
 import torch
 
 from genie import env
@@ -32,9 +35,27 @@ def register() -> None:
     _versions.generate_methods()
     _weights.install()
     parallel.install()
+    _route_compiled_graphs()
     # `torch.manual_seed` before this line did not know the device yet.
     seed = torch.initial_seed()
     if seed != _DEFAULT_SEED:
         _native.seed(seed & 0xFFFF_FFFF_FFFF_FFFF)
     if env.flag(env.INTEGRATIONS, True):
         integrations.install()
+
+
+def _route_compiled_graphs() -> None:
+    """Gives graphs that compute on the device to our compiler where `torch.compile` would take its
+    default one, which knows no such device. Other graphs go where they went."""
+    inductor = torch._TorchCompileInductorWrapper
+    elsewhere = inductor.__call__
+
+    @functools.wraps(elsewhere)
+    def compile_graph(self: Any, module: Any, inputs: Any) -> Any:
+        from genie import _compile
+
+        if type(self) is not inductor or not _compile.is_on_device(module, inputs):
+            return elsewhere(self, module, inputs)
+        return _compile.backend(module, inputs, **self.config)
+
+    inductor.__call__ = compile_graph

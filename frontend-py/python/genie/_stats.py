@@ -11,7 +11,8 @@ def stats() -> dict[str, Any]:
     Of the capture, since the process began: `ops`, `template_hits`, `template_misses`,
     `template_hit_rate`, `runs` (synchronous), `fallbacks`, `fallbacks_by_op` ({op: {count,
     reason}}), `capture_ns`, `capture_us_per_op`.
-    Of the session: `bytes_up` and `bytes_down` (everything sent; tensor bytes read),
+    Of the session: `records` (a compiled graph's run is one), `scripts` (compiled graphs that the
+    node keeps), `script_runs`, `bytes_up` and `bytes_down` (everything sent; tensor bytes read),
     `payload_bytes_up`, `payload_bytes_down`, `tape_bytes`, `weight_bytes_saved`, `round_trips`,
     `stalls`, `live_bytes`, `live_storages`, `peak_bytes`, `mode`, `route` (how the host reaches the
     node, in words), `transport` (what tensors take: `shm`, `udp`, ...), `device`, `host_pid`,
@@ -36,7 +37,7 @@ def stats() -> dict[str, Any]:
     }
     names = (
         "tape_bytes payload_bytes_up payload_bytes_down weight_bytes_saved weights_bound weight_queries "
-        "round_trips frames marks stalls"
+        "round_trips frames marks stalls records scripts script_runs"
     )
     result.update({name: counters.get(name, 0) for name in names.split()})
     # Inline uploads are counted twice here, as payload and as part of the tape: an upper bound.

@@ -16,6 +16,7 @@ use prost::Message;
 
 use crate::client::limits::{FLUSH_BYTES, FLUSH_OPS, QUEUE_BYTES_MAX, TRACE_BYTES_MAX};
 use crate::client::linger::Sleeper;
+use crate::client::script::{Noted, Recorder, Script};
 use crate::client::session::{Settings, Stage};
 use crate::client::sights::Sights;
 use crate::client::{ClientError, Counters};
@@ -108,6 +109,10 @@ pub(super) struct Core {
     /// Marks of entering, not written yet: what is left before an operator comes leaves no trace,
     /// so modules that compute elsewhere cost nothing.
     entering: Vec<(MarkKind, u32)>,
+    /// Notes that threads take, and what came of earlier ones, by handle.
+    recorders: Vec<Recorder>,
+    scripts: HashMap<u64, Script>,
+    next_script: u64,
     /// Whether a thread polls the link for everyone.
     pub polling: bool,
     pub end: Option<ClientError>,
@@ -149,6 +154,9 @@ impl Core {
             settings: (0, threads),
             carries_settings,
             entering: Vec::new(),
+            recorders: Vec::new(),
+            scripts: HashMap::new(),
+            next_script: 1,
             polling: false,
             end: None,
             sleeper: Sleeper::default(),
@@ -221,15 +229,18 @@ impl Core {
     }
 
     pub fn alloc(&mut self, bytes: u64) -> u64 {
-        match self.reserve_storages(1) {
-            true => self.tape.alloc(bytes).0,
-            false => NO_ROOM,
+        if !self.reserve_storages(1) {
+            return NO_ROOM;
         }
+        let id = self.tape.alloc(bytes).0;
+        self.note(|notes| notes.alloc(id, bytes));
+        id
     }
 
     pub fn free(&mut self, id: StorageId) {
         self.unreserve_storages(1);
         self.tape.free(id);
+        self.note(|notes| notes.free(id.0));
     }
 
     /// The id of the first new storage, or [`NO_ROOM`].
@@ -250,7 +261,154 @@ impl Core {
         }
         self.counters.ops += 1;
         self.pending_ops += 1;
-        self.tape.op(genie_wire::TemplateId(template), inputs, scalars, new).0
+        let template = genie_wire::TemplateId(template);
+        let first = self.tape.op(template, inputs, scalars, new).0;
+        if !self.recorders.is_empty() {
+            self.note(|notes| notes.op(template, inputs, scalars, first, new));
+        }
+        first
+    }
+
+    pub fn resize(&mut self, id: u64, bytes: u64) {
+        self.tape.resize(StorageId(id), bytes);
+        self.note(|notes| notes.resize(id, bytes));
+    }
+
+    pub fn define(&mut self, encoded: &[u8]) -> u32 {
+        let id = self.tape.define(encoded).0;
+        self.note(|_| {});
+        id
+    }
+
+    pub fn write_mark(&mut self, kind: MarkKind, symbol: u32) {
+        self.tape.mark(kind, symbol);
+        self.counters.marks += 1;
+        self.note(|notes| notes.mark(kind, symbol));
+    }
+
+    // Scripts.
+
+    /// A record was appended: whoever takes notes knows of it, and the thread's own notes keep it.
+    fn note(&mut self, keep: impl FnOnce(&mut Recorder)) {
+        if self.recorders.is_empty() {
+            return;
+        }
+        for notes in &mut self.recorders {
+            notes.accounted += 1;
+        }
+        self.with_notes(keep);
+    }
+
+    fn with_notes(&mut self, keep: impl FnOnce(&mut Recorder)) {
+        let thread = std::thread::current().id();
+        if let Some(notes) = self.recorders.iter_mut().find(|notes| notes.is_of(thread)) {
+            keep(notes);
+        }
+    }
+
+    /// The bytes of a storage that was made.
+    pub fn weigh(&mut self, id: u64, bytes: u64) {
+        if !self.recorders.is_empty() {
+            self.with_notes(|notes| notes.weigh(id, bytes));
+        }
+    }
+
+    /// A record of an upload was appended, which writes all or part of a storage.
+    pub fn note_upload(&mut self, id: u64, whole: bool) {
+        self.note(|notes| notes.upload(id, whole));
+    }
+
+    /// A storage got its content without a record.
+    pub fn note_bound(&mut self, id: u64) {
+        self.with_notes(|notes| notes.upload(id, true));
+    }
+
+    /// Begins to note what this thread appends; false while it does so already.
+    pub fn begin_script(
+        &mut self,
+        stage: Stage,
+        settings: Settings<'_>,
+        externals: &[u64],
+    ) -> bool {
+        let thread = std::thread::current().id();
+        if self.end.is_some() || self.recorders.iter().any(|notes| notes.is_of(thread)) {
+            return false;
+        }
+        self.write_context(stage, settings);
+        self.recorders.push(Recorder::new(thread, externals, self.tape.records()));
+        true
+    }
+
+    /// Ends this thread's notes; `outputs` are the storages that live on.
+    pub fn end_script(&mut self, outputs: &[u64]) -> Result<Noted, &'static str> {
+        let thread = std::thread::current().id();
+        let found = self.recorders.iter().position(|notes| notes.is_of(thread));
+        let notes = self.recorders.swap_remove(found.ok_or("nothing was noted")?);
+        if !self.entering.is_empty() {
+            return Err("a module is entered and not left");
+        }
+        let (script, noted) = notes.finish(self.tape.records(), outputs)?;
+        let handle = self.next_script;
+        self.next_script += 1;
+        self.scripts.insert(handle, script);
+        Ok(Noted { handle, ..noted })
+    }
+
+    pub fn is_recording(&self) -> bool {
+        !self.recorders.is_empty()
+    }
+
+    /// Ends this thread's notes, which are of no use.
+    pub fn abandon_script(&mut self) {
+        let thread = std::thread::current().id();
+        self.recorders.retain(|notes| !notes.is_of(thread));
+    }
+
+    pub fn drop_script(&mut self, handle: u64) {
+        self.scripts.remove(&handle);
+    }
+
+    /// Runs a script, which is defined at its first run. `frees` as in [`TapeWriter::run_script`].
+    /// Returns the id of the first storage it makes and the bytes it takes meanwhile.
+    pub fn run_script(
+        &mut self,
+        stage: Stage,
+        settings: Settings<'_>,
+        handle: u64,
+        externals: &[u64],
+        frees: &[bool],
+    ) -> Option<(u64, u64)> {
+        let script = self.scripts.get(&handle)?;
+        if script.externals != externals.len() as u64 || script.frees.len() != frees.len() {
+            return None;
+        }
+        let (made, inside) = (script.made, script.made - script.lasting);
+        if !self.reserve_storages(made) {
+            return None;
+        }
+        if stage != self.stage || settings.key() != self.settings || !self.entering.is_empty() {
+            self.write_context(stage, settings);
+        }
+        self.unreserve_storages(inside + frees.iter().filter(|free| **free).count() as u64);
+        let script = self.scripts.get_mut(&handle)?;
+        let number = match script.defined {
+            Some(number) => number,
+            None => {
+                self.counters.scripts += 1;
+                let body = std::mem::take(&mut script.body);
+                *script.defined.insert(self.tape.define_script(script.externals, &body))
+            }
+        };
+        let first = self.tape.run_script(number, externals, frees, script.made);
+        self.counters.script_runs += 1;
+        self.counters.ops += script.ops;
+        self.pending_ops = self.pending_ops.saturating_add(script.steps);
+        Some((first.0, script.peak_bytes))
+    }
+
+    pub fn forget_templates(&mut self) {
+        self.tape.forget_templates();
+        self.scripts.clear();
     }
 
     /// Writes what changed around the program since the last operator.
@@ -266,14 +424,12 @@ impl Core {
 
     fn write_marks(&mut self, stage: Stage) {
         for (kind, symbol) in std::mem::take(&mut self.entering) {
-            self.tape.mark(kind, symbol);
-            self.counters.marks += 1;
+            self.write_mark(kind, symbol);
         }
         if stage != self.stage {
             self.stage = stage;
             if let Some(symbol) = self.symbol(stage.name(), 0) {
-                self.tape.mark(MarkKind::Stage, symbol);
-                self.counters.marks += 1;
+                self.write_mark(MarkKind::Stage, symbol);
             }
         }
     }
@@ -293,8 +449,7 @@ impl Core {
             return;
         }
         self.write_marks(self.stage);
-        self.tape.mark(kind, symbol);
-        self.counters.marks += 1;
+        self.write_mark(kind, symbol);
     }
 
     /// `spare` bytes, and as many symbols, are left for others.
@@ -309,6 +464,7 @@ impl Core {
         }
         self.symbol_bytes += text.len();
         let symbol = self.tape.symbol(text);
+        self.note(|_| {});
         self.symbols.insert(text.into(), symbol);
         Some(symbol)
     }

@@ -11,6 +11,10 @@ pub struct Counters {
     pub ops: u64,
     pub runs: u64,
     pub marks: u64,
+    /// Records of every kind; a script's run is one.
+    pub records: u64,
+    pub scripts: u64,
+    pub script_runs: u64,
     pub frames: u64,
     /// Records sent, inline uploads included.
     pub tape_bytes: u64,
@@ -80,6 +84,12 @@ impl Memory {
     pub fn resize(&self, old_bytes: u64, new_bytes: u64) {
         self.live_bytes.fetch_sub(old_bytes, Relaxed);
         self.grow(new_bytes);
+    }
+
+    /// So many bytes more are alive for a while.
+    pub fn touch(&self, bytes: u64) {
+        self.grow(bytes);
+        self.live_bytes.fetch_sub(bytes, Relaxed);
     }
 
     fn grow(&self, bytes: u64) {

@@ -12,6 +12,7 @@ mod handshake;
 pub mod limits;
 mod linger;
 mod pause;
+mod script;
 mod session;
 mod sights;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use counters::{Counters, MemoryUse};
 pub use error::{ClientError, INTERRUPTED};
 pub use handshake::Options;
 pub use pause::{Hooks, NO_INTERPRETER, Pause};
+pub use script::Noted;
 pub use session::{Session, Settings, Stage};
 pub use transfer::Content;
 pub use weights::{begin_weights, end_weights};

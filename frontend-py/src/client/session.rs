@@ -16,7 +16,7 @@ use crate::client::core::{Answer, Core, Leftover, made_by_run};
 use crate::client::counters::Memory;
 use crate::client::limits::{FREE_AT_ONCE_BYTES, WAIT_SLICE};
 use crate::client::transfer::{Download, UploadRing};
-use crate::client::{ClientError, Counters, Hooks, MemoryUse, Pause};
+use crate::client::{ClientError, Counters, Hooks, MemoryUse, Noted, Pause};
 
 /// Which part of a training step records belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +61,8 @@ pub struct Session {
     /// Signalled when answers, credits or an end came in.
     changed: Condvar,
     live: AtomicBool,
+    /// Whether a thread takes notes for a script.
+    recording: AtomicBool,
     pub(super) upload: Mutex<UploadRing>,
     pub(super) download: Mutex<Download>,
     memory: Memory,
@@ -85,6 +87,7 @@ impl Session {
             core: Mutex::new(core),
             changed: Condvar::new(),
             live: AtomicBool::new(true),
+            recording: AtomicBool::new(false),
             upload: Mutex::new(upload),
             download: Mutex::new(download),
             memory: Memory::default(),
@@ -127,7 +130,8 @@ impl Session {
     }
 
     pub fn counters(&self) -> Counters {
-        self.lock().counters
+        let core = self.lock();
+        Counters { records: core.tape.records(), ..core.counters }
     }
 
     pub fn memory(&self) -> MemoryUse {
@@ -156,12 +160,12 @@ impl Session {
     // Records. None waits for an answer.
 
     pub fn define(&self, encoded: &[u8]) -> u32 {
-        self.append(|core| core.tape.define(encoded).0)
+        self.append(|core| core.define(encoded))
     }
 
-    /// Forgets every template, here and on the node.
+    /// Forgets every template and script, here and on the node.
     pub fn forget_templates(&self) {
-        self.append(|core| core.tape.forget_templates());
+        self.append(Core::forget_templates);
     }
 
     /// Appends an operator; returns the id of its first new storage, or `NO_ROOM`.
@@ -185,11 +189,62 @@ impl Session {
 
     pub fn resize(&self, id: u64, old_bytes: u64, new_bytes: u64) {
         self.memory.resize(old_bytes, new_bytes);
-        self.append(|core| core.tape.resize(StorageId(id), new_bytes));
+        self.append(|core| core.resize(id, new_bytes));
     }
 
-    pub fn note_new(&self, bytes: u64) {
+    pub fn note_new(&self, id: u64, bytes: u64) {
         self.memory.add(bytes);
+        if self.recording.load(Ordering::Relaxed) {
+            self.lock().weigh(id, bytes);
+        }
+    }
+
+    // Scripts.
+
+    /// Begins to note what this thread appends, on these storages of the program. False when host
+    /// and node know no scripts, or while the thread does so already.
+    pub fn begin_script(&self, stage: Stage, settings: Settings<'_>, externals: &[u64]) -> bool {
+        let began = self.welcome.scripts && self.lock().begin_script(stage, settings, externals);
+        if began {
+            self.recording.store(true, Ordering::Relaxed);
+        }
+        began
+    }
+
+    /// Ends the notes; `outputs` are the storages that live on. An error says why they make no
+    /// script.
+    pub fn end_script(&self, outputs: &[u64]) -> Result<Noted, &'static str> {
+        let mut core = self.lock();
+        let noted = core.end_script(outputs);
+        self.recording.store(core.is_recording(), Ordering::Relaxed);
+        noted
+    }
+
+    /// Ends the notes without a script.
+    pub fn abandon_script(&self) {
+        let mut core = self.lock();
+        core.abandon_script();
+        self.recording.store(core.is_recording(), Ordering::Relaxed);
+    }
+
+    /// The script is not run any more.
+    pub fn drop_script(&self, handle: u64) {
+        self.lock().drop_script(handle);
+    }
+
+    /// Runs a script; returns the id of the first storage it makes, or none if it was forgotten.
+    pub fn run_script(
+        &self,
+        stage: Stage,
+        settings: Settings<'_>,
+        handle: u64,
+        externals: &[u64],
+        frees: &[bool],
+    ) -> Option<u64> {
+        let run = |core: &mut Core| core.run_script(stage, settings, handle, externals, frees);
+        let (first, peak_bytes) = self.append(run)?;
+        self.memory.touch(peak_bytes);
+        Some(first)
     }
 
     /// Drops a storage. Never waits: called from destructors.

@@ -102,7 +102,7 @@ impl Session {
             pause.enter();
         }
         if content == Content::Part || self.welcome().protocol < PROTOCOL_WANTED {
-            return self.upload_payload(id, offset, from, &mut pause);
+            return self.upload_payload(id, offset, from, content != Content::Part, &mut pause);
         }
         let moving = weights::is_moving();
         let announced = if moving { self.announced(from, &mut pause)? } else { None };
@@ -111,6 +111,7 @@ impl Session {
                 Some(held_by) => {
                     let mut core = self.lock();
                     core.tape.bind_weight(StorageId(id), &hash);
+                    core.note_upload(id, true);
                     core.free(held_by);
                     core.count_bound(len);
                     Ok(())
@@ -120,12 +121,14 @@ impl Session {
         }
         let is_weight = moving || content == Content::Weight;
         let Some(hash) = self.hash_worth_asking(from, is_weight) else {
-            return self.upload_payload(id, offset, from, &mut pause);
+            return self.upload_payload(id, offset, from, true, &mut pause);
         };
         let wanted = WantedWeight { storage: id, bytes: len, hash: hash.to_vec() };
         let found = self.ask_for_weights(vec![wanted], Leftover::Nothing, &mut pause)?;
         if found == [true] {
-            self.lock().count_bound(len);
+            let mut core = self.lock();
+            core.note_bound(id);
+            core.count_bound(len);
             return Ok(());
         }
         self.upload_weight(id, from, &hash, &mut pause)
@@ -158,8 +161,10 @@ impl Session {
         hash: &WeightHash,
         pause: &mut Pause,
     ) -> Result<(), ClientError> {
-        self.upload_payload(id, 0, from, pause)?;
-        self.lock().tape.store_weight(StorageId(id), hash);
+        self.upload_payload(id, 0, from, true, pause)?;
+        let mut core = self.lock();
+        core.tape.store_weight(StorageId(id), hash);
+        core.note_upload(id, true);
         Ok(())
     }
 
@@ -168,16 +173,18 @@ impl Session {
         id: u64,
         offset: u64,
         from: &[u8],
+        whole: bool,
         pause: &mut Pause,
     ) -> Result<(), ClientError> {
         let len = from.len() as u64;
         if len > INLINE_UPLOAD_BYTES_MAX {
-            return self.upload_through_ring(id, offset, from, pause);
+            return self.upload_through_ring(id, offset, from, whole, pause);
         }
         self.wait(pause, None, |core| (!core.is_congested()).then_some(()))?;
         let mut core = self.lock();
         core.live()?;
         core.tape.upload_inline(StorageId(id), offset, from);
+        core.note_upload(id, whole);
         if len >= WEIGHT_BYTES_MIN {
             core.counters.payload_bytes_up += len;
         }
@@ -192,6 +199,7 @@ impl Session {
         id: u64,
         offset: u64,
         from: &[u8],
+        whole: bool,
         pause: &mut Pause,
     ) -> Result<(), ClientError> {
         pause.enter();
@@ -211,6 +219,7 @@ impl Session {
             let mut core = self.lock();
             core.live()?;
             core.tape.upload(StorageId(id), at, step, source);
+            core.note_upload(id, whole);
             core.counters.payload_bytes_up += step;
             core.send_tape();
             drop(core);

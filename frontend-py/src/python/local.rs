@@ -60,6 +60,7 @@ impl LocalLink {
             ops: self.node.ops(),
             session: 1,
             mode: "local".into(),
+            scripts: true,
             ..Welcome::default()
         };
         self.answer(FrameKind::Welcome, &welcome);

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::Mutex;
 
 use genie_aten::GenieError;
-use genie_aten::capture::{self, Memory, ReplyFn, Tape};
+use genie_aten::capture::{self, KeepScriptFn, Memory, NotedScript, ReplyFn, Tape};
 use genie_wire::ErrorCode;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -50,6 +50,11 @@ pub static TAPE: Tape = Tape {
     fell_back,
     error_type,
     must_propagate,
+    script_begin,
+    script_end,
+    script_abandon,
+    script_drop,
+    script_run,
 };
 
 /// Storage ids handed out when there is no session any more: no session ever knows them, and the
@@ -204,9 +209,9 @@ extern "C" fn free(id: u64, bytes: u64, session: u64) {
     }
 }
 
-extern "C" fn note_new(_id: u64, bytes: u64) {
+extern "C" fn note_new(id: u64, bytes: u64) {
     if let Some(session) = state::current() {
-        session.note_new(bytes);
+        session.note_new(id, bytes);
     }
 }
 
@@ -406,6 +411,80 @@ unsafe extern "C" fn fell_back(op: *const c_char, reason: *const c_char) {
     // SAFETY: C++ passes terminated strings.
     let (op, reason) = unsafe { (CStr::from_ptr(op), CStr::from_ptr(reason)) };
     fallbacks::count(&op.to_string_lossy(), &reason.to_string_lossy());
+}
+
+unsafe extern "C" fn script_begin(
+    under: *const capture::Settings,
+    externals: *const u64,
+    n_externals: usize,
+) -> u8 {
+    // SAFETY: C++ passes a valid range and valid settings.
+    let (under, externals) = unsafe { (settings(under), slice(externals, n_externals)) };
+    state::current()
+        .is_some_and(|session| session.begin_script(gil::stage(), under, externals))
+        .into()
+}
+
+unsafe extern "C" fn script_end(
+    outputs: *const u64,
+    n_outputs: usize,
+    keep: KeepScriptFn,
+    context: *mut c_void,
+    error: *mut GenieError,
+) -> i32 {
+    // SAFETY: C++ passes a valid range.
+    let outputs = unsafe { slice(outputs, n_outputs) };
+    let noted = match state::current() {
+        Some(session) => session.end_script(outputs),
+        None => Err("the session is over"),
+    };
+    let result = noted.map(|script| {
+        let made: Vec<i64> =
+            script.outputs.iter().map(|made| made.map_or(-1, |made| made as i64)).collect();
+        let description = NotedScript {
+            handle: script.handle,
+            bytes: script.bytes,
+            constants: script.constants.as_ptr(),
+            n_constants: script.constants.len(),
+            outputs: made.as_ptr(),
+            frees: script.frees.as_ptr(),
+            n_frees: script.frees.len(),
+        };
+        // SAFETY: `keep` copies what it is shown and takes the context that came with it.
+        unsafe { keep(context, &description) };
+    });
+    let result = result.map_err(|why| ClientError::new(ErrorCode::Runtime, why));
+    // SAFETY: C++ passes a valid error.
+    unsafe { outcome(result, error) }
+}
+
+extern "C" fn script_abandon() {
+    if let Some(session) = state::current() {
+        session.abandon_script();
+    }
+}
+
+extern "C" fn script_drop(handle: u64) {
+    if let Some(session) = state::current() {
+        session.drop_script(handle);
+    }
+}
+
+unsafe extern "C" fn script_run(
+    under: *const capture::Settings,
+    handle: u64,
+    externals: *const u64,
+    n_externals: usize,
+    frees: *const bool,
+    n_frees: usize,
+) -> u64 {
+    // SAFETY: C++ passes valid ranges.
+    let (externals, frees) = unsafe { (slice(externals, n_externals), slice(frees, n_frees)) };
+    // SAFETY: as above.
+    let under = unsafe { settings(under) };
+    state::current()
+        .and_then(|session| session.run_script(gil::stage(), under, handle, externals, frees))
+        .unwrap_or(NO_STORAGE)
 }
 
 /// Python classes by error code. Each is kept for the life of the process.

@@ -15,6 +15,11 @@ pub struct Counters {
     pub synchronous_ops: u64,
     pub templates: u64,
     pub template_bytes: u64,
+    pub scripts: u64,
+    pub script_bytes: u64,
+    /// Scripts run; the operators that they stand for are among `ops`, their records are not
+    /// among `records`.
+    pub script_runs: u64,
     pub reads: u64,
     /// Payload bytes that reads asked for.
     pub read_bytes: u64,
@@ -39,7 +44,7 @@ pub struct Counters {
 
 impl Counters {
     /// Names and values, in order; the names are part of the status protocol.
-    pub fn entries(&self) -> [(&'static str, u64); 25] {
+    pub fn entries(&self) -> [(&'static str, u64); 28] {
         [
             ("frames_from_client", self.frames_from_client),
             ("bytes_from_client", self.bytes_from_client),
@@ -51,6 +56,9 @@ impl Counters {
             ("synchronous_ops", self.synchronous_ops),
             ("templates", self.templates),
             ("template_bytes", self.template_bytes),
+            ("scripts", self.scripts),
+            ("script_bytes", self.script_bytes),
+            ("script_runs", self.script_runs),
             ("reads", self.reads),
             ("read_bytes", self.read_bytes),
             ("uploads", self.uploads),

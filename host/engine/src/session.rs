@@ -10,8 +10,8 @@ use genie_wire::control::{
 };
 use genie_wire::frame::{FrameKind, HEADER_BYTES};
 use genie_wire::limits::{
-    STATUS_WAITING_MAX, STORAGES_MAX, SYMBOLS_BYTES_MAX, TEMPLATES_BYTES_MAX, TOKENS_MAX,
-    WANTED_MAX,
+    SCRIPTS_BYTES_MAX, STATUS_WAITING_MAX, STORAGES_MAX, SYMBOLS_BYTES_MAX, TEMPLATES_BYTES_MAX,
+    TOKENS_MAX, WANTED_MAX,
 };
 use genie_wire::record::{StorageId, WeightHash};
 use genie_wire::varint::Reader;
@@ -158,6 +158,7 @@ impl Session {
                 segmenter: Segmenter::new(),
                 storing: 0,
                 templates: DefinitionBytes::new("bytes of templates", limits.template_bytes_max),
+                scripts: DefinitionBytes::new("bytes of scripts", SCRIPTS_BYTES_MAX as u64),
                 symbols: DefinitionBytes::new("bytes of symbols", limits.symbol_bytes_max),
                 payloads: Vec::new(),
             },

@@ -5,7 +5,7 @@
 //! and which weights there are, is the node's to check.
 
 use genie_srg::Origin;
-use genie_wire::limits::SYMBOLS_MAX;
+use genie_wire::limits::{FRAME_STEPS_MAX, SYMBOLS_MAX};
 use genie_wire::record::{RegionSpan, StorageId};
 use genie_wire::{Record, TapeDecoder};
 
@@ -49,13 +49,14 @@ pub(crate) struct TapeState {
     /// `StoreWeight` records that the node has not answered yet.
     pub(crate) storing: u64,
     pub(crate) templates: DefinitionBytes,
+    pub(crate) scripts: DefinitionBytes,
     pub(crate) symbols: DefinitionBytes,
     /// Uploads through regions in the frame that was read last.
     pub(crate) payloads: Vec<(RegionSpan, u64)>,
 }
 
 impl TapeState {
-    /// Reads a frame of whole records.
+    /// Reads a frame of whole records. What a script stands for is read as if it stood there.
     pub(crate) fn read(
         &mut self,
         bytes: &[u8],
@@ -71,13 +72,17 @@ impl TapeState {
             segmenter: &mut self.segmenter,
             storing: &mut self.storing,
             templates: &mut self.templates,
+            scripts: &mut self.scripts,
             symbols: &mut self.symbols,
             payloads: &mut self.payloads,
             counters,
+            steps: 0,
         };
         rest.payloads.clear();
-        while let Some(record) = decoder.next(bytes, &mut position)? {
-            rest.counters.records += 1;
+        loop {
+            let of_script = decoder.is_playing();
+            let Some(record) = decoder.next(bytes, &mut position)? else { break };
+            rest.counters.records += u64::from(!of_script);
             rest.record(record)?;
         }
         Ok(())
@@ -96,9 +101,12 @@ struct Rest<'a> {
     segmenter: &'a mut Segmenter,
     storing: &'a mut u64,
     templates: &'a mut DefinitionBytes,
+    scripts: &'a mut DefinitionBytes,
     symbols: &'a mut DefinitionBytes,
     payloads: &'a mut Vec<(RegionSpan, u64)>,
     counters: &'a mut Counters,
+    /// Records that scripts of this frame stand for.
+    steps: usize,
 }
 
 impl Rest<'_> {
@@ -184,6 +192,7 @@ impl Rest<'_> {
             Record::Settings { .. } => return Ok(()),
             Record::ForgetTemplates => {
                 self.templates.used = 0;
+                self.scripts.used = 0;
                 self.segmenter.forget_templates(self.counters);
                 return Ok(());
             }
@@ -198,6 +207,22 @@ impl Rest<'_> {
                 return Ok(());
             }
             Record::Skip { .. } => return Ok(()),
+            Record::DefineScript { bytes, .. } => {
+                self.counters.scripts += 1;
+                self.counters.script_bytes += bytes.len() as u64;
+                self.scripts.add(bytes.len())?;
+                return Ok(());
+            }
+            Record::RunScript { script, .. } => {
+                self.counters.script_runs += 1;
+                self.steps += script.steps as usize;
+                if self.steps > FRAME_STEPS_MAX {
+                    let (value, max) = (self.steps as u64, FRAME_STEPS_MAX as u64);
+                    let what = "records of scripts in one frame";
+                    return Err(SessionError::Limit { what, value, max });
+                }
+                return Ok(());
+            }
         }
         self.segmenter.end_if_full(self.counters);
         Ok(())

@@ -9,7 +9,7 @@ use genie_wire::control::{
     WeightStored, Welcome,
 };
 use genie_wire::frame::FrameKind;
-use genie_wire::limits::WANTED_MAX;
+use genie_wire::limits::{FRAME_STEPS_MAX, WANTED_MAX};
 use genie_wire::record::{RegionSpan, StorageId};
 use genie_wire::template::OutputSpec;
 use genie_wire::{
@@ -93,6 +93,58 @@ fn relu() -> Vec<u8> {
     }
     .encode(&mut bytes);
     bytes
+}
+
+/// relu of its one external, `times` times over, all but the last freed.
+fn relu_script(relu: genie_wire::TemplateId, times: usize) -> Vec<u8> {
+    let mut body = TapeWriter::of_script(1);
+    let mut last = StorageId(0);
+    for _ in 0..times {
+        let next = body.op(relu, &[last.0], &[], 1);
+        if last.0 != 0 {
+            body.free(last);
+        }
+        last = next;
+    }
+    body.bytes().to_vec()
+}
+
+#[test]
+fn what_a_script_stands_for_is_checked_and_counted() {
+    let mut session = running("me");
+    let mut writer = TapeWriter::new();
+    let x = writer.alloc(16);
+    let template = writer.define(&relu());
+    let script = writer.define_script(1, &relu_script(template, 10));
+    writer.run_script(script, &[x.0], &[], 10);
+    assert!(matches!(tape(&mut session, &mut writer)[..], [Action::ForwardToNode]));
+    let counters = session.counters();
+    assert_eq!((counters.ops, counters.script_runs, counters.records), (10, 1, 4));
+    assert_eq!(session.live(), (2, 32));
+    // An external that is gone.
+    writer.free(x);
+    writer.run_script(script, &[x.0], &[], 10);
+    assert_refused(&tape(&mut session, &mut writer), "is not alive");
+}
+
+#[test]
+fn the_records_that_scripts_of_a_frame_stand_for_are_bounded() {
+    let mut session = running("me");
+    let mut writer = TapeWriter::new();
+    let x = writer.alloc(16);
+    let template = writer.define(&relu());
+    let times = 10_000;
+    let script = writer.define_script(1, &relu_script(template, times));
+    for _ in 0..FRAME_STEPS_MAX / (2 * times) {
+        let made = writer.run_script(script, &[x.0], &[], times as u64);
+        writer.free(StorageId(made.0 + times as u64 - 1));
+    }
+    assert!(matches!(tape(&mut session, &mut writer)[..], [Action::ForwardToNode]));
+    for _ in 0..FRAME_STEPS_MAX / (2 * times - 1) + 1 {
+        let made = writer.run_script(script, &[x.0], &[], times as u64);
+        writer.free(StorageId(made.0 + times as u64 - 1));
+    }
+    assert_refused(&tape(&mut session, &mut writer), "records of scripts in one frame");
 }
 
 fn assert_refused(actions: &[Action], part: &str) {

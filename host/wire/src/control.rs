@@ -69,6 +69,10 @@ pub struct Welcome {
     /// The same for people, and why not a stronger one.
     #[prost(string, tag = "10")]
     pub route: String,
+    /// Whether scripts may be defined (false from whoever does not know them, and so from a host
+    /// whose node does not).
+    #[prost(bool, tag = "14")]
+    pub scripts: bool,
 }
 
 /// A shared memory region; its descriptor travels in the same message.

@@ -13,6 +13,7 @@ pub mod frame;
 pub mod limits;
 pub mod record;
 pub mod reply;
+pub mod script;
 pub mod template;
 pub mod value;
 pub mod varint;

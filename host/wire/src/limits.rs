@@ -14,6 +14,18 @@ pub const TEMPLATE_BYTES_MAX: usize = 1 << 20;
 pub const TEMPLATES_MAX: usize = 1 << 15;
 /// Encoded bytes of all templates that a session has defined; a client forgets before.
 pub const TEMPLATES_BYTES_MAX: usize = 64 << 20;
+/// The largest body of one script (a model of a thousand layers takes ~300 KiB).
+pub const SCRIPT_BYTES_MAX: usize = 1 << 20;
+/// Records of one script.
+pub const SCRIPT_STEPS_MAX: usize = 1 << 17;
+/// Storages of the program that one script may use.
+pub const SCRIPT_EXTERNALS_MAX: usize = 1 << 15;
+/// Scripts one session may have defined at a time; a client that needs more forgets all first.
+pub const SCRIPTS_MAX: usize = 1 << 11;
+/// Bytes of all scripts that a session has defined; a client forgets before.
+pub const SCRIPTS_BYTES_MAX: usize = 16 << 20;
+/// Records that the scripts run in one frame may stand for.
+pub const FRAME_STEPS_MAX: usize = 2 * SCRIPT_STEPS_MAX;
 /// Storage slots of one template.
 pub const SLOTS_MAX: usize = 1 << 15;
 /// Varying scalars of one template.

@@ -6,15 +6,19 @@
 //!
 //! The order of the tape is the order of the program: a reader that executes records one by one
 //! computes what the program means.
+//!
+//! A segment of the tape that is repeated may be defined once as a [script](crate::script): its
+//! run is one record, after which the decoder yields the records that it stands for.
 
 use std::sync::Arc;
 
 use crate::WireError;
 use crate::limits::{
     GENERATOR_STATE_BYTES_MAX, INLINE_BYTES_MAX, REGION_BYTES_MAX, RUN_RESERVE_MAX,
-    SETTINGS_BYTES_MAX, STORAGE_BYTES_MAX, STRING_BYTES_MAX, SYMBOLS_MAX, TEMPLATE_BYTES_MAX,
-    TEMPLATES_MAX,
+    SCRIPT_BYTES_MAX, SCRIPT_EXTERNALS_MAX, SCRIPTS_MAX, SETTINGS_BYTES_MAX, STORAGE_BYTES_MAX,
+    STRING_BYTES_MAX, SYMBOLS_MAX, TEMPLATE_BYTES_MAX, TEMPLATES_MAX,
 };
+use crate::script::{Play, Played, Scratch, Script};
 use crate::template::Template;
 use crate::varint::{Reader, put, put_bytes};
 
@@ -156,11 +160,22 @@ pub enum Record<'a> {
         threads: u32,
         settings: &'a [u8],
     },
-    /// Forgets every template; the next one defined is template 0 again.
+    /// Forgets every template and every script; the next one defined is number 0 again.
     ForgetTemplates,
+    /// Defines the next script. `bytes` is its body.
+    DefineScript {
+        id: u32,
+        script: &'a Arc<Script>,
+        bytes: &'a [u8],
+    },
+    /// Runs a script: the records that follow, until its last, are those of the script.
+    RunScript {
+        id: u32,
+        script: &'a Arc<Script>,
+    },
 }
 
-mod head {
+pub(crate) mod head {
     pub const DEFINE: u64 = 0;
     pub const FREE: u64 = 1;
     pub const ALLOC: u64 = 2;
@@ -181,6 +196,8 @@ mod head {
     // 17 was `ForgetWeight`, before version 3.
     pub const FORGET_TEMPLATES: u64 = 18;
     pub const SETTINGS: u64 = 19;
+    pub const DEFINE_SCRIPT: u64 = 24;
+    pub const RUN_SCRIPT: u64 = 25;
     /// Heads from here on are operators: head - OP is the template id.
     pub const OP: u64 = 32;
 }
@@ -192,11 +209,18 @@ pub struct TapeWriter {
     next_storage: u64,
     next_template: u32,
     next_symbol: u32,
+    next_script: u32,
+    records: u64,
 }
 
 impl TapeWriter {
     pub fn new() -> Self {
         TapeWriter::default()
+    }
+
+    /// A writer of a script's body, whose storages 0 to `externals` are the program's.
+    pub fn of_script(externals: u64) -> Self {
+        TapeWriter { next_storage: externals, ..TapeWriter::default() }
     }
 
     /// The records written since the last [`TapeWriter::take`].
@@ -219,7 +243,13 @@ impl TapeWriter {
         StorageId(self.next_storage)
     }
 
+    /// Records written so far, those of [`TapeWriter::take`] included.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
     fn head(&mut self, head: u64) {
+        self.records += 1;
         put(&mut self.bytes, head);
     }
 
@@ -393,6 +423,38 @@ impl TapeWriter {
     pub fn forget_templates(&mut self) {
         self.head(head::FORGET_TEMPLATES);
         self.next_template = 0;
+        self.next_script = 0;
+    }
+
+    /// `body` was written by a [`TapeWriter::of_script`] with as many externals.
+    pub fn define_script(&mut self, externals: u64, body: &[u8]) -> u32 {
+        self.head(head::DEFINE_SCRIPT);
+        put(&mut self.bytes, externals);
+        put_bytes(&mut self.bytes, body);
+        let id = self.next_script;
+        self.next_script += 1;
+        id
+    }
+
+    /// Runs a script on these storages, which makes `made` others; returns the id of the first.
+    /// `frees` says for each external that the body frees, in order, whether it is freed.
+    pub fn run_script(
+        &mut self,
+        script: u32,
+        externals: &[u64],
+        frees: &[bool],
+        made: u64,
+    ) -> StorageId {
+        self.head(head::RUN_SCRIPT);
+        put(&mut self.bytes, script.into());
+        for id in externals {
+            self.storage(StorageId(*id));
+        }
+        for bits in frees.chunks(8) {
+            let byte = bits.iter().rev().fold(0, |byte, bit| byte << 1 | u8::from(*bit));
+            self.bytes.push(byte);
+        }
+        self.new_ids(made)
     }
 
     pub fn skip(&mut self, count: u64) {
@@ -410,6 +472,8 @@ impl TapeWriter {
 pub struct TapeDecoder {
     templates: Vec<Arc<Template>>,
     run_template: Option<Arc<Template>>,
+    scripts: Vec<Arc<Script>>,
+    play: Option<Play>,
     next_storage: u64,
     next_symbol: u32,
     inputs: Vec<StorageId>,
@@ -431,23 +495,88 @@ impl TapeDecoder {
 
     /// The next record at `*position` in `bytes`, or `None` at the end. After an error the
     /// session cannot continue: its ids no longer agree with its peer's.
+    ///
+    /// While a script runs its records come, and `*position` stays where the run stands.
     pub fn next<'a>(
         &'a mut self,
         bytes: &'a [u8],
         position: &mut usize,
     ) -> Result<Option<Record<'a>>, WireError> {
+        if self.play.is_some() {
+            return self.play_on(position).map(Some);
+        }
         let rest = bytes.get(*position..).unwrap_or(&[]);
         if rest.is_empty() {
             return Ok(None);
         }
         let mut reader = Reader::new(rest);
-        let record = self.decode(&mut reader)?;
+        let head = reader.varint("record head")?;
+        if head == head::RUN_SCRIPT {
+            return self.run_script(&mut reader, position).map(Some);
+        }
+        let record = self.decode(head, &mut reader)?;
         *position += reader.position();
         Ok(Some(record))
     }
 
-    fn decode<'a>(&'a mut self, reader: &mut Reader<'a>) -> Result<Record<'a>, WireError> {
-        let head = reader.varint("record head")?;
+    /// Begins to play a script. `*position` passes its run with the script's last record.
+    fn run_script<'a>(
+        &'a mut self,
+        reader: &mut Reader,
+        position: &mut usize,
+    ) -> Result<Record<'a>, WireError> {
+        let id = reader.bounded("script", SCRIPTS_MAX)?;
+        let Some(script) = self.scripts.get(id).cloned() else {
+            return Err(WireError::NoSuch { what: "script", value: id as u64 });
+        };
+        let mut externals = Vec::with_capacity(script.externals as usize);
+        for _ in 0..script.externals {
+            externals.push(self.storage(reader)?);
+        }
+        let frees = reader.take("freed externals", script.frees.div_ceil(8) as usize)?.to_vec();
+        let base = self.new_ids(script.made)?;
+        let play = Play::new(script, externals, frees, base, reader.position());
+        if play.is_over() {
+            *position += play.length;
+        } else {
+            self.play = Some(play);
+        }
+        Ok(Record::RunScript { id: id as u32, script: &self.scripts[id] })
+    }
+
+    /// The next record of the script that runs.
+    fn play_on(&mut self, position: &mut usize) -> Result<Record<'_>, WireError> {
+        let play = self.play.as_mut().expect("the caller saw a script that runs");
+        let mut scratch = Scratch { inputs: &mut self.inputs, scalars: &mut self.scalars };
+        let played = play.next(&self.templates, &mut scratch)?;
+        if play.is_over() {
+            *position += play.length;
+            self.play = None;
+        }
+        Ok(match played {
+            Played::Op { template, first_new } => Record::Op {
+                id: TemplateId(template),
+                template: &self.templates[template as usize],
+                inputs: &self.inputs,
+                scalars: &self.scalars,
+                first_new,
+            },
+            Played::Free { id } => Record::Free { id },
+            Played::Alloc { id, bytes } => Record::Alloc { id, bytes },
+            Played::Mark { kind, symbol } => Record::Mark { kind, symbol },
+        })
+    }
+
+    /// Whether the next record is one of a script that runs.
+    pub fn is_playing(&self) -> bool {
+        self.play.is_some()
+    }
+
+    fn decode<'a>(
+        &'a mut self,
+        head: u64,
+        reader: &mut Reader<'a>,
+    ) -> Result<Record<'a>, WireError> {
         if head >= head::OP {
             return self.decode_op(reader, head - head::OP);
         }
@@ -520,21 +649,8 @@ impl TapeDecoder {
                 Record::Symbol { id, text }
             }
             head::MARK => {
-                let kind = match reader.u8("mark kind")? {
-                    0 => MarkKind::ModuleEnter,
-                    1 => MarkKind::ModuleExit,
-                    2 => MarkKind::PhaseEnter,
-                    3 => MarkKind::PhaseExit,
-                    4 => MarkKind::Stage,
-                    value => {
-                        return Err(WireError::Unknown { what: "mark kind", value: value.into() });
-                    }
-                };
-                let symbol = reader.varint("symbol")?;
-                if symbol >= u64::from(self.next_symbol) {
-                    return Err(WireError::NoSuch { what: "symbol", value: symbol });
-                }
-                Record::Mark { kind, symbol: symbol as u32 }
+                let (kind, symbol) = mark(reader, self.next_symbol)?;
+                Record::Mark { kind, symbol }
             }
             head::RUN => {
                 let token = reader.varint("token")?;
@@ -564,7 +680,18 @@ impl TapeDecoder {
             },
             head::FORGET_TEMPLATES => {
                 self.templates.clear();
+                self.scripts.clear();
                 Record::ForgetTemplates
+            }
+            head::DEFINE_SCRIPT => {
+                let externals = reader.bounded("script's externals", SCRIPT_EXTERNALS_MAX)?;
+                let bytes = reader.bytes("script", SCRIPT_BYTES_MAX)?;
+                limit("scripts", self.scripts.len() as u64 + 1, SCRIPTS_MAX as u64)?;
+                let script =
+                    Script::decode(externals as u32, bytes, &self.templates, self.next_symbol)?;
+                let id = self.scripts.len();
+                self.scripts.push(Arc::new(script));
+                Record::DefineScript { id: id as u32, script: &self.scripts[id], bytes }
             }
             value => return Err(WireError::Unknown { what: "record", value }),
         })
@@ -604,11 +731,7 @@ impl TapeDecoder {
     }
 
     fn storage(&self, reader: &mut Reader) -> Result<StorageId, WireError> {
-        let distance = reader.varint("storage")?;
-        match self.next_storage.checked_sub(distance) {
-            Some(id) if distance > 0 => Ok(StorageId(id)),
-            _ => Err(WireError::NoSuch { what: "storage at distance", value: distance }),
-        }
+        storage(reader, self.next_storage)
     }
 
     fn new_ids(&mut self, count: u64) -> Result<StorageId, WireError> {
@@ -621,7 +744,33 @@ impl TapeDecoder {
     }
 }
 
-fn storage_bytes(reader: &mut Reader) -> Result<u64, WireError> {
+/// A storage that was made before storage `next`.
+pub(crate) fn storage(reader: &mut Reader, next: u64) -> Result<StorageId, WireError> {
+    let distance = reader.varint("storage")?;
+    match next.checked_sub(distance) {
+        Some(id) if distance > 0 => Ok(StorageId(id)),
+        _ => Err(WireError::NoSuch { what: "storage at distance", value: distance }),
+    }
+}
+
+/// What a mark says, and its symbol, one of the first `symbols`.
+pub(crate) fn mark(reader: &mut Reader, symbols: u32) -> Result<(MarkKind, u32), WireError> {
+    let kind = match reader.u8("mark kind")? {
+        0 => MarkKind::ModuleEnter,
+        1 => MarkKind::ModuleExit,
+        2 => MarkKind::PhaseEnter,
+        3 => MarkKind::PhaseExit,
+        4 => MarkKind::Stage,
+        value => return Err(WireError::Unknown { what: "mark kind", value: value.into() }),
+    };
+    let symbol = reader.varint("symbol")?;
+    if symbol >= u64::from(symbols) {
+        return Err(WireError::NoSuch { what: "symbol", value: symbol });
+    }
+    Ok((kind, symbol as u32))
+}
+
+pub(crate) fn storage_bytes(reader: &mut Reader) -> Result<u64, WireError> {
     Ok(reader.bounded("storage bytes", STORAGE_BYTES_MAX as usize)? as u64)
 }
 
@@ -634,6 +783,6 @@ fn hash(reader: &mut Reader) -> Result<WeightHash, WireError> {
     Ok(bytes.try_into().expect("take returned 32 bytes"))
 }
 
-fn limit(what: &'static str, value: u64, max: u64) -> Result<(), WireError> {
+pub(crate) fn limit(what: &'static str, value: u64, max: u64) -> Result<(), WireError> {
     if value > max { Err(WireError::TooLarge { what, value, max }) } else { Ok(()) }
 }

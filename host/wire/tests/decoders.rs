@@ -172,10 +172,109 @@ fn tape(template: &Template) -> Vec<u8> {
     tape.read(6, x, 0, 64, Some(RegionSpan { region: 1, offset: 0 }));
     tape.fence(7);
     tape.skip(10);
+    let body = body(id, symbol);
+    let script = tape.define_script(2, &body);
+    tape.run_script(script, &[x.0, first.0], &[true, false], 3);
     tape.free(x);
     tape.settings(8, &[1, 14]);
     tape.forget_templates();
     tape.bytes().to_vec()
+}
+
+/// A script over two storages: it frees both, the second only where a run says so.
+fn body(template: TemplateId, symbol: u32) -> Vec<u8> {
+    let mut body = TapeWriter::of_script(2);
+    body.mark(MarkKind::ModuleEnter, symbol);
+    let made = body.op(template, &[0, 1, 0], &[5, 6, 7, 8], 2);
+    let more = body.alloc(32);
+    body.free(StorageId(0));
+    body.free(made);
+    body.free(StorageId(1));
+    body.mark(MarkKind::ModuleExit, symbol);
+    assert_eq!((made, more), (StorageId(2), StorageId(4)));
+    body.bytes().to_vec()
+}
+
+/// What a run stands for is what would be on the tape without scripts.
+#[test]
+fn a_script_stands_for_its_records() {
+    let template = Template {
+        op: "aten::add.Tensor".into(),
+        slots: 3,
+        scalars: 4,
+        mutated: vec![],
+        random: false,
+        new_storages: vec![16, 1 << 30],
+        args: vec![],
+        outputs: vec![],
+    };
+    let mut encoded = Vec::new();
+    template.encode(&mut encoded);
+    let begin = |tape: &mut TapeWriter| {
+        let id = tape.define(&encoded);
+        let symbol = tape.symbol("encoder");
+        let (x, y) = (tape.alloc(64), tape.alloc(64));
+        (id, symbol, x, y)
+    };
+    let (mut short, mut long) = (TapeWriter::new(), TapeWriter::new());
+    let (id, symbol, x, y) = begin(&mut short);
+    let script = short.define_script(2, &body(id, symbol));
+    begin(&mut long);
+    for frees in [[false, false], [true, false], [false, true]] {
+        let base = short.run_script(script, &[x.0, y.0], &frees, 3);
+        long.mark(MarkKind::ModuleEnter, symbol);
+        let made = long.op(id, &[x.0, y.0, x.0], &[5, 6, 7, 8], 2);
+        long.alloc(32);
+        assert_eq!(base, made);
+        if frees[0] {
+            long.free(x);
+        }
+        long.free(made);
+        if frees[1] {
+            long.free(y);
+        }
+        long.mark(MarkKind::ModuleExit, symbol);
+    }
+    let records = |bytes: &[u8]| {
+        let (mut decoder, mut position) = (TapeDecoder::new(), 0);
+        let mut records = Vec::new();
+        while let Some(record) = decoder.next(bytes, &mut position).unwrap() {
+            match record {
+                Record::RunScript { .. } | Record::DefineScript { .. } => {}
+                record => records.push(format!("{record:?}")),
+            }
+        }
+        assert_eq!(position, bytes.len());
+        records
+    };
+    assert_eq!(records(short.bytes()), records(long.bytes()));
+}
+
+#[test]
+fn scripts_of_anything_but_operators_are_refused() {
+    let refused = |externals, body: &TapeWriter| {
+        let mut tape = TapeWriter::new();
+        tape.define_script(externals, body.bytes());
+        TapeDecoder::new().next(tape.bytes(), &mut 0).unwrap_err()
+    };
+    let mut body = TapeWriter::of_script(1);
+    body.fence(1);
+    let error = refused(1, &body);
+    assert!(matches!(error, WireError::Unknown { what: "record of a script", .. }), "{error}");
+    let mut body = TapeWriter::of_script(2);
+    body.free(StorageId(0));
+    let error = refused(1, &body);
+    assert!(matches!(error, WireError::NoSuch { what: "storage at distance", .. }), "{error}");
+    let mut body = TapeWriter::of_script(1);
+    body.op(TemplateId(0), &[], &[], 0);
+    assert!(matches!(refused(1, &body), WireError::NoSuch { what: "template", .. }));
+    let mut body = TapeWriter::of_script(1);
+    body.mark(MarkKind::ModuleEnter, 0);
+    assert!(matches!(refused(1, &body), WireError::NoSuch { what: "symbol", .. }));
+    let mut tape = TapeWriter::new();
+    tape.run_script(0, &[], &[], 0);
+    let error = TapeDecoder::new().next(tape.bytes(), &mut 0).unwrap_err();
+    assert!(matches!(error, WireError::NoSuch { what: "script", .. }), "{error}");
 }
 
 #[test]
@@ -195,18 +294,25 @@ fn a_tape_is_read_as_it_was_written() {
     let mut kinds = Vec::new();
     while let Some(record) = decoder.next(&bytes, &mut position).unwrap() {
         if let Record::Op { id, template: found, inputs, scalars, first_new } = &record {
-            assert_eq!((*id, *first_new), (TemplateId(0), StorageId(1)));
             assert_eq!(*found, &Arc::new(template.clone()));
-            assert_eq!(*inputs, [StorageId(0); 3]);
-            assert_eq!(*scalars, [1, 2, 3, 4]);
+            assert_eq!(*id, TemplateId(0));
+            if *first_new == StorageId(1) {
+                assert_eq!(*inputs, [StorageId(0); 3]);
+                assert_eq!(*scalars, [1, 2, 3, 4]);
+            } else {
+                assert_eq!(*first_new, StorageId(18));
+                assert_eq!(*inputs, [StorageId(0), StorageId(1), StorageId(0)]);
+                assert_eq!(*scalars, [5, 6, 7, 8]);
+            }
         }
         kinds.push(format!("{record:?}").split([' ', '{']).next().unwrap().to_owned());
     }
     let expected = "Alloc Define Op UploadInline Upload BindWeight StoreWeight Resize Seed \
-                    SetGeneratorState GetGeneratorState Symbol Mark Run Read Read Fence Skip Free \
-                    Settings ForgetTemplates";
+                    SetGeneratorState GetGeneratorState Symbol Mark Run Read Read Fence Skip \\
+                    DefineScript RunScript Mark Op Alloc Free Free Mark Free Settings \\
+                    ForgetTemplates";
     assert_eq!(kinds, expected.split_whitespace().collect::<Vec<_>>());
-    assert_eq!(decoder.next_storage(), StorageId(1 + 2 + 5 + 10));
+    assert_eq!(decoder.next_storage(), StorageId(1 + 2 + 5 + 10 + 3));
 }
 
 #[test]

@@ -11,6 +11,8 @@ pub fn generate(out: &Path) -> Result<(), String> {
         ("kTemplateBytesMax", TEMPLATE_BYTES_MAX as u64),
         ("kTemplatesMax", TEMPLATES_MAX as u64),
         ("kTemplatesBytesMax", TEMPLATES_BYTES_MAX as u64),
+        ("kScriptsMax", SCRIPTS_MAX as u64),
+        ("kScriptsBytesMax", SCRIPTS_BYTES_MAX as u64),
         ("kSlotsMax", SLOTS_MAX as u64),
         ("kScalarsMax", SCALARS_MAX as u64),
         ("kOutputsMax", OUTPUTS_MAX as u64),

@@ -50,6 +50,7 @@ fn build() -> Result<(), String> {
             "readers",
             "refused",
             "register",
+            "script",
             "settings",
         ] {
             files.push(format!("cpp/capture/{name}.cpp").into());

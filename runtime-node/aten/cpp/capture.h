@@ -24,6 +24,23 @@ struct GenieSettings {
   size_t len;
 };
 
+// The id of a storage of no session.
+constexpr uint64_t kNoStorage = UINT64_MAX >> 1;
+
+// What became of the notes between `script_begin` and `script_end`. The ranges live during the call.
+struct GenieNotedScript {
+  uint64_t handle;
+  uint64_t bytes;  // of its definition
+  // Storages made and filled from the client inside: every run names them behind the externals.
+  const uint64_t* constants;
+  size_t n_constants;
+  // For each output: its number among the storages that a run makes, or -1 for an external.
+  const int64_t* outputs;
+  // Externals that the script frees, in order.
+  const uint32_t* frees;
+  size_t n_frees;
+};
+
 struct GenieTape {
   // Makes sure a session exists (starts or joins a host on first use). Called before the first
   // storage is made, and cheap afterwards. Fails in a forked child and after a lost node.
@@ -108,6 +125,25 @@ struct GenieTape {
   // Whether this Python class is no `Exception`: KeyboardInterrupt, SystemExit. Such must reach
   // the program whatever was being tried.
   uint8_t (*must_propagate)(void* python_class);
+
+  // Begins to note what this thread appends, as a script over these storages. 0: host or node know
+  // no scripts, or the thread takes notes already.
+  uint8_t (*script_begin)(const GenieSettings* settings, const uint64_t* externals, size_t n_externals);
+  // Ends the notes. `outputs` are the storages that live on. On success calls `keep` once; an error
+  // says why the notes make no script.
+  int (*script_end)(const uint64_t* outputs, size_t n_outputs,
+                    void (*keep)(void* context, const GenieNotedScript* script), void* context,
+                    GenieError* error);
+  // Ends the notes without a script; nothing without notes.
+  void (*script_abandon)();
+  // The script is not run any more.
+  void (*script_drop)(uint64_t handle);
+  // Runs a script on its externals and constants; `frees` says for each external that the script
+  // frees whether this run frees it. Returns the id of the first storage it makes, or
+  // `kNoStorage` when the session knows no such script.
+  uint64_t (*script_run)(const GenieSettings* settings, uint64_t handle,
+                         const uint64_t* externals, size_t n_externals,
+                         const bool* frees, size_t n_frees);
 };
 
 // Counters of the capture, since the process began.

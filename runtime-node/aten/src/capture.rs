@@ -35,6 +35,20 @@ pub struct Settings {
     pub len: usize,
 }
 
+/// A script that was noted, as `GenieNotedScript` of `cpp/capture.h` lays it out.
+#[repr(C)]
+pub struct NotedScript {
+    pub handle: u64,
+    pub bytes: u64,
+    pub constants: *const u64,
+    pub n_constants: usize,
+    pub outputs: *const i64,
+    pub frees: *const u32,
+    pub n_frees: usize,
+}
+
+pub type KeepScriptFn = unsafe extern "C" fn(context: *mut c_void, script: *const NotedScript);
+
 /// The tape's functions, as `GenieTape` of `cpp/capture.h` lays them out.
 #[repr(C)]
 pub struct Tape {
@@ -118,6 +132,28 @@ pub struct Tape {
     pub fell_back: unsafe extern "C" fn(op: *const c_char, reason: *const c_char),
     pub error_type: unsafe extern "C" fn(code: u8) -> *mut c_void,
     pub must_propagate: unsafe extern "C" fn(python_class: *mut c_void) -> u8,
+    pub script_begin: unsafe extern "C" fn(
+        settings: *const Settings,
+        externals: *const u64,
+        n_externals: usize,
+    ) -> u8,
+    pub script_end: unsafe extern "C" fn(
+        outputs: *const u64,
+        n_outputs: usize,
+        keep: KeepScriptFn,
+        context: *mut c_void,
+        error: *mut GenieError,
+    ) -> i32,
+    pub script_abandon: extern "C" fn(),
+    pub script_drop: extern "C" fn(handle: u64),
+    pub script_run: unsafe extern "C" fn(
+        settings: *const Settings,
+        handle: u64,
+        externals: *const u64,
+        n_externals: usize,
+        frees: *const bool,
+        n_frees: usize,
+    ) -> u64,
 }
 
 /// Counters of the capture, since the process began.

@@ -426,6 +426,7 @@ impl<B: Backend> Connection<B> {
             ops: host.ops.to_vec(),
             session: number,
             pid: std::process::id(),
+            scripts: true,
             ..Welcome::default()
         };
         Ok(self.link.post_send(FrameKind::Welcome, &[&welcome.encode_to_vec()], None)?)

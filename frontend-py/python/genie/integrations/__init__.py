@@ -16,6 +16,7 @@ from typing import Any
 
 # Module of a library -> module here and its function that is given the library's, once it is imported.
 _WANTED = {
+    "torch.nn.attention.flex_attention": ("flex_attention", "add_device"),
     "safetensors": ("safetensors", "add_device"),
     "accelerate.utils.modeling": ("accelerate", "add_memory_and_scaler"),
     "accelerate.state": ("accelerate", "add_default_device"),

@@ -15,6 +15,7 @@
 #include <torch/library.h>
 
 #include "op.h"
+#include "script.h"
 #include "../torch_version.h"
 
 namespace genie {
@@ -152,6 +153,7 @@ bool is_parameter(const at::Tensor& t) { return t.requires_grad() && t.is_leaf()
 
 void upload(const at::Tensor& from, const at::Tensor& to, bool parameter) {
   auto& r = remote(to);
+  if (notes()) notes()->keep(to);
   uint64_t len = to.nbytes();
   bool whole = to.storage_offset() == 0 && len == r.bytes;
   uint8_t content = whole ? (parameter ? 2 : 1) : 0;

@@ -25,6 +25,7 @@
 
 #include "../python_error.h"
 #include "metas.h"
+#include "script.h"
 #include "settings.h"
 #include "../torch_version.h"
 
@@ -33,6 +34,8 @@ namespace genie {
 std::atomic<bool> log_intercepts{false};
 std::atomic<bool> meta_infer{true};
 std::atomic<bool> aten_impl{true};
+
+std::mutex capture_mutex;
 
 CaptureCounters& counters() {
   static CaptureCounters instance;
@@ -56,8 +59,6 @@ constexpr size_t kAcceptedMax = 1 << 14;
 // Comparisons of arguments that lie in one storage, before they count as overlapping.
 constexpr int kComparisonsMax = 1 << 12;
 
-// Guards encoding, template caches and the order of records. Never held while Python may run.
-std::mutex capture_mutex;
 uint64_t mark_counter = 0;
 std::atomic<uint64_t> template_generation{0};
 
@@ -106,24 +107,6 @@ bool takes_cpu_indices(const std::string& name) {
          starts(name, "aten::_unsafe_index");
 }
 
-uint64_t key_hash(std::string_view bytes) {
-  uint64_t hash = bytes.size() * 0x9e3779b97f4a7c15ull;
-  const char* at = bytes.data();
-  size_t left = bytes.size();
-  while (left >= 8) {
-    uint64_t word;
-    memcpy(&word, at, 8);
-    hash = (hash ^ word) * 0xff51afd7ed558ccdull;
-    hash ^= hash >> 32;
-    at += 8;
-    left -= 8;
-  }
-  uint64_t word = 0;
-  memcpy(&word, at, left);
-  hash = (hash ^ word) * 0xff51afd7ed558ccdull;
-  return hash ^ (hash >> 29);
-}
-
 uint64_t word_of(double value) {
   uint64_t word;
   memcpy(&word, &value, 8);
@@ -156,6 +139,33 @@ c10::IValue settled(const c10::IValue& v) {
 
 }  // namespace
 
+uint64_t key_hash(std::string_view bytes) {
+  uint64_t hash = bytes.size() * 0x9e3779b97f4a7c15ull;
+  const char* at = bytes.data();
+  size_t left = bytes.size();
+  while (left >= 8) {
+    uint64_t word;
+    memcpy(&word, at, 8);
+    hash = (hash ^ word) * 0xff51afd7ed558ccdull;
+    hash ^= hash >> 32;
+    at += 8;
+    left -= 8;
+  }
+  uint64_t word = 0;
+  memcpy(&word, at, left);
+  hash = (hash ^ word) * 0xff51afd7ed558ccdull;
+  return hash ^ (hash >> 29);
+}
+
+uint64_t next_mark() { return ++mark_counter; }
+
+uint64_t forgotten_so_far() { return template_generation.load(std::memory_order_acquire); }
+
+void start_over() {
+  tape().forget_templates();
+  forget_templates();
+}
+
 // The encoded arguments of one call.
 struct Encoder {
   enum Outcome { kOk, kUnsupported, kTooLarge, kMixed, kLazyBits };
@@ -183,7 +193,7 @@ struct Encoder {
     written.clear();
     generator.reset();
     stranger = nullptr;
-    mark = ++mark_counter;
+    mark = next_mark();
     for (size_t i = 0; i < op.arguments_.size(); ++i) {
       const auto& argument = op.arguments_[i];
       if (auto outcome = put(args[i], argument.number && !op.values_shape_, !op.values_shape_,
@@ -531,6 +541,7 @@ void Operator::record(torch::jit::Stack* stack) {
       auto key = encoder.bytes.view();
       if (const auto* found = cache_->find(key, key_hash(key))) {
         auto tmpl = *found;
+        if (C10_UNLIKELY(notes() != nullptr)) notes()->writes(encoder.storages, encoder.mutated);
         uint64_t first =
             tape().op(encoder.settings, tmpl->id, encoder.inputs.data(), encoder.inputs.size(),
                       encoder.scalars.data(), encoder.scalars.size(), tmpl->new_storages);
@@ -748,6 +759,7 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
           cache_->insert(hash, tmpl);
         }
       }
+      if (notes()) notes()->writes(encoder.storages, encoder.mutated);
       first = tmpl ? tape().op(encoder.settings, tmpl->id, encoder.inputs.data(),
                                encoder.inputs.size(), encoder.scalars.data(),
                                encoder.scalars.size(), tmpl->new_storages)
@@ -964,8 +976,7 @@ void make_room_for_template(size_t bytes) {
   if (defined_in != template_generation.load(std::memory_order_acquire))
     defined = defined_bytes = 0;
   if (defined + 1 > kTemplatesMax || defined_bytes + bytes > kTemplatesBytesMax) {
-    tape().forget_templates();
-    forget_templates();
+    start_over();
     defined = defined_bytes = 0;
   }
   defined_in = template_generation.load(std::memory_order_acquire);

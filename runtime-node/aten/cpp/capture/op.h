@@ -4,6 +4,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <memory>
+#include <mutex>
+#include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -89,6 +91,16 @@ class Operator {
   struct Cache;
   std::unique_ptr<Cache> cache_;
 };
+
+// Guards encoding, template caches and the order of records. Never held while Python may run.
+extern std::mutex capture_mutex;
+// A number for `RemoteStorage::mark`. Under the capture lock.
+uint64_t next_mark();
+// Counts how often templates and scripts were forgotten.
+uint64_t forgotten_so_far();
+// Forgets every template and script, here and on the node. Under the capture lock.
+void start_over();
+uint64_t key_hash(std::string_view bytes);
 
 struct CaptureCounters {
   std::atomic<uint64_t> ops{0}, hits{0}, misses{0}, runs{0}, fallbacks{0}, capture_ticks{0};

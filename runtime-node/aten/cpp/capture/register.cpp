@@ -16,6 +16,7 @@ void register_autocast();
 void register_memory_readers(torch::Library& here, torch::Library& autograd);
 void register_refused(torch::Library& here);
 void register_composites(torch::Library& here, torch::Library& autograd);
+void register_graphs();
 
 namespace {
 
@@ -151,6 +152,7 @@ int genie_capture_init(const GenieTape* tape, GenieError* error) {
     start_time = std::chrono::steady_clock::now();
     register_device();
     register_makers();
+    register_graphs();
   });
 }
 
