@@ -34,18 +34,22 @@ if TORCH >= (2, 5):
         def __repr__(self) -> str:
             return f"<torch.{NAME}.Stream device={self.device}>"
 
-    class Event(torch.Event):
-        """A place in the stream, to be waited for or asked about."""
+    class _OfDevice(type):
+        def __instancecheck__(cls, event: object) -> bool:
+            return isinstance(event, torch.Event) and event.device.type == NAME
 
-        def __new__(
+    class Event(torch.Event, metaclass=_OfDevice):
+        """A place in the stream, to be waited for or asked about.
+
+        What is made is a `torch.Event` of this device: PyTorch's functions take no class below it.
+        """
+
+        def __new__(  # type: ignore[misc]
             cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
-        ) -> "Event":
+        ) -> torch.Event:
             if interprocess:
                 raise NotImplementedError(f"events of {NAME} cannot be shared between processes")
-            return super().__new__(cls, NAME, enable_timing=enable_timing, blocking=blocking)
-
-        def __repr__(self) -> str:
-            return f"<torch.{NAME}.Event>"
+            return torch.Event(NAME, enable_timing=enable_timing, blocking=blocking)
 
 else:
 

@@ -92,8 +92,8 @@ pub(super) struct Core {
     /// Storages alive or reserved, as the host counts them.
     storages: u64,
     pub(super) storages_max: u64,
-    /// The fence that answers whether the device is idle, and the frames sent when it was put.
-    idle: Option<(u64, u64)>,
+    /// The last fence, and the frames sent with it.
+    last_fence: Option<(u64, u64)>,
     /// Upload bytes whose space may be used again, since the session began.
     pub released: u64,
     /// One bit a slot of the download region.
@@ -144,7 +144,7 @@ impl Core {
             next_token: 1,
             storages: 0,
             storages_max: STORAGES_MAX as u64,
-            idle: None,
+            last_fence: None,
             released: 0,
             busy_slots: 0,
             symbols: HashMap::new(),
@@ -659,22 +659,19 @@ impl Core {
         let token = self.open_token();
         self.tape.fence(token);
         self.send_tape();
+        self.last_fence = Some((token, self.counters.frames));
         token
     }
 
-    /// Whether everything so far is known to have been done; asks the node when it was not asked
-    /// since.
+    /// Whether everything so far is known to have been done; asks the node when nobody did since.
     pub fn is_idle(&mut self) -> bool {
         let now = self.tape.bytes().is_empty().then_some(self.counters.frames);
-        let token = match self.idle {
+        let token = match self.last_fence {
             Some((token, frames)) if now == Some(frames) => token,
             _ if !self.may_ask() => return false,
-            last => {
-                if let Some((token, _)) = last {
-                    self.abandon(token, Leftover::Nothing);
-                }
+            _ => {
                 let token = self.fence();
-                self.idle = Some((token, self.counters.frames));
+                self.abandon(token, Leftover::Nothing);
                 self.pump();
                 token
             }

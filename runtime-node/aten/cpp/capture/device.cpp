@@ -187,8 +187,17 @@ struct RemoteGuard final : c10::impl::DeviceGuardImplInterface {
 #if GENIE_TORCH_AT_LEAST(2, 6)
   void synchronizeDevice(const c10::DeviceIndex) const override { synchronize(); }
 #endif
-  // Overrides in those versions that have one (2.4, 2.10).
+  // Overrides in those versions that have them (from 2.9 and 2.10 on).
   void* getStreamNativeHandle(const c10::Stream) const { return nullptr; }
+#if __has_include(<c10/core/DeviceCapability.h>)
+  c10::DeviceCapability getDeviceCapability(c10::Device) const {
+    c10::DeviceCapability all;  // but quantized tensors
+    auto& types = all.capability_data.supported_scalar_types;
+    types.has_QInt8 = types.has_QUInt8 = types.has_QInt32 = 0;
+    types.has_QUInt4x2 = types.has_QUInt2x4 = 0;
+    return all;
+  }
+#endif
 
   void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override {
     delete static_cast<RemoteEvent*>(event);
