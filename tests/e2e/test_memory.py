@@ -105,3 +105,23 @@ def test_large_temporaries_are_freed_on_the_node(program):
         """
     ).finish(300)
     assert said["peak"] < 800 << 20
+
+
+def test_sessions_that_come_and_go_leave_nothing_behind(host, program):
+    """A closed session cost its client the list of the node's operators, 33 kB, for ever."""
+    said, _ = program(
+        """
+        import gc, psutil
+        def visit(count):
+            for _ in range(count):
+                genie.init()
+                assert torch.ones(4).to(DEVICE).sum().item() == 4.0
+                genie.shutdown()
+            gc.collect()
+            return psutil.Process().memory_info().rss
+        warm = visit(100)
+        say(grown=visit(400) - warm)
+        """,
+        env=host.environment,
+    ).finish()
+    assert said["grown"] < 4 << 20

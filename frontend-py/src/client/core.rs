@@ -179,6 +179,14 @@ impl Core {
         }
     }
 
+    /// Gives back what the tables and buffers of a session that is over have grown to.
+    pub fn shrink(&mut self) {
+        self.tape.take(Vec::new());
+        self.backlog = VecDeque::new();
+        self.trace_parts = HashMap::new();
+        self.symbols = HashMap::new();
+    }
+
     fn fail_link(&mut self, error: &LinkError) {
         let why = match error {
             LinkError::Closed => ClientError::lost(format!(

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use genie_wire::control::{Status, StatusRequest, TraceQuestion, TraceRequest, Welcome};
@@ -67,8 +67,8 @@ pub struct Session {
     pub(super) download: Mutex<Download>,
     memory: Memory,
     welcome: Welcome,
-    /// The node's operators, by schema hash, sorted.
-    ops: Vec<u64>,
+    /// The node's operators, by schema hash, sorted; shared with sessions that found the same.
+    ops: Arc<[u64]>,
 }
 
 impl Session {
@@ -82,7 +82,7 @@ impl Session {
         let mut ops = std::mem::take(&mut welcome.ops);
         ops.sort_unstable();
         Session {
-            ops,
+            ops: shared(ops),
             hooks,
             core: Mutex::new(core),
             changed: Condvar::new(),
@@ -481,6 +481,9 @@ impl Session {
     }
 
     /// Ends the session: sends what is pending, then closes the link. Waits for nobody.
+    ///
+    /// What stays of it is small: threads in the middle of a call may still look at it, so it is never
+    /// freed, and a program may have many after each other.
     pub fn close(&self) {
         let mut core = self.lock();
         core.send_tape();
@@ -492,6 +495,7 @@ impl Session {
             let _ = rustix::net::shutdown(&event, rustix::net::Shutdown::Both);
         }
         core.drop_link();
+        core.shrink();
         drop(core);
         self.live.store(false, Ordering::Release);
         self.changed.notify_all();
@@ -645,6 +649,16 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Decodes a reply; an error reply becomes the error it carries.
+/// The list of operators that the last session found, if this is the same: a closed session keeps it.
+fn shared(ops: Vec<u64>) -> Arc<[u64]> {
+    static LAST: Mutex<Option<Arc<[u64]>>> = Mutex::new(None);
+    let mut last = lock(&LAST);
+    match &*last {
+        Some(known) if **known == *ops => known.clone(),
+        _ => last.insert(ops.into()).clone(),
+    }
+}
+
 fn check_reply(body: &[u8]) -> Result<Reply<'_>, ClientError> {
     match Reply::decode(body) {
         Ok((_, Reply::Error { code: ErrorCode::NodeLost, message })) => {
