@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from genie import _collectives, _exports, _native, env, marks
-from genie.errors import NodeLost, ProgramEnds, StartFailed
+from genie.errors import NodeLost, StartFailed
 
 MODES = ("auto", "local", "local_remote", "remote", "remote_zero_copy")
 REMOTE = ("remote", "remote_zero_copy")
@@ -144,7 +144,7 @@ def _start(settings: Settings) -> None:
     global _mode
     if _ending:
         if threading.current_thread() is not threading.main_thread():
-            raise ProgramEnds
+            raise SystemExit
         raise StartFailed(
             "the interpreter is ending: no session of remote_accelerator starts any more. An atexit function that "
             "needs the device must be registered after `import genie`, so that it runs before the session's end"

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::client::ClientError;
 use crate::python::gil;
 
-/// The code of `genie.errors.ProgramEnds`; no peer sends it.
+/// The code of `SystemExit` (`genie.errors`); no peer sends it.
 pub const PROGRAM_ENDS: u8 = 253;
 /// The code of `genie.errors.StartFailed`; no peer sends it.
 const START_FAILED: u8 = 254;
