@@ -295,6 +295,8 @@ fn start_log(default: &str) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would complain on the stderr that nobody reads any more, and panic.
+        .log_internal_errors(false)
         .init();
 }
 

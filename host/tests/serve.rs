@@ -250,6 +250,7 @@ fn a_stopping_host_ends_although_a_node_never_gets_ready() {
         command.arg("--node-binary").arg(fake_node()).env("FAKE_NODE", "mute");
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
+        // From here on nobody reads its log, which is no reason to fail.
         let said = stderr.lines().map_while(Result::ok).any(|line| line.contains("is mute"));
         assert!(said, "the node starts");
         kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
@@ -363,7 +364,7 @@ fn a_stopping_host_lets_sessions_finish_and_takes_no_new_ones() {
     let node = watch(client.welcome.node_pid).unwrap();
     host.signal(Signal::TERM);
     let said = refused(&host);
-    assert!(said.contains("Unavailable") && said.contains("takes no new sessions"), "{said}");
+    assert!(said.contains("takes no new sessions") && said.contains("GENIE_HOST"), "{said}");
     client.tape.fence(1);
     client.flush();
     client.reply().expect("the old session goes on");
@@ -381,7 +382,7 @@ fn a_session_that_outlasts_the_drain_is_told_why_it_ends() {
     let mut client = host.client();
     host.signal(Signal::TERM);
     let said = client.wait(FrameKind::Reply).unwrap_err();
-    assert!(said.contains("NodeLost") && said.contains("--drain-s"), "{said}");
+    assert!(said.contains("the host ends") && said.contains("--drain-s"), "{said}");
     assert!(host.wait().success());
 }
 

@@ -148,6 +148,8 @@ fn serve(args: Args) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would complain on the stderr that nobody reads any more, and panic.
+        .log_internal_errors(false)
         .init();
 
     // Before any thread exists, so that all of them leave signals to the supervisor.
