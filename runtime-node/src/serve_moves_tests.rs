@@ -75,7 +75,7 @@ fn serve(host: &mut Client, number: u64, hash: [u8; 32], identity: &str) -> Weig
     WeightServing::decode(&frame.body[..]).unwrap()
 }
 
-/// Asks to fetch a weight for a storage, whose id is returned.
+/// Asks to fetch a weight for an id that was passed over; returns it.
 fn ask_to_fetch(
     client: &mut Client,
     number: u64,
@@ -83,7 +83,8 @@ fn ask_to_fetch(
     address: &str,
     bytes: u64,
 ) -> StorageId {
-    let id = client.tape.alloc(bytes);
+    let id = client.tape.next_storage();
+    client.tape.skip(1);
     client.flush();
     let fetch = WeightFetch {
         token: number,

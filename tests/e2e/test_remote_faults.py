@@ -376,7 +376,7 @@ def test_client_of_the_last_protocol_is_served_and_older_ones_are_told_both_vers
     kind, body = greet(host.address, 1)
     assert kind == 129 and body[:2] == bytes([0x08, 1]), (kind, body[:200])
     kind, body = greet(host.address, 0)
-    assert kind == 135 and b"speaks protocol 0" in body and b"speaks 1 to 2" in body, (kind, body)
+    assert kind == 135 and b"speaks protocol 0" in body and b"speaks 1 to 3" in body, (kind, body)
     assert greet(host.address, 2)[0] == 129, "the others are served as before"
 
 

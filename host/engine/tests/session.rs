@@ -278,7 +278,7 @@ fn frames_out_of_order_are_refused() {
     assert_refused(&tape, "before the hello");
     let hello = Hello { protocol: 0, ..Hello::default() }.encode_to_vec();
     let version = client(&mut session_of("u"), FrameKind::Hello, &hello);
-    assert_refused(&version, "speaks protocol 0, this host speaks 1 to 2");
+    assert_refused(&version, "speaks protocol 0, this host speaks 1 to 3");
     let twice = client(&mut running("u"), FrameKind::Hello, &hello);
     assert_refused(&twice, "not expected");
     let reply = client(&mut running("u"), FrameKind::Reply, &reply(1));
