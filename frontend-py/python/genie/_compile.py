@@ -12,6 +12,7 @@ runs operator by operator: right, and as fast as without `torch.compile`.
 
 import functools
 import logging
+import struct
 import types
 import warnings
 import weakref
@@ -110,13 +111,17 @@ class Graph:
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         self._module = module
         self._attributes = [*module.parameters(), *module.buffers()]
-        self._why_plain = _why_plain(module, inputs)
+        # Numbers that Dynamo hands over as tensors of the CPU: part of the key by their bits.
+        self._numbers = _numbers(module, inputs)
+        self._why_plain = _why_plain(module, [each for i, each in enumerate(inputs) if i not in self._numbers])
         if self._why_plain:
             log.debug("a compiled graph runs operator by operator: %s", self._why_plain)
-        tensors = [index for index, each in enumerate(inputs) if isinstance(each, torch.Tensor)]
+        tensors = [
+            index for index, each in enumerate(inputs) if isinstance(each, torch.Tensor) and index not in self._numbers
+        ]
         # Where the arguments are; none for all of them.
         self._tensors = None if len(tensors) == len(inputs) else tensors
-        self._sizes = [index for index in range(len(inputs)) if index not in tensors]
+        self._sizes = [index for index in range(len(inputs)) if index not in tensors and index not in self._numbers]
         # By script, where not all results are tensors: the others, in their places.
         self._mixed = not all(isinstance(value, torch.Tensor) for value in _results(module))
         self._values: dict[int, list[Any]] = {}
@@ -133,6 +138,8 @@ class Graph:
         if self._attributes:
             tensors = [*tensors, *self._attributes]
         sizes = [args[index] for index in self._sizes]
+        for index in self._numbers:
+            sizes += struct.unpack("q", struct.pack("d", args[index]))
         results, script = self._run(self._number, tensors, sizes)
         if script > 0 and not self._mixed:
             return results
@@ -162,6 +169,17 @@ class Graph:
                 del self._values[next(iter(self._values))]
             self._values[script] = [torch.Tensor if isinstance(each, torch.Tensor) else each for each in flat]
         return results
+
+
+def _numbers(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
+    """The inputs that are the program's numbers, made tensors for this graph alone."""
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    wrapped = [getattr(node.meta.get("grapharg"), "pass_arg_as_tensor", False) for node in placeholders]
+    return [
+        index
+        for index, (each, is_number) in enumerate(zip(inputs, wrapped, strict=False))
+        if is_number and isinstance(each, torch.Tensor) and each.dtype == torch.float64 and each.dim() == 0
+    ]
 
 
 def _why_plain(module: fx.GraphModule, inputs: Sequence[Any]) -> str:
