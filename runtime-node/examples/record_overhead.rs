@@ -16,7 +16,7 @@ fn main() {
     #[cfg(feature = "libtorch")]
     {
         genie_aten::execute::init().expect("libtorch starts");
-        genie_aten::execute::set_threads(1);
+        genie_aten::execute::enter(&[], 1).expect("PyTorch's own settings");
         let device = genie_aten::execute::Device::CPU;
         report("libtorch, 1 element", genie_node::aten::Aten::new(device));
         direct(device);
@@ -178,5 +178,9 @@ impl Backend for Nothing {
         0
     }
 
-    fn set_threads(&self, _: u32) {}
+    fn enter(&self, _: &[u8], _: u32) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn leave(&self) {}
 }

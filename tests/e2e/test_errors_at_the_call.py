@@ -1,5 +1,9 @@
 """What eager refuses without looking at values is refused at the call, and changes nothing."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -94,3 +98,11 @@ def test_calls_without_overlap_wait_for_nothing(device, stats):
         torch._foreach_add_([x[0], x[1]], [x[2], x[3]])
     assert stats()["runs"] == before
     assert not x.cpu().any()
+
+
+@pytest.mark.remote
+def test_wrong_calls_of_pytorchs_own_list():
+    """A slice; the whole is `python tests/conformance/errors.py`."""
+    script = Path(__file__).parents[1] / "conformance" / "errors.py"
+    done = subprocess.run([sys.executable, str(script), "--every", "4"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -133,6 +133,7 @@ bool masked_fill(Args a, size_t, Results& out) {
   const auto &t = a[0].toTensor(), &mask = a[1].toTensor();
   TORCH_CHECK(mask.scalar_type() == at::kBool,
               "masked_fill only supports boolean masks, but got mask with dtype ", mask.dtype());
+  if (has(a[2]) && a[2].toTensor().dim() != 0) return false;
   out.push_back(elementwise({&t, &mask}, t.scalar_type()));
   return true;
 }
@@ -211,6 +212,8 @@ bool native_layer_norm(Args a, size_t, Results& out) {
   auto shape = a[1].toDimVector();
   int64_t axis = input.dim() - static_cast<int64_t>(shape.size());
   if (axis < 0 || shape.empty() || !input.sizes().slice(axis).equals(shape)) return false;
+  for (int i : {2, 3})
+    if (has(a[i]) && !a[i].toTensor().sizes().equals(shape)) return false;
   Dims stat(input.sizes().begin(), input.sizes().end());
   for (int64_t i = axis; i < input.dim(); ++i) stat[i] = 1;
   auto dtype = statistics_dtype(input, a[2]);
@@ -619,7 +622,7 @@ bool foreach_with_list(Args a, size_t n, Results& out) {
 
 bool multinomial(Args a, size_t, Results& out) {
   const auto& t = a[0].toTensor();
-  if (t.dim() != 1 && t.dim() != 2) return false;
+  if ((t.dim() != 1 && t.dim() != 2) || a[1].toInt() <= 0) return false;
   Dims sizes;
   if (t.dim() == 2) sizes.push_back(t.size(0));
   sizes.push_back(a[1].toInt());

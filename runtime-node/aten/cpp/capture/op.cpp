@@ -101,6 +101,15 @@ bool shape_from_values(const std::string& name) {
   return false;
 }
 
+// Operators whose kernels refuse some numbers or words that no shape function looks at.
+bool is_picky(const std::string& name) {
+  for (const char* prefix : {"aten::cauchy_", "aten::exponential_", "aten::geometric_",
+                             "aten::log_normal_", "aten::normal_", "aten::uniform_",
+                             "aten::bernoulli_", "aten::gelu"})
+    if (starts(name, prefix)) return true;
+  return false;
+}
+
 // Operators that take CPU index tensors beside device tensors, as on any accelerator.
 bool takes_cpu_indices(const std::string& name) {
   return starts(name, "aten::index") || starts(name, "aten::_index_put") ||
@@ -492,7 +501,8 @@ Operator::Operator(c10::OperatorHandle handle)
     integers_only_ = integers_only_ || name_.find(part) != std::string::npos;
   multiplies_ = !pointwise_ && !starts(name_, "aten::_foreach_") &&
                 !starts(name_, "aten::_fused_adam") && !starts(name_, "aten::_fused_sgd");
-  values_shape_ = shape_from_values(name_);
+  picky_ = is_picky(name_);
+  values_shape_ = picky_ || shape_from_values(name_);
   rule_ = rule_for(name_);
   auto found = structured_metas().find(name_);
   if (found != structured_metas().end()) structured_ = &found->second;
@@ -702,7 +712,7 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
   if (is_dynamic(first_arg)) return run(stack, encoder, nullptr);
   counters().misses.fetch_add(1, std::memory_order_relaxed);
   const auto& context = at::globalContext();
-  bool in_doubt = overlaps(first_arg) || (context.deterministicAlgorithms() &&
+  bool in_doubt = picky_ || overlaps(first_arg) || (context.deterministicAlgorithms() &&
                                           !context.deterministicAlgorithmsWarnOnly());
   if (uint64_t call = in_doubt ? key_hash(encoder.bytes.view()) : 0; call && !accepted(call)) {
     // Let the node run each such call once while the program waits, so that what eager refuses is

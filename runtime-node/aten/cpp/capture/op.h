@@ -73,6 +73,7 @@ class Operator {
   bool mask_decides_ = false; // dynamic only when indexed by masks
   bool dynamic_ = false;      // results' shapes depend on data, or are not all tensors
   bool writes_ = false;       // writes an argument
+  bool picky_ = false;          // refuses by numbers or words, which its shape does not tell
   bool integers_only_ = false;  // refuses floating types
   bool pointwise_ = false;    // each element of a result depends on its own place alone
   bool multiplies_ = true;    // may multiply matrices: see current_settings
