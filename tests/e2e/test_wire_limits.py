@@ -250,7 +250,7 @@ def a_large_answer(device):
 
     genie.reset_trace()
     xs = numbers(3_000, device)
-    for _ in range(100):
+    for _ in range(300):
         last = torch.stack(xs)
     if device != "cpu":
         assert len(genie._native.trace(2)) > 9 << 20
