@@ -248,3 +248,17 @@ def host(tmp_path):
     serving = Host(tmp_path / "host.sock")
     yield serving
     serving.end()
+
+
+@pytest.fixture
+def host_with(tmp_path):
+    """Starts a host with these flags."""
+    started = []
+
+    def start(*flags):
+        started.append(Host(tmp_path / f"host{len(started)}.sock", *flags))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()
