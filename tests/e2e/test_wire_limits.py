@@ -300,7 +300,11 @@ IN_THIS_SESSION = {
     "GENERATOR_STATE_BYTES_MAX": [generator_states],
 }
 # Tried by programs of their own, further down: they use up what a session has, or choose it.
-ELSEWHERE = {"STORAGES_MAX", "SYMBOLS_MAX", "SYMBOLS_BYTES_MAX", "REGIONS_MAX", "REGION_BYTES_MAX"}
+ELSEWHERE = {
+    "STORAGES_MAX", "SYMBOLS_MAX", "SYMBOLS_BYTES_MAX", "REGIONS_MAX", "REGION_BYTES_MAX",
+    "WANTED_MAX", "SETTINGS_BYTES_MAX",
+    "SCRIPT_BYTES_MAX", "SCRIPT_STEPS_MAX", "SCRIPT_EXTERNALS_MAX", "SCRIPTS_MAX", "SCRIPTS_BYTES_MAX", "FRAME_STEPS_MAX",
+}  # fmt: skip
 
 
 def test_every_limit_has_its_place():
