@@ -304,8 +304,7 @@ impl<B: Backend> State<B> {
                     true => Err(SessionError::TooMany {
                         what: "bytes of scripts",
                         max: SCRIPTS_BYTES_MAX as u64,
-                    }
-                    .into()),
+                    }),
                     false => Ok(()),
                 }
             }

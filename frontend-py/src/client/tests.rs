@@ -413,11 +413,11 @@ fn who_cannot_send_on_still_hears_why() {
     let (session, host) = start(Behaviour { refuse_at_op: true, ..Behaviour::default() });
     let template = session.define(&template());
     let id = session.alloc(16);
-    session.op(Stage::Forward, template, &[id], &[0], 1);
+    session.op(Stage::Forward, PLAIN, template, &[id], &[0], 1);
     session.flush();
     host.join();
     while session.end().is_none() {
-        session.op(Stage::Forward, template, &[id], &[0], 1);
+        session.op(Stage::Forward, PLAIN, template, &[id], &[0], 1);
     }
     let end = session.end().expect("seen above").message;
     assert!(end.ends_with("ended the session: too many sessions"), "{end}");
@@ -436,7 +436,7 @@ fn questions_wait_for_room() {
         host.release_reads();
         session.wait_fence(one_more.join().unwrap().expect("room again")).unwrap();
     });
-    tokens.into_iter().for_each(|token| session.wait_fence(token).unwrap());
+    tokens.into_iter().for_each(|token| drop(session.wait_fence(token).unwrap()));
     drop(session);
     assert!(host.join().most_held <= TOKENS_MAX);
 }
@@ -447,13 +447,14 @@ fn storages_are_counted_as_the_host_counts_them() {
     session.lock().storages_max = 4;
     let template_bytes = template();
     let template = session.define(&template_bytes);
-    let run = |input| session.run(Stage::Forward, &template_bytes, &[input], &[0], 3, |_, _| {});
+    let run =
+        |input| session.run(Stage::Forward, PLAIN, &template_bytes, &[input], &[0], 3, |_, _| {});
     let first = session.alloc(16);
     let ids: Vec<u64> =
-        (0..3).map(|_| session.op(Stage::Forward, template, &[first], &[0], 1)).collect();
+        (0..3).map(|_| session.op(Stage::Forward, PLAIN, template, &[first], &[0], 1)).collect();
     assert!(!ids.contains(&NO_ROOM));
     assert_eq!(session.alloc(1), NO_ROOM);
-    assert_eq!(session.op(Stage::Forward, template, &[first], &[0], 1), NO_ROOM);
+    assert_eq!(session.op(Stage::Forward, PLAIN, template, &[first], &[0], 1), NO_ROOM);
     assert_eq!(run(first).unwrap_err().code, ErrorCode::OutOfMemory as u8);
     // Three are reserved, one is made: two remain.
     ids.iter().for_each(|id| session.free(*id, 16));
@@ -470,11 +471,11 @@ fn names_without_end_cost_only_their_meaning() {
     session.mark(MarkKind::PhaseEnter, &long);
     let template = session.define(&template());
     let id = session.alloc(16);
-    session.op(Stage::Forward, template, &[id], &[0], 1);
+    session.op(Stage::Forward, PLAIN, template, &[id], &[0], 1);
     for step in 0..SYMBOLS_BYTES_MAX / STRING_BYTES_MAX + 10 {
         session.mark(MarkKind::PhaseExit, &format!("{step}{long}"));
     }
-    session.op(Stage::Backward, template, &[id], &[0], 1);
+    session.op(Stage::Backward, PLAIN, template, &[id], &[0], 1);
     session.synchronize().expect("the session goes on");
     drop(session);
     let seen = host.join();
