@@ -128,7 +128,7 @@ class Part(torch.nn.Module):
     def forward(self, x):
         for layer in self.layers:
             x = layer(x)
-        return self.tied(x @ self.frozen + self.table)
+        return self.tied(x @ self.frozen + self.table[:1])
 import copy
 torch.manual_seed(0)
 model = Part().eval()

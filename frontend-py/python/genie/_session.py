@@ -26,6 +26,8 @@ REMOTE_DATA = "udp,tcp,quic"
 BINARY = "genie-host"
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
+# Regions for uploads; where the node is on this machine too, they are memory of both.
+UPLOAD_BYTES, UPLOAD_BYTES_HERE = 64 << 20, 32 << 20
 # How long the interpreter's end waits for daemon threads that used the device: to use it once more,
 # which ends them, and then to be gone.
 DAEMON_USE_S = 0.2
@@ -206,7 +208,11 @@ def _connect_own_host(settings: Settings, mode: str) -> None:
     deadline = time.monotonic() + timeout_s
     host = HostProcess.start(deadline, timeout_s, _host_environment(settings, mode))
     try:
-        _connect(host.socket, max(deadline - time.monotonic(), 1.0))
+        _connect(
+            host.socket,
+            max(deadline - time.monotonic(), 1.0),
+            UPLOAD_BYTES if settings.nodes else UPLOAD_BYTES_HERE,
+        )
     except BaseException:
         host.end()
         raise
@@ -229,13 +235,13 @@ def _host_environment(settings: Settings, mode: str) -> dict[str, str]:
     return environment
 
 
-def _connect(path: Path, timeout_s: float) -> None:
+def _connect(path: Path, timeout_s: float, upload_bytes: int = UPLOAD_BYTES) -> None:
     _native.connect(
         str(path),
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         device=0,
-        upload_bytes=int(env.number(env.UPLOAD_BYTES, 64 << 20)),
+        upload_bytes=int(env.number(env.UPLOAD_BYTES, upload_bytes)),
         download_bytes=int(env.number(env.DOWNLOAD_BYTES, 64 << 20)),
         timeout_s=timeout_s,
     )

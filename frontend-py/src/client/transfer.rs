@@ -76,6 +76,10 @@ pub enum Content {
     Weight,
 }
 
+/// Memory for an upload that travels inside the tape, aligned as tensors are.
+#[repr(align(64))]
+struct Aligned([u8; INLINE_UPLOAD_BYTES_MAX as usize]);
+
 /// One step of a download in flight.
 struct Step {
     token: u64,
@@ -183,7 +187,12 @@ impl Session {
         self.wait(pause, None, |core| (!core.is_congested()).then_some(()))?;
         let mut core = self.lock();
         core.live()?;
-        core.tape.upload_inline(StorageId(id), offset, from);
+        // Through aligned memory: where another thread writes the source, each element comes over as
+        // it was before or after, for no load lies across one.
+        let mut staged = Aligned([0; INLINE_UPLOAD_BYTES_MAX as usize]);
+        let staged = &mut staged.0[..from.len()];
+        staged.copy_from_slice(from);
+        core.tape.upload_inline(StorageId(id), offset, staged);
         core.note_upload(id, whole);
         if len >= WEIGHT_BYTES_MIN {
             core.counters.payload_bytes_up += len;

@@ -21,6 +21,7 @@ const std::unordered_map<std::string, const char*>& host_arguments() {
       {"aten::_pack_padded_sequence", "lengths"},
       {"aten::_pack_padded_sequence_backward", "batch_sizes"},
       {"aten::_pad_packed_sequence", "batch_sizes"},
+      {"aten::_reshape_from_tensor", "shape"},
       {"aten::lstm.data", "batch_sizes"},
       {"aten::gru.data", "batch_sizes"},
       {"aten::rnn_tanh.data", "batch_sizes"},

@@ -41,17 +41,6 @@ const char* const kOfTheCpu[] = {
     "fbgemm_pack_quantized_matrix.KN",
 };
 
-// They read this argument, and are made of other operators besides.
-const std::pair<const char*, const char*> kReadOne[] = {
-    {"_pack_padded_sequence_backward", "batch_sizes"},
-    {"_pad_packed_sequence", "batch_sizes"},
-    {"_reshape_from_tensor", "shape"},
-    {"gru.data", "batch_sizes"},
-    {"lstm.data", "batch_sizes"},
-    {"rnn_relu.data", "batch_sizes"},
-    {"rnn_tanh.data", "batch_sizes"},
-};
-
 void on_client(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   ensure();
   counters().fallbacks.fetch_add(1, std::memory_order_relaxed);
@@ -66,21 +55,6 @@ void of_the_cpu(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::
       "remote_accelerator has none of. Move its tensors to the CPU first: x.cpu()");
 }
 
-// Goes on with the composite's own code, and a copy of what it reads.
-class ReadOne final : public c10::OperatorKernel {
- public:
-  explicit ReadOne(size_t index) : index_(index) {}
-  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-    auto& read = *(stack->end() - static_cast<std::ptrdiff_t>(op.schema().arguments().size()) +
-                   static_cast<std::ptrdiff_t>(index_));
-    if (read.isTensor() && is_remote(read.toTensor())) read = read.toTensor().cpu();
-    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
-  }
-
- private:
-  size_t index_;
-};
-
 // By name; null where this version of PyTorch has no such operator, or code of its own for us.
 std::optional<c10::OperatorHandle> composite(const std::string& name) {
   auto dot = name.find('.');
@@ -94,21 +68,13 @@ std::optional<c10::OperatorHandle> composite(const std::string& name) {
 
 }  // namespace
 
-void register_memory_readers(torch::Library& here, torch::Library& autograd) {
+void register_memory_readers(torch::Library& here) {
   for (const char* name : kOnClient)
     if (composite(name))
       here.impl(name, torch::CppFunction::makeFromBoxedFunction<&on_client>());
   for (const char* name : kOfTheCpu)
     if (composite(name))
       here.impl(name, torch::CppFunction::makeFromBoxedFunction<&of_the_cpu>());
-  for (const auto& [name, argument] : kReadOne) {
-    auto op = composite(name);
-    auto index = op ? op->schema().argumentIndexWithName(argument) : std::nullopt;
-    if (!index) continue;
-    for (auto* library : {&here, &autograd})
-      library->impl(name, torch::CppFunction::makeFromBoxedFunctor(
-                              std::make_unique<ReadOne>(static_cast<size_t>(*index))));
-  }
 }
 
 }  // namespace genie

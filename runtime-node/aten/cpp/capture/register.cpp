@@ -13,7 +13,7 @@ namespace genie {
 
 void register_attention(torch::Library& here, torch::Library& autograd);
 void register_autocast();
-void register_memory_readers(torch::Library& here, torch::Library& autograd);
+void register_memory_readers(torch::Library& here);
 void register_refused(torch::Library& here);
 void register_composites(torch::Library& here, torch::Library& autograd);
 void register_graphs();
@@ -110,7 +110,7 @@ void register_operators() {
   auto* autograd = new torch::Library(torch::Library::IMPL, "aten",
                                       c10::DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
   register_attention(*here, *autograd);
-  register_memory_readers(*here, *autograd);
+  register_memory_readers(*here);
   register_refused(*here);
   register_composites(*here, *autograd);
   auto& dispatcher = c10::Dispatcher::singleton();
