@@ -153,10 +153,10 @@ fn the_node_is_told_how_much_it_may_keep() {
     let text = format!("#!/bin/sh\necho \"$@\" > {}\nexit 1\n", told.display());
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let _host = Host::start_with(&script, &["--weight-cache-bytes", "10"], &[]);
-    eventually("the node's start", || {
-        std::fs::read_to_string(&told).is_ok_and(|told| told.ends_with('\n'))
-    });
+    let mut command = Command::new(host_binary());
+    command.arg("--node-binary").arg(&script).args(["--weight-cache-bytes", "10"]);
+    let (status, ..) = run(&mut command);
+    assert!(!status.success(), "this node does not serve");
     let told = std::fs::read_to_string(&told).unwrap();
     assert!(told.contains("--weight-cache-bytes 10"), "{told}");
 }
