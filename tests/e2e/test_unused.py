@@ -51,7 +51,8 @@ assert not _m._has_any_global_hook(), "a hook of modules is left"
 assert nn.Module.__call__ is CALL, "another call of modules is left"
 import torch.optim.optimizer as _o
 assert not _o._global_optimizer_pre_hooks and not _o._global_optimizer_post_hooks
-assert not [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+others = [t.name for t in threading.enumerate() if t is not threading.main_thread() and t.name != "tqdm_monitor"]
+assert not others, others
 left = [p.cmdline() for p in psutil.Process().children(recursive=True)]
 # That one is of multiprocessing, for workers that are spawned.
 left = [line for line in left if "resource_tracker" not in " ".join(line)]
@@ -105,7 +106,6 @@ PROGRAMS = {
             said[name] = compiled(x).tolist()
             compiled(torch.cat([x, x]))
             said[name + " graphs"] = counter.frame_count
-            assert options.get("dynamic") is None or counter.frame_count == 1
         # As the default backend does, which compiles C++.
         torch._dynamo.reset()
         net = model()
@@ -193,10 +193,11 @@ def run(tmp_path):
     trap.chmod(trap.stat().st_mode | stat.S_IXUSR)
 
     def run(source, installed=True):
-        # A file: workers that are spawned import the main module again.
         path = tmp_path / "unused.py"
-        body = textwrap.indent(textwrap.dedent(source) + END, "    ")
-        path.write_text(BEGIN + "\ndef main():\n" + body + "\nif __name__ == '__main__':\n    main()\n")
+        spawns, source = "spawn" in source, textwrap.dedent(source) + END
+        if spawns:  # its workers import the main module again
+            source = "def main():\n" + textwrap.indent(source, "    ") + "\nif __name__ == '__main__':\n    main()\n"
+        path.write_text(BEGIN + source)
         done = subprocess.run(
             [sys.executable, str(path)],
             env={
@@ -221,9 +222,6 @@ def run(tmp_path):
 def test_a_program_on_the_cpu_runs_as_without_genie(run, name):
     without, _ = run(PROGRAMS[name], installed=False)
     said, stderr = run(PROGRAMS[name])
-    if name == "loaded":
-        # A worker's queue has a thread of PyTorch's that ends when it likes.
-        del said["threads"], without["threads"]
     assert said == without
     assert "genie" not in stderr.lower()
 

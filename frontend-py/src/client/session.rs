@@ -420,7 +420,7 @@ impl Session {
         let (token, first_new) = {
             let mut core = self.lock_to_ask(Core::may_ask, None)?;
             if !core.reserve_storages(reserve) {
-                let text = "the session holds as many storages as it may: free tensors that are \\
+                let text = "the session holds as many storages as it may: free tensors that are \
                             not used any more";
                 return Err(ClientError::new(ErrorCode::OutOfMemory, text));
             }

@@ -308,8 +308,8 @@ fn a_tape_is_read_as_it_was_written() {
         kinds.push(format!("{record:?}").split([' ', '{']).next().unwrap().to_owned());
     }
     let expected = "Alloc Define Op UploadInline Upload BindWeight StoreWeight Resize Seed \
-                    SetGeneratorState GetGeneratorState Symbol Mark Run Read Read Fence Skip \\
-                    DefineScript RunScript Mark Op Alloc Free Free Mark Free Settings \\
+                    SetGeneratorState GetGeneratorState Symbol Mark Run Read Read Fence Skip \
+                    DefineScript RunScript Mark Op Alloc Free Free Mark Free Settings \
                     ForgetTemplates";
     assert_eq!(kinds, expected.split_whitespace().collect::<Vec<_>>());
     assert_eq!(decoder.next_storage(), StorageId(1 + 2 + 5 + 10 + 3));
