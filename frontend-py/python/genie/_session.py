@@ -382,7 +382,7 @@ def _wait_for_daemon(thread: threading.Thread, began: float) -> None:
         told = dict(_native.users()).get(thread.native_id)
         if told is None or time.monotonic() > began + (DAEMON_END_S if told else DAEMON_USE_S):
             return
-        thread.join(0.005)
+        time.sleep(0.005)
 
 
 atexit.register(_end_with_program)
