@@ -491,7 +491,7 @@ def test_a_full_node_says_so(far, program):
         try:
             torch.ones(1, device=DEVICE)
             say(error=None)
-        except genie.StartFailed as error:
+        except RuntimeError as error:
             say(error=str(error))
         """,
         env=host.environment,

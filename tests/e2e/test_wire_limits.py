@@ -60,7 +60,8 @@ def resize_fails(device):
         x.resize_(1 << 45)
     with pytest.raises(RuntimeError):
         x.untyped_storage().resize_(1 << 45)
-    return x
+    # On the CPU eager leaves it with the size that it could not have.
+    return x if device != "cpu" else torch.arange(4.0)
 
 
 # Calls that eager runs.
@@ -198,9 +199,11 @@ def a_long_text(device):
 def long_names(device):
     import genie
 
-    with genie.phase("x" * 20_000):
+    with pytest.raises(ValueError, match="1000 bytes"):
+        genie.phase("x" * 20_000)
+    with genie.phase("x" * 1000):
         x = torch.ones(3, device=device) * 2
-    with genie.phase("\u00e9" * 20_000):
+    with genie.phase("\u00e9" * 500):
         return x + 1
 
 
@@ -303,7 +306,7 @@ IN_THIS_SESSION = {
 ELSEWHERE = {
     "STORAGES_MAX", "SYMBOLS_MAX", "SYMBOLS_BYTES_MAX", "REGIONS_MAX", "REGION_BYTES_MAX",
     "WANTED_MAX", "SETTINGS_BYTES_MAX",
-    "SCRIPT_BYTES_MAX", "SCRIPT_STEPS_MAX", "SCRIPT_EXTERNALS_MAX", "SCRIPTS_MAX", "SCRIPTS_BYTES_MAX", "FRAME_STEPS_MAX",
+    "SCRIPT_BYTES_MAX", "SCRIPT_STEPS_MAX", "SCRIPT_EXTERNALS_MAX", "SCRIPTS_MAX", "SCRIPTS_BYTES_MAX",
 }  # fmt: skip
 
 
@@ -357,15 +360,15 @@ def test_a_program_out_of_names_goes_on(program):
     said, _ = program(
         """
         x = torch.arange(4.0, device=DEVICE)
-        for step in range(4_300):
-            with genie.phase(f"{step:05}" + "x" * 16_000):
+        for step in range(68_000):
+            with genie.phase(f"{step:05}" + "x" * 990):
                 y = x + step
         model = torch.nn.Linear(4, 4).to(DEVICE)
         model(x).sum().backward()
         say(last=y.tolist(), gradient=model.bias.grad.tolist(), x=x.tolist())
         """
     ).finish(300)
-    assert said == {"last": [4299.0, 4300.0, 4301.0, 4302.0], "gradient": [1.0] * 4, "x": [0.0, 1.0, 2.0, 3.0]}
+    assert said == {"last": [67999.0, 68000.0, 68001.0, 68002.0], "gradient": [1.0] * 4, "x": [0.0, 1.0, 2.0, 3.0]}
 
 
 @pytest.mark.slow
