@@ -96,7 +96,9 @@ class Soak:
         self.programs, self.victim = [], None
         with open(self.log, "w") as log:
             self.host = subprocess.Popen(
-                ["genie-host", "serve", "--listen", address, "--parent-pid", str(os.getpid())],
+                # Weights that no tensor uses are kept up to this bound, which is reached while it gets warm.
+                ["genie-host", "serve", "--listen", address, "--parent-pid", str(os.getpid())]
+                + ["--weight-cache-bytes", str(8 << 20)],
                 stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
         if not self.host.stdout.readline().startswith("ready"):
