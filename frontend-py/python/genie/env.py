@@ -31,7 +31,7 @@ START_TIMEOUT_S = "GENIE_START_TIMEOUT_S"
 """Seconds that host and node may take to start (default 60)."""
 
 UPLOAD_BYTES = "GENIE_UPLOAD_BYTES"
-"""Shared memory for uploads (default 64 MiB). Larger tensors pass through it in steps."""
+"""Shared memory for uploads (default 64 MiB, 32 MiB to a node of this machine). Larger tensors pass through it in steps."""
 
 DOWNLOAD_BYTES = "GENIE_DOWNLOAD_BYTES"
 """Shared memory for reads (default 64 MiB)."""
