@@ -176,6 +176,8 @@ impl Core {
             self.end = Some(why);
             self.tape.clear();
             self.backlog.clear();
+            // Its thread ends.
+            self.sleeper.wake();
         }
     }
 

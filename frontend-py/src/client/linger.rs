@@ -4,6 +4,7 @@
 //! own would find it not even begun when it reads the value; and what it freed would stay. A
 //! thread looks at the tape now and then while there is something to look at, and sleeps otherwise.
 
+use std::sync::Arc;
 use std::thread::{self, Thread};
 
 use crate::client::Session;
@@ -27,12 +28,17 @@ impl Sleeper {
             }
         }
     }
+
+    #[cfg(test)]
+    pub(super) fn is_asleep(&self) -> bool {
+        self.asleep
+    }
 }
 
 impl Session {
     /// Starts the thread; it ends soon after the session.
-    pub fn send_what_lingers(&'static self) -> std::io::Result<()> {
-        thread::Builder::new().name("genie-linger".into()).spawn(|| self.linger())?;
+    pub fn send_what_lingers(self: Arc<Self>) -> std::io::Result<()> {
+        thread::Builder::new().name("genie-linger".into()).spawn(move || self.linger())?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! A session and everything the program may ask of it.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,8 @@ impl Settings<'_> {
 
 /// One session. Every method may be called from any thread, with or without the interpreter.
 pub struct Session {
+    /// Tells it from every other of this process.
+    pub(super) serial: u64,
     pub(super) hooks: &'static Hooks,
     core: Mutex<Core>,
     /// Signalled when answers, credits or an end came in.
@@ -81,7 +83,9 @@ impl Session {
     ) -> Self {
         let mut ops = std::mem::take(&mut welcome.ops);
         ops.sort_unstable();
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
         Session {
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             ops: shared(ops),
             hooks,
             core: Mutex::new(core),

@@ -3,6 +3,7 @@
 
 mod fake_host;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,25 @@ fn bytes_of_every_size_come_back() {
             session.free(id, len as u64);
         }
     }
+}
+
+#[test]
+fn a_session_that_ended_is_freed() {
+    let (session, _host) = start(Behaviour::default());
+    let session = Arc::new(session);
+    session.clone().send_what_lingers().unwrap();
+    session.synchronize().unwrap();
+    let until = |what: &dyn Fn() -> bool| {
+        let began = Instant::now();
+        while !what() {
+            assert!(began.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+    };
+    // The thread has nothing to look for any more.
+    until(&|| session.lock().sleeper.is_asleep());
+    session.close();
+    until(&|| Arc::strong_count(&session) == 1);
 }
 
 /// Uploads to a storage of its own and checks what is there; returns the payload bytes it took.

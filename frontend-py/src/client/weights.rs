@@ -29,8 +29,8 @@ struct Moving {
     ahead: VecDeque<Place>,
     /// Asked for, until they are uploaded.
     asked: HashMap<Place, Known>,
-    /// The session that was asked, as an address: a new one knows nothing of this.
-    session: usize,
+    /// The serial of the session that was asked, or 0: a new one knows nothing of this.
+    session: u64,
 }
 
 /// What is known of an announced weight.
@@ -61,7 +61,7 @@ pub unsafe fn begin_weights(places: impl IntoIterator<Item = Place>) {
 /// What was announced was uploaded, or will not be. `session` is the current one, if there is one.
 pub fn end_weights(session: Option<&Session>) {
     let Some(moving) = MOVING.with_borrow_mut(Option::take) else { return };
-    let Some(session) = session.filter(|session| address(session) == moving.session) else {
+    let Some(session) = session.filter(|session| session.serial == moving.session) else {
         return;
     };
     for held_by in moving.asked.into_values().filter_map(|known| known.held_by) {
@@ -72,10 +72,6 @@ pub fn end_weights(session: Option<&Session>) {
 /// Whether this thread is moving a module.
 pub(super) fn is_moving() -> bool {
     MOVING.with_borrow(Option::is_some)
-}
-
-fn address(session: &Session) -> usize {
-    std::ptr::from_ref(session).addr()
 }
 
 impl Session {
@@ -89,8 +85,8 @@ impl Session {
         let place = (bytes.as_ptr().addr(), bytes.len());
         let was_announced = MOVING.with_borrow_mut(|slot| {
             let Some(moving) = slot else { return false };
-            if moving.session != address(self) {
-                moving.session = address(self);
+            if moving.session != self.serial {
+                moving.session = self.serial;
                 moving.asked.clear();
             }
             moving.announced.remove(&place)

@@ -1,6 +1,7 @@
 //! `genie._native`: what the Python package calls.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use genie_aten::capture;
@@ -77,11 +78,8 @@ fn connect(
     };
     let session =
         py.detach(|| Session::connect(&path, &options, &gil::HOOKS)).map_err(state::raise)?;
-    begin(session)?;
     // Not in mode `local`: there, sending is executing, which is the program's thread's to do.
-    if let Some(session) = state::current() {
-        session.send_what_lingers()?;
-    }
+    begin(session)?.send_what_lingers()?;
     Ok(())
 }
 
@@ -110,19 +108,20 @@ fn connect_local(
             Session::open(Box::new(link), "this process".into(), &options, &gil::HOOKS)
         })
         .map_err(state::raise)?;
-    begin(session)
+    begin(session)?;
+    Ok(())
 }
 
-fn begin(session: Session) -> PyResult<()> {
-    if state::current().is_some_and(Session::is_live) {
+fn begin(session: Session) -> PyResult<Arc<Session>> {
+    if state::current().is_some_and(|session| session.is_live()) {
         return Err(PyRuntimeError::new_err("a session is running; genie.shutdown() ends it"));
     }
     state::shut_down();
     capture::register().map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
-    state::install(session);
+    let session = state::install(session);
     // The shim's templates belong to the session before.
     capture::new_session();
-    Ok(())
+    Ok(session)
 }
 
 /// The interpreter is ending: no session starts any more, and threads end quietly.
@@ -146,7 +145,7 @@ fn shut_down(py: Python<'_>) {
 
 #[pyfunction]
 fn is_live() -> bool {
-    state::current().is_some_and(Session::is_live)
+    state::current().is_some_and(|session| session.is_live())
 }
 
 #[pyfunction]
@@ -162,7 +161,7 @@ fn session_number() -> u64 {
 /// Why the current session is over: `(code, message)`, or None.
 #[pyfunction]
 fn lost() -> Option<(u8, String)> {
-    state::current().and_then(Session::end).map(|end| (end.code, end.message))
+    state::current().and_then(|session| session.end()).map(|end| (end.code, end.message))
 }
 
 #[pyfunction]
@@ -324,7 +323,7 @@ fn drop_fence(token: u64) {
 /// Whether the device has done everything asked of it. Nothing to ask without a session.
 #[pyfunction]
 fn is_idle() -> bool {
-    state::current().is_none_or(Session::is_idle)
+    state::current().is_none_or(|session| session.is_idle())
 }
 
 /// Mixed precision in this thread: whether it is on, and the number of its dtype.
@@ -367,7 +366,7 @@ fn set_generator_state(py: Python<'_>, generator_state: &[u8]) -> PyResult<()> {
 /// Bytes of storages that the program holds.
 #[pyfunction]
 fn memory(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let seen = state::current().map(Session::memory).unwrap_or_default();
+    let seen = state::current().map(|session| session.memory()).unwrap_or_default();
     let dict = PyDict::new(py);
     dict.set_item("live_bytes", seen.live_bytes)?;
     dict.set_item("live_storages", seen.live_storages)?;
@@ -426,7 +425,7 @@ fn begin_weights(places: Vec<(usize, usize)>) {
 
 #[pyfunction]
 fn end_weights(py: Python<'_>) {
-    py.detach(|| client::end_weights(state::current()));
+    py.detach(|| client::end_weights(state::current().as_deref()));
 }
 
 /// Whether this thread is inside an optimizer's step from here on.

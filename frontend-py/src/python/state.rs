@@ -1,8 +1,10 @@
 //! What this process knows of its session: at most one is current.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
+use arc_swap::{ArcSwapOption, Guard};
 use genie_wire::ErrorCode;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -11,9 +13,10 @@ use crate::client::{ClientError, Session};
 use crate::python::ending::{self, PROGRAM_ENDS};
 use crate::python::gil;
 
-/// The current session; null before the first. Sessions are never freed (they are few, and small
-/// once closed), so that a thread in the middle of a call keeps a valid reference.
-static CURRENT: AtomicPtr<Session> = AtomicPtr::new(std::ptr::null_mut());
+/// The current session; none before the first.
+static CURRENT: ArcSwapOption<Session> = ArcSwapOption::const_empty();
+/// Whether there is one: for a forked child, which may use atomics only.
+static HAS_SESSION: AtomicBool = AtomicBool::new(false);
 /// Counts sessions; the number of the current one.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 /// Whether this is a child forked from a process with a session.
@@ -23,14 +26,26 @@ static DESCRIPTORS: [AtomicI32; 2] = [AtomicI32::new(-1), AtomicI32::new(-1)];
 /// The last seed, for the sessions to come.
 static SEED: Mutex<Option<u64>> = Mutex::new(None);
 
+/// A session that was the current one; a thread in the middle of a call keeps it.
+pub struct Held(Guard<Option<Arc<Session>>>);
+
+impl Deref for Held {
+    type Target = Session;
+
+    #[inline]
+    fn deref(&self) -> &Session {
+        self.0.as_deref().expect("`current` holds no absent session")
+    }
+}
+
 /// The current session, over or not.
 #[inline]
-pub fn current() -> Option<&'static Session> {
+pub fn current() -> Option<Held> {
     if FORKED.load(Ordering::Relaxed) {
         return None;
     }
-    // SAFETY: null, or a leaked box.
-    unsafe { CURRENT.load(Ordering::Acquire).as_ref() }
+    let session = CURRENT.load();
+    session.is_some().then_some(Held(session))
 }
 
 pub fn number() -> u64 {
@@ -44,7 +59,7 @@ pub fn is_forked() -> bool {
 /// The live session, starting one at first use. Fails in a forked child and, until the program
 /// says otherwise, after a lost node.
 #[inline]
-pub fn ensure() -> Result<&'static Session, ClientError> {
+pub fn ensure() -> Result<Held, ClientError> {
     match current() {
         Some(session) if session.is_live() => Ok(session),
         _ => begin(),
@@ -52,7 +67,7 @@ pub fn ensure() -> Result<&'static Session, ClientError> {
 }
 
 #[cold]
-fn begin() -> Result<&'static Session, ClientError> {
+fn begin() -> Result<Held, ClientError> {
     if is_forked() {
         return Err(ClientError::new(
             ErrorCode::Runtime,
@@ -60,7 +75,7 @@ fn begin() -> Result<&'static Session, ClientError> {
              parent. Use the start method \"spawn\" (multiprocessing.get_context(\"spawn\"))",
         ));
     }
-    if let Some(end) = current().and_then(Session::end) {
+    if let Some(end) = current().and_then(|session| session.end()) {
         return Err(end);
     }
     if ending::is_ending() {
@@ -93,9 +108,9 @@ fn error_of(error: &PyErr) -> ClientError {
 }
 
 /// Makes `session` the current one. The caller made sure that the last is over.
-pub fn install(session: Session) {
+pub fn install(session: Session) -> Arc<Session> {
     watch_forks();
-    let session = Box::leak(Box::new(session));
+    let session = Arc::new(session);
     if let Some(seed) = *SEED.lock().unwrap_or_else(PoisonError::into_inner) {
         session.seed(seed);
     }
@@ -103,8 +118,10 @@ pub fn install(session: Session) {
     for (slot, fd) in DESCRIPTORS.iter().zip(descriptors) {
         slot.store(fd, Ordering::Relaxed);
     }
-    CURRENT.store(session, Ordering::Release);
+    CURRENT.store(Some(session.clone()));
+    HAS_SESSION.store(true, Ordering::Release);
     NUMBER.fetch_add(1, Ordering::AcqRel);
+    session
 }
 
 /// Ends the current session and forgets it, so that the next use starts a new one.
@@ -114,7 +131,8 @@ pub fn shut_down() {
         slot.store(-1, Ordering::Relaxed);
     }
     session.close();
-    CURRENT.store(std::ptr::null_mut(), Ordering::Release);
+    HAS_SESSION.store(false, Ordering::Release);
+    CURRENT.store(None);
     // Storages of the old session are strangers to the next.
     NUMBER.fetch_add(1, Ordering::AcqRel);
 }
@@ -141,7 +159,7 @@ fn watch_forks() {
 
 /// The child must not keep the parent's session open, nor touch it.
 extern "C" fn in_forked_child() {
-    if CURRENT.load(Ordering::Relaxed).is_null() {
+    if !HAS_SESSION.load(Ordering::Relaxed) {
         return;
     }
     FORKED.store(true, Ordering::Relaxed);

@@ -10,8 +10,9 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
-use crate::client::{ClientError, Content, INTERRUPTED, Session, Settings};
+use crate::client::{ClientError, Content, INTERRUPTED, Settings};
 use crate::python::ending::{self, PROGRAM_ENDS};
+use crate::python::state::Held;
 use crate::python::{debug, fallbacks, gil, state};
 
 /// Filled once, lives for ever.
@@ -101,8 +102,10 @@ extern "C" fn device_count() -> u32 {
 }
 
 extern "C" fn device_kind() -> u8 {
-    let device = state::current().and_then(|session| session.welcome().devices.first());
-    device.is_some_and(|device| device.kind == "cuda").into()
+    let is_cuda = |session: Held| {
+        session.welcome().devices.first().is_some_and(|device| device.kind == "cuda")
+    };
+    state::current().is_some_and(is_cuda).into()
 }
 
 extern "C" fn node_has_op(schema_hash: u64) -> u8 {
@@ -114,7 +117,7 @@ extern "C" fn session() -> u64 {
 }
 
 extern "C" fn carries_settings() -> u8 {
-    state::current().is_some_and(Session::carries_settings).into()
+    state::current().is_some_and(|session| session.carries_settings()).into()
 }
 
 /// What C++ captured an operator under.
@@ -158,7 +161,7 @@ unsafe extern "C" fn op(
         Some(session) => {
             let append =
                 || session.op(gil::stage(), under, template, inputs, scalars, n_new.into());
-            if debug::is_on() { debug::with_line(session, append) } else { append() }
+            if debug::is_on() { debug::with_line(&session, append) } else { append() }
         }
         None => NO_STORAGE,
     }
@@ -293,7 +296,7 @@ unsafe extern "C" fn fence(
 }
 
 /// The session with this number, while it is the current one.
-fn numbered(number: u64) -> Option<&'static Session> {
+fn numbered(number: u64) -> Option<Held> {
     state::current().filter(|_| number == state::number())
 }
 
@@ -323,15 +326,15 @@ extern "C" fn drop_fence(token: u64, session: u64) {
 }
 
 extern "C" fn is_idle() -> u8 {
-    state::current().is_none_or(Session::is_idle).into()
+    state::current().is_none_or(|session| session.is_idle()).into()
 }
 
 extern "C" fn is_live() -> u8 {
-    state::current().is_some_and(Session::is_live).into()
+    state::current().is_some_and(|session| session.is_live()).into()
 }
 
 unsafe extern "C" fn memory(out: *mut Memory) {
-    let seen = state::current().map(Session::memory).unwrap_or_default();
+    let seen = state::current().map(|session| session.memory()).unwrap_or_default();
     let memory = Memory {
         live_bytes: seen.live_bytes,
         peak_bytes: seen.peak_bytes,
