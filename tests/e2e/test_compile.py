@@ -70,6 +70,47 @@ def test_a_call_is_one_record_and_exact(device, options):
             assert_one_record(counts)
 
 
+@contextlib.contextmanager
+def setting(set_it, value, before):
+    set_it(value)
+    try:
+        yield
+    finally:
+        set_it(before)
+
+
+# Settings of whole programs: PyTorch's own pages advise the first for compiled ones.
+SETTINGS = {
+    "precision": (torch.set_float32_matmul_precision, "medium", "highest"),
+    "dtype": (torch.set_default_dtype, torch.float64, torch.float32),
+    "deterministic": (torch.use_deterministic_algorithms, True, False),
+    "denormals": (torch.set_flush_denormal, True, False),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_call_is_one_record_under_other_settings(device, name):
+    def work(model, x):
+        return model(x), x.argmax(-1) / 7
+
+    model, kept = deep_model(device, 3), []
+    compiled = torch.compile(work, fullgraph=True)
+    x = torch.randn(4, 32).to(device)
+    with torch.no_grad():
+        # Both ways there and back: what was kept under one is not run under another.
+        for _ in range(2):
+            for context in (contextlib.nullcontext(), setting(*SETTINGS[name])):
+                with context:
+                    expected = work(model, x)
+                    for index in range(WARM + 2):
+                        with counting() as counts:
+                            kept.append(compiled(model, x))
+                        assert all(map(torch.equal, kept[-1], expected))
+                        assert [each.dtype for each in kept[-1]] == [each.dtype for each in expected]
+                        if index >= WARM:
+                            assert counts["script_runs"] == 1 and counts["ops"] == 0, counts
+
+
 def test_the_cost_does_not_grow_with_the_operators(device):
     tape_bytes = []
     for layers in (2, 60):

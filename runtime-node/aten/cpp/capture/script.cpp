@@ -3,8 +3,8 @@
 //
 // The front end (genie/compile.py) runs a graph through `graph_run`; where that knows no script for
 // inputs like these, it runs the graph operator by operator between `graph_note` and `graph_keep`.
-// The key of a script is the geometry of the inputs, which of them share storage, and the graph's
-// integers: what a template's key is to an operator. What the values decide is in no script: a read
+// The key of a script is PyTorch's settings, the geometry of the inputs, which of them share storage,
+// and the graph's integers: what a template's key is to an operator. What the values decide is in no script: a read
 // makes the notes useless.
 #include <torch/library.h>
 
@@ -76,8 +76,7 @@ struct Inputs {
 
   // Under the capture lock. False for inputs that no script can have.
   bool encode(at::TensorList tensors, at::IntArrayRef sizes) {
-    // Of settings other than PyTorch's own an operator may want one or another.
-    if (current_settings(true).hash != 0) return false;
+    key.u64(current_settings(true).hash);
     uint64_t mark = next_mark();
     for (const at::Tensor& t : tensors) {
       if (!t.defined()) {
@@ -231,8 +230,8 @@ std::tuple<std::vector<at::Tensor>, int64_t> graph_run(int64_t number, at::Tenso
     }
     for (auto& constant : script->constants) inputs.ids.push_back(remote(*constant).id);
     c10::SmallVector<bool, 64> frees(script->frees, false);
-    first = tape().script_run(&current_settings(true), script->handle, inputs.ids.data(), inputs.ids.size(), frees.data(),
-                              frees.size());
+    first = tape().script_run(&current_settings(true), script->handle, inputs.ids.data(),
+                              inputs.ids.size(), frees.data(), frees.size());
     if (first == kNoStorage) {
       graph.scripts.erase(key);
       return {std::vector<at::Tensor>(), 0};
@@ -256,7 +255,8 @@ bool graph_note(int64_t, at::TensorList tensors, at::IntArrayRef sizes) {
     std::lock_guard<std::mutex> lock(capture_mutex);
     Inputs inputs;
     if (!inputs.encode(tensors, sizes)) return false;
-    if (!tape().script_begin(&current_settings(true), inputs.ids.data(), inputs.ids.size())) return false;
+    if (!tape().script_begin(&current_settings(true), inputs.ids.data(), inputs.ids.size()))
+      return false;
     fresh->key = inputs.key.view();
     fresh->ids.assign(inputs.ids.begin(), inputs.ids.end());
   }
