@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
-from growth import GROWTH_MIB_PER_HOUR_MAX, WANDER_MIB, growth
+from growth import GROWTH_MIB_PER_HOUR_MAX, MEBI, WANDER_MIB, growth
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("training", "generation", "sessions")
@@ -31,6 +31,9 @@ WARM_ROUNDS = {"training": 30, "generation": 30, "sessions": 10}
 WARM_SHARE = 0.25
 SAMPLES = 600
 SAMPLE_SECONDS_MIN = 0.25
+# It goes on until no process has reached a new height for so long, or this long.
+SETTLED_SECONDS, SETTLE_SECONDS_MAX = 30, 600
+SETTLED_MIB = 1.0
 # A session that is killed while it works, this often.
 VICTIM_SECONDS = 60
 # A round takes milliseconds; a program that says nothing for so long hangs.
@@ -145,6 +148,21 @@ class Soak:
     def _note(self, name, at, resident):
         self.samples.setdefault(name, []).append((at, resident))
 
+    def settle(self):
+        """Caches fill and allocators find their size. What leaks never settles, and is told by its slope."""
+        heights, began = {}, time.monotonic()
+        rose = began
+        while (now := time.monotonic()) - rose < SETTLED_SECONDS and now - began < SETTLE_SECONDS_MAX:
+            self.check()
+            self.sample(now)
+            for name, samples in self.samples.items():
+                level = samples[-1][1]
+                if level > heights.get(name, 0) + SETTLED_MIB * MEBI:
+                    heights[name], rose = level, now
+            time.sleep(SAMPLE_SECONDS_MIN)
+        self.samples = {}
+        say(f"settled after {time.monotonic() - began:.0f} s more")
+
     def visit(self):
         """A program that is killed while it works comes and goes."""
         if self.victim is None:
@@ -168,6 +186,7 @@ class Soak:
         began = time.monotonic()
         self.visit()
         self.wait("warm", lambda: time.monotonic() - began > seconds * WARM_SHARE and self._have_done(WARM_ROUNDS))
+        self.settle()
         began = visited = time.monotonic()
         self.before = {program.name: program.count for program in self.programs}
         every = max(SAMPLE_SECONDS_MIN, seconds / SAMPLES)
