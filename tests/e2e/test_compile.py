@@ -514,6 +514,22 @@ def operators(recorded):
     return [symbols[op] for op in graph["op"]]
 
 
+@pytest.mark.parametrize("scripts", ["0", "1"])
+def test_scripts_have_a_switch(program, scripts):
+    said, _ = program(
+        """
+        model = torch.nn.Linear(8, 8).to(DEVICE)
+        compiled = torch.compile(model, fullgraph=True)
+        x = torch.randn(2, 8).to(DEVICE)
+        with torch.no_grad():
+            equal = [torch.equal(compiled(x), model(x)) for _ in range(6)]
+        say(equal=all(equal), runs=genie.stats()["script_runs"] > 0)
+        """,
+        env={"GENIE_SCRIPTS": scripts},
+    ).finish()
+    assert said == {"equal": True, "runs": scripts == "1"}
+
+
 def test_a_new_session_begins_anew(program):
     run = program(
         """

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from genie import _native
+from genie import _native, env
 from genie.marks import MODULE_ENTER, MODULE_EXIT
 
 NAME = "remote_accelerator"
@@ -184,6 +184,8 @@ def _numbers(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
 
 def _why_plain(module: fx.GraphModule, inputs: Sequence[Any]) -> str:
     """Why the graph cannot be a script, as far as can be seen before it runs."""
+    if not env.flag(env.SCRIPTS, True):
+        return f"{env.SCRIPTS} is off"
     for each in inputs:
         if isinstance(each, torch.Tensor):
             if each.device.type != NAME:

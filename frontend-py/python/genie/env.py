@@ -42,6 +42,9 @@ LOCAL_BYTES = "GENIE_LOCAL_BYTES"
 MODULE_MARKS = "GENIE_MODULE_MARKS"
 """`0`: do not record which module operators belong to (saves some microseconds a module call)."""
 
+SCRIPTS = "GENIE_SCRIPTS"
+"""`0`: compiled graphs are sent operator by operator, as without `torch.compile`, not as one record a call."""
+
 INTEGRATIONS = "GENIE_INTEGRATIONS"
 """`0`: libraries that list devices by name (accelerate, safetensors, Lightning) are not told of this one."""
 
