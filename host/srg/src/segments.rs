@@ -75,6 +75,8 @@ impl<T> Segments<T> {
 
     /// Remembers the graph of a new topology and what was derived from it.
     pub fn insert(&mut self, graph: Arc<Srg>, derived: T) {
+        // Several may be inserted after one look-up; of equal age, none would be the older half.
+        self.clock += 1;
         let nodes = graph.graph.node_count();
         let entry = Entry { derived, used: self.clock, graph };
         if let Some(old) = self.topologies.insert(entry.graph.hashes.topology, entry) {
@@ -104,7 +106,8 @@ impl<T> Segments<T> {
     }
 }
 
-/// Forgetting half at once makes the cost per insertion constant.
+/// Forgetting half at once makes the cost per insertion constant. No two were used at the same time,
+/// so of two or more some are forgotten.
 fn forget_older_half<K: Copy + Eq + std::hash::Hash, V>(
     map: &mut HashMap<K, V>,
     used: impl Fn(&V) -> u64,
@@ -140,6 +143,16 @@ mod tests {
         assert_eq!(segments.look_up(hashes(2, 9)), Lookup::NewSizes);
         assert_eq!(segments.look_up(hashes(2, 9)), Lookup::Known);
         assert_eq!(segments.get(Hash128(9)).unwrap().1, &"plan");
+    }
+
+    #[test]
+    fn what_is_inserted_at_once_is_bounded_too() {
+        let mut segments = Segments::new();
+        for index in 0..3 * TOPOLOGIES_MAX as u128 {
+            segments.insert(graph(hashes(index, index)), ());
+            assert!(segments.len() <= TOPOLOGIES_MAX);
+            assert!(segments.get(Hash128(index)).is_some());
+        }
     }
 
     #[test]
