@@ -111,6 +111,32 @@ def test_a_call_is_one_record_under_other_settings(device, name):
                             assert counts["script_runs"] == 1 and counts["ops"] == 0, counts
 
 
+@pytest.mark.parametrize("part", ["__call__", "forward"])
+def test_a_models_own_call_is_compiled(device, part):
+    """transformers compiles `model.__call__`. Dynamo begins there with the program's own code."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = deep_model(device, 3)
+
+        def forward(self, x):
+            return self.inner(x) + 1
+
+    model, kept = Model(), []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(getattr(model, part), fullgraph=True, dynamic=False)
+        for index in range(WARM + 2):
+            x = torch.randn(4, 32).to(device)
+            expected = model(x)
+            with counting() as counts:
+                kept.append(compiled(x))
+            assert torch.equal(kept[-1], expected)
+            if index >= WARM:
+                assert_one_record(counts)
+
+
 def test_the_cost_does_not_grow_with_the_operators(device):
     tape_bytes = []
     for layers in (2, 60):

@@ -97,6 +97,9 @@ def install() -> None:
         _unmarked_call = torch.nn.Module.__call__
         functools.update_wrapper(_marked_call, _unmarked_call)
         _skip_frames(_marked_call)
+        # `torch.compile(model.__call__)` comes by here.
+        for own in (_enter_module, _leave_module, _learn, _remember):
+            _skip_frames(own, and_what_it_calls=True)
         _replace_call(_unmarked_call, _marked_call)
     if not _handles and hasattr(_optimizers, "register_optimizer_step_pre_hook"):
         _handles.append(_optimizers.register_optimizer_step_pre_hook(_enter_step))
@@ -122,15 +125,17 @@ def _replace_call(old: Any, new: Any) -> None:
             module.unpatched_nn_module_call = new  # type: ignore[union-attr]
 
 
-def _skip_frames(function: Any) -> None:
-    """Makes `torch.compile` begin with what `function` calls, as it does for PyTorch's own call."""
+def _skip_frames(function: Any, and_what_it_calls: bool = False) -> None:
+    """Makes `torch.compile` begin with what `function` calls, as it does for PyTorch's own call, or look
+    at none of it."""
     # Importing torch._dynamo would take a second.
     frames = torch._C._dynamo.eval_frame
-    if hasattr(frames, "skip_code"):
-        frames.skip_code(function.__code__)
-    elif hasattr(frames, "set_code_exec_strategy"):
+    if hasattr(frames, "set_code_exec_strategy"):
         skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
-        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, default))
+        strategy = frames._FrameExecStrategy(skip, skip if and_what_it_calls else default)
+        frames.set_code_exec_strategy(function.__code__, strategy)
+    elif hasattr(frames, "skip_code"):
+        frames.skip_code(function.__code__)
 
 
 def _enter_module(module: torch.nn.Module) -> None:
