@@ -30,7 +30,7 @@ pub(crate) fn probe_answers_in_one_line(kit: &Kit<'_>) -> Check {
 
 pub(crate) fn nonsense_addresses_are_refused(kit: &Kit<'_>) -> Check {
     for address in ["\0", "no such place \0 at all", "\u{7f}:::::"] {
-        let mut setup = kit.setup();
+        let mut setup = kit.setup_in_vain();
         setup.listen.address = address.into();
         setup.connect.address = address.into();
         let listener = kit.transport.listen(&setup.listen);
@@ -43,7 +43,7 @@ pub(crate) fn nonsense_addresses_are_refused(kit: &Kit<'_>) -> Check {
 }
 
 pub(crate) fn nobody_there_is_told_in_time(kit: &Kit<'_>) -> Check {
-    let mut setup = kit.setup();
+    let mut setup = kit.setup_in_vain();
     let listener = kit.transport.listen(&setup.listen)?;
     setup.connect.address = listener.address();
     drop(listener);
@@ -184,6 +184,7 @@ pub(crate) fn accept_max_is_kept(kit: &Kit<'_>) -> Check {
     let mut setup = kit.setup();
     setup.listen.accept_max = 1;
     let mut pair = kit.pair_with(setup)?;
+    pair.setup.connect.connect_ms = CONNECT_MS;
     let mut second = match kit.transport.connect(&pair.setup.connect) {
         Ok(connection) => End::new(connection),
         Err(_) => return Ok(()),
@@ -211,7 +212,7 @@ pub(crate) fn a_wrong_secret_does_not_connect(kit: &Kit<'_>) -> Check {
     if kit.has(Capabilities::CONTROL) {
         return Err(super::Stop::Skip("it makes its own secrets".into()));
     }
-    let mut setup = kit.setup();
+    let mut setup = kit.setup_in_vain();
     if setup.listen.trusted {
         return Err(super::Stop::Skip("the options say that the network is trusted".into()));
     }

@@ -34,7 +34,7 @@ pub(crate) fn close_delivers_and_then_tells(kit: &Kit<'_>) -> Check {
 
 pub(crate) fn a_dropped_peer_is_noticed(kit: &Kit<'_>) -> Check {
     for dropped in BOTH {
-        let pair = kit.pair()?;
+        let pair = kit.pair_with(kit.setup_to_end())?;
         let listener = pair.listener;
         let (gone, mut left) = match dropped {
             Side::A => (pair.a, pair.b),
@@ -48,7 +48,7 @@ pub(crate) fn a_dropped_peer_is_noticed(kit: &Kit<'_>) -> Check {
 }
 
 pub(crate) fn a_silent_peer_is_given_up(kit: &Kit<'_>) -> Check {
-    let mut pair = kit.pair()?;
+    let mut pair = kit.pair_with(kit.setup_to_end())?;
     if !pair.setup.silent_means_dead {
         return Err(Stop::Skip("its peers live although nobody polls them".into()));
     }

@@ -29,7 +29,8 @@ use crate::transport::{Capabilities, Cause, Facts, Options, Transport, Transport
 
 /// Time in which whatever is waited for must come: what a fault costs, not how fast a machine is.
 pub const STEP: Duration = Duration::from_secs(60);
-/// What the kit puts into the options of every pair, so that ends come soon.
+/// What the kit puts into the options of a pair that is to give up, so that it does soon. Others
+/// have a [`STEP`].
 pub const CONNECT_MS: u64 = 3_000;
 pub const DEADLINE_MS: u64 = 3_000;
 /// How much later than its deadline an end may come, on a machine that has other work.
@@ -310,9 +311,25 @@ impl Kit<'_> {
                 options.connection = pair + 1;
                 options.secret = Some(secret);
             }
-            options.connect_ms = CONNECT_MS;
-            options.deadline_ms = DEADLINE_MS;
+            options.connect_ms = STEP.as_millis() as u64;
+            options.deadline_ms = options.connect_ms;
         }
+        setup
+    }
+
+    /// Options of a pair that does not come about, and gives up soon.
+    pub(crate) fn setup_in_vain(&self) -> Setup {
+        let mut setup = self.setup();
+        setup.listen.connect_ms = CONNECT_MS;
+        setup.connect.connect_ms = CONNECT_MS;
+        setup
+    }
+
+    /// Options of a pair whose silence ends it soon.
+    pub(crate) fn setup_to_end(&self) -> Setup {
+        let mut setup = self.setup();
+        setup.listen.deadline_ms = DEADLINE_MS;
+        setup.connect.deadline_ms = DEADLINE_MS;
         setup
     }
 }
