@@ -306,7 +306,8 @@ impl ChildNode {
             // At once: its sessions have ended, or are cut with their host's.
             self.signal(Signal::INT);
             if !wait_for(&self.pidfd, STOP_TIMEOUT) {
-                tracing::warn!("the node (process {}) does not end; killing it", self.pid);
+                // Nothing is lost by that, and on a busy machine it is no fault: not for users' eyes.
+                tracing::info!("the node (process {}) does not end; killing it", self.pid);
                 self.signal(Signal::KILL);
             }
         }
