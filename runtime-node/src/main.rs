@@ -187,7 +187,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         servers.push(thread);
     }
 
-    let mut serving = 0;
+    let (mut serving, mut ended) = (0, 0);
     let mut draining = None;
     let why = loop {
         match supervisor.wait(draining)? {
@@ -218,11 +218,13 @@ fn serve(args: Args) -> anyhow::Result<()> {
             Some(Event::Parent) => {
                 break "the process that started it ended (--parent-pid)".to_owned();
             }
-            Some(Event::Server) if draining.is_none() => {
+            Some(Event::Ended(_)) if draining.is_none() => {
+                supervisor.wait_for(&servers);
                 return Err(failed(servers));
             }
-            Some(Event::Server) => {
-                if servers.iter().all(JoinHandle::is_finished) {
+            Some(Event::Ended(more)) => {
+                ended += more;
+                if ended == servers.len() as u64 {
                     break "its last session ended".to_owned();
                 }
             }

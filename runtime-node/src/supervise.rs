@@ -30,8 +30,8 @@ pub enum Event {
     Signal(Signal),
     /// The process given by `--parent-pid` ended.
     Parent,
-    /// A server ended, by itself or drained.
-    Server,
+    /// So many more servers ended, by themselves or drained. Their threads may take a moment more.
+    Ended(u64),
     /// So many more servers serve.
     Serving(u64),
 }
@@ -106,8 +106,8 @@ impl Supervisor {
             {
                 return Ok(Some(Event::Signal(signal)));
             }
-            if happened[1] && take(&self.ended) > 0 {
-                return Ok(Some(Event::Server));
+            if happened[1] {
+                return Ok(Some(Event::Ended(take(&self.ended))));
             }
             if happened[2] {
                 return Ok(Some(Event::Serving(take(&self.serving))));

@@ -174,6 +174,22 @@ def test_dynamic_sizes_take_a_script_each(device):
     assert runs == [0] * 3 + [1] * 6
 
 
+@pytest.mark.parametrize("kind", ["norm", "number"])
+def test_dynamic_graphs_with_gradients_are_compiled(device, kind, caplog):
+    """Dynamo may want to trace a graph again, with its numbers as they are."""
+    model = nn.BatchNorm1d(12).to(device)
+    work = (lambda x, k: model(x)) if kind == "norm" else (lambda x, k: F.leaky_relu(x, k))
+    compiled = torch.compile(work, dynamic=True)
+    for rows in (4, 5, 6):
+        grads = []
+        for function in (work, compiled):
+            x = torch.linspace(-1, 1, 12 * rows).reshape(rows, 12).to(device).requires_grad_()
+            function(x, 0.1 * rows).square().sum().backward()
+            grads.append(x.grad)
+        assert torch.equal(*grads)
+    assert "operator by operator" not in caplog.text
+
+
 def test_sizes_that_never_come_again_are_exact(device):
     compiled = torch.compile(lambda cache, x: torch.cat([cache, x]).softmax(0), dynamic=True)
     cache = torch.zeros(2, 4, device=device)

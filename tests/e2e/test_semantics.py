@@ -549,3 +549,57 @@ def test_work_begins_before_the_program_reads(stats):
     b = a @ a  # about 90 ms of work
     wait_until(lambda: node.cpu_times().user - before > 0.03, BUSY_SECONDS_MAX, "the node has not begun")
     assert b[0, 0].item() == 1500.0
+
+
+@pytest.mark.parametrize("observes_first", [True, False])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 3, 2, 2)])
+def test_fake_quantization_by_channel_grows_its_observer(device, shape, observes_first):
+    """The weights' observer of quantization-aware training: its results have no size before the first."""
+    weights = [torch.randn(shape) * (5 - step) for step in range(4)]
+    seen = []
+    for place in ("cpu", device):
+        on, off = (torch.tensor([flag], device=place) for flag in (1, 0))
+        low, high = torch.tensor([], device=place), torch.tensor([], device=place)
+        scale = torch.ones(1, device=place)
+        zero_point = torch.zeros(1, dtype=torch.int32, device=place)
+        state, results = (low, high, scale, zero_point), []
+        for step, weight in enumerate(weights):
+            observes = on if step != (3 if observes_first else 0) else off
+            quantizes = on if step else off
+            results.append(
+                torch.fused_moving_avg_obs_fake_quant(
+                    weight.to(place), observes, quantizes, low, high, scale, zero_point, 0.01, -128, 127, 0, True, True
+                ).cpu()
+            )
+            # Before the first quantization, scales are memory that nobody wrote.
+            if step:
+                results += [each.cpu().clone() for each in state]
+        seen.append(results)
+    for expected, found in zip(*seen, strict=True):
+        assert torch.equal(expected, found)
+
+
+LAYOUTS = {
+    "contiguous": lambda: torch.randn(2, 4, 5, 8),
+    "heads inside": lambda: torch.randn(2, 5, 4, 8).transpose(1, 2),
+    "permuted": lambda: torch.randn(8, 4, 5, 2).permute(3, 1, 2, 0),
+    "expanded": lambda: torch.randn(1, 4, 5, 8).expand(2, 4, 5, 8),
+    "strided": lambda: torch.randn(2, 4, 5, 16)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_attention_lies_as_eagers(device, layout, grad):
+    query = LAYOUTS[layout]()
+    seen = []
+    for place in ("cpu", device):
+        q = query.to(place).detach().requires_grad_(grad)
+        result = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        if grad:
+            result.square().sum().backward()
+        seen.append((result.stride(), result.detach().cpu(), q.grad.cpu() if grad else result.detach().cpu()))
+    (strides, *values), (strides_there, *values_there) = seen
+    assert strides == strides_there
+    for value, there in zip(values, values_there, strict=True):
+        torch.testing.assert_close(there, value, rtol=1e-5, atol=1e-5)

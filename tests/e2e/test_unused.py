@@ -155,6 +155,10 @@ PROGRAMS = {
         t = torch.ones(2); dist.all_reduce(t); dist.barrier()
         said["ddp"] = [p.grad.sum().item() for p in ddp.parameters()]
         dist.destroy_process_group()
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+        t = torch.ones(2); dist.all_reduce(t)
+        said["default"] = [t.tolist(), str(dist.get_backend_config())]
+        dist.destroy_process_group()
     """,
 }
 

@@ -36,6 +36,7 @@ def register() -> None:
     _weights.install()
     parallel.install()
     _route_compiled_graphs()
+    _leave_process_groups()
     # `torch.manual_seed` before this line did not know the device yet.
     seed = torch.initial_seed()
     if seed != _DEFAULT_SEED:
@@ -59,3 +60,21 @@ def _route_compiled_graphs() -> None:
         return _compile.backend(module, inputs, **self.config)
 
     inductor.__call__ = compile_graph
+
+
+def _leave_process_groups() -> None:
+    """`init_process_group()` without a backend takes that of the accelerator, which counts as this
+    device: it goes on to take the CPU's, through which the device's collectives go, and CUDA's."""
+    if not torch.distributed.is_available() or not hasattr(torch._C, "_get_accelerator"):
+        return
+    from torch.distributed.distributed_c10d import Backend, BackendConfig
+
+    elsewhere = BackendConfig.__init__
+
+    @functools.wraps(elsewhere)
+    def configure(self: Any, backend: Any) -> None:
+        if str(backend) == Backend.UNDEFINED and torch._C._get_accelerator().type == NAME:
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
+        elsewhere(self, backend)
+
+    BackendConfig.__init__ = configure

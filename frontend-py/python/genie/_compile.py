@@ -76,6 +76,7 @@ def backend(module: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Ca
 
 def _with_gradients(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     from torch._dynamo.backends.common import aot_autograd
+    from torch._dynamo.exc import RestartAnalysis
     from torch._functorch.partitioners import default_partition
 
     # No decompositions and nothing computed twice: the operators, and so the digits, are eager's.
@@ -89,8 +90,11 @@ def _with_gradients(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[.
     )
     try:
         return compiler(module, inputs)
+    except RestartAnalysis:
+        # Dynamo wants to trace again, with numbers as tensors or without.
+        raise
     except Exception as error:
-        log.warning("remote_accelerator: a graph runs operator by operator, AOTAutograd cannot take it: %s", error)
+        log.warning("remote_accelerator: a graph runs operator by operator, AOTAutograd cannot take it: %r", error)
         log.debug("AOTAutograd's failure", exc_info=True)
         return module.forward
 

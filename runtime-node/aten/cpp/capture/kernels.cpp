@@ -14,6 +14,8 @@
 #include <ATen/ops/view_native.h>
 #include <torch/library.h>
 
+#include <limits>
+
 #include "op.h"
 #include "script.h"
 #include "../torch_version.h"
@@ -329,6 +331,29 @@ at::Tensor& arange_out(const at::Scalar& start, const at::Scalar& end, const at:
   return out;
 }
 
+// The CPU's kernel grows the observer's four results to one element a channel when it first sees any;
+// an operator on the tape changes no sizes.
+std::tuple<at::Tensor, at::Tensor> observe_and_fake_quantize(
+    const at::Tensor& self, const at::Tensor& observes, const at::Tensor& quantizes,
+    at::Tensor& running_min, at::Tensor& running_max, at::Tensor& scale, at::Tensor& zero_point,
+    double averaging, int64_t quant_min, int64_t quant_max, int64_t axis, bool per_row,
+    bool symmetric) {
+  static auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("aten::_fused_moving_avg_obs_fq_helper", "");
+  static CaptureKernel kernel(op);
+  if (per_row && axis >= 0 && axis < self.dim() && running_min.numel() == 0) {
+    int64_t channels = self.size(axis);
+    running_min.resize_({channels}).fill_(std::numeric_limits<float>::infinity());
+    running_max.resize_({channels}).fill_(-std::numeric_limits<float>::infinity());
+    scale.resize_({channels});
+    zero_point.resize_({channels});
+  }
+  torch::jit::Stack stack{self,  observes,   quantizes, running_min, running_max, scale, zero_point,
+                          averaging, quant_min, quant_max, axis, per_row, symmetric};
+  kernel(op, kKeys, &stack);
+  return {stack[0].toTensor(), stack[1].toTensor()};
+}
+
 // PyTorch computes this window by a kernel per device, not by an operator: the CPU's will do.
 at::Tensor kaiser_window(int64_t length, bool periodic, double beta,
                          std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
@@ -379,6 +404,7 @@ void register_kernels(torch::Library& m) {
   m.impl("_has_compatible_shallow_copy_type", TORCH_FN(has_compatible_shallow_copy_type));
   m.impl("_efficientzerotensor", TORCH_FN(zeros_at_once));
   m.impl("arange.start_out", TORCH_FN(arange_out));
+  m.impl("_fused_moving_avg_obs_fq_helper", TORCH_FN(observe_and_fake_quantize));
   m.impl("kaiser_window", TORCH_FN(kaiser_window_default));
   m.impl("kaiser_window.periodic", TORCH_FN(kaiser_window_periodic));
   m.impl("kaiser_window.beta", TORCH_FN(kaiser_window));
