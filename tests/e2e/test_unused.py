@@ -51,7 +51,9 @@ assert not _m._has_any_global_hook(), "a hook of modules is left"
 assert nn.Module.__call__ is CALL, "another call of modules is left"
 import torch.optim.optimizer as _o
 assert not _o._global_optimizer_pre_hooks and not _o._global_optimizer_post_hooks
-others = [t.name for t in threading.enumerate() if t is not threading.main_thread() and t.name != "tqdm_monitor"]
+# Of tqdm, and of multiprocessing for the queues of a DataLoader, which ends by itself a little later.
+OTHERS = ("tqdm_monitor", "QueueFeederThread")
+others = [t.name for t in threading.enumerate() if t is not threading.main_thread() and t.name not in OTHERS]
 assert not others, others
 left = [p.cmdline() for p in psutil.Process().children(recursive=True)]
 # That one is of multiprocessing, for workers that are spawned.
