@@ -51,9 +51,11 @@ assert not _m._has_any_global_hook(), "a hook of modules is left"
 assert nn.Module.__call__ is CALL, "another call of modules is left"
 import torch.optim.optimizer as _o
 assert not _o._global_optimizer_pre_hooks and not _o._global_optimizer_post_hooks
-# Of tqdm, and of multiprocessing for the queues of a DataLoader, which ends by itself a little later.
-OTHERS = ("tqdm_monitor", "QueueFeederThread")
-others = [t.name for t in threading.enumerate() if t is not threading.main_thread() and t.name not in OTHERS]
+for thread in threading.enumerate():
+    # Of multiprocessing, for a DataLoader's queues: it ends by itself, a little later than its loader.
+    if thread.name == "QueueFeederThread":
+        thread.join(60)
+others = [t.name for t in threading.enumerate() if t is not threading.main_thread() and t.name != "tqdm_monitor"]
 assert not others, others
 left = [p.cmdline() for p in psutil.Process().children(recursive=True)]
 # That one is of multiprocessing, for workers that are spawned.
