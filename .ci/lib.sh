@@ -63,3 +63,20 @@ stamp_of() {
   find "$@" -type f -not -path '*/__pycache__/*' -not -name '*.so' -not -name '*.wasm' -print0 | LC_ALL=C sort -z |
     xargs -0 sha256sum | sha256sum | cut -d' ' -f1
 }
+
+# install_pinned NAME WHAT REQUIREMENTS [WITHOUT THEIR DEPENDENCIES]: into the environment, once for these files.
+install_pinned() {
+  local name=$1 what=$2 stamp uv
+  shift 2
+  "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "$what are pinned for Python >= 3.11" "PYTHON=python3.11 make build"
+  stamp=$(cat "$@" | sha256sum | cut -d' ' -f1)
+  if [ "$(cat "$VENV/.genie-$name" 2>/dev/null)" = "$stamp" ]; then return; fi
+  uv=$(find_uv)
+  pip_settings_for_uv
+  say "installing $what"
+  local install=("$uv" pip install --quiet --require-hashes --python "$VENV/bin/python")
+  "${install[@]}" -r "$1" && { [ $# -eq 1 ] || "${install[@]}" --no-deps -r "$2"; } ||
+    die "$what could not be installed" "check the network and pip's settings"
+  echo "$stamp" >"$VENV/.genie-$name"
+}

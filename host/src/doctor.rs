@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::client::Client;
 use crate::nodes::{NodeSettings, NodeSupervisor};
 use crate::runtime_dir::RuntimeDir;
+use crate::told::told;
 
 /// A small model and its inputs need about this much.
 const MEMORY_BYTES_MIN: u64 = 1 << 30;
@@ -68,7 +69,7 @@ fn all(settings: &NodeSettings, runtime_base: Option<OsString>) -> Vec<Check> {
         "set XDG_RUNTIME_DIR to a directory of your own that you can write to",
         || match &dir {
             Ok(dir) => sockets_work(dir.path()),
-            Err(error) => bail!("{error:#}"),
+            Err(error) => bail!("{}", told(error)),
         },
     ));
     checks.push(check(
@@ -96,7 +97,7 @@ fn check(
 ) -> Check {
     match test() {
         Ok(found) => Check { name, ok: true, found, mend: "" },
-        Err(error) => Check { name, ok: false, found: format!("{error:#}"), mend },
+        Err(error) => Check { name, ok: false, found: told(&error), mend },
     }
 }
 

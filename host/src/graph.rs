@@ -14,6 +14,7 @@ use genie_plugin_host::{PluginHost, PluginState};
 use serde_json::json;
 
 use crate::plugin::{NO_PLUGINS, Rules, installed_dir};
+use crate::told::told;
 
 /// What is said when no directory was named and none is installed.
 const NO_PLUGINS_FOUND: &str = "no plugins are installed with this program; name their directory \
@@ -90,7 +91,7 @@ pub fn run(args: &GraphArgs) -> anyhow::Result<()> {
     let mut failures = 0;
     for file in &args.files {
         if let Err(error) = args.one(file, host.as_ref(), &mut written) {
-            eprintln!("genie-host: {error:#}");
+            eprintln!("genie-host: {}", told(&error));
             failures += 1;
         }
     }

@@ -19,6 +19,7 @@ mod serve;
 mod session;
 mod signals;
 mod status;
+mod told;
 mod totals;
 mod transport;
 
@@ -37,6 +38,7 @@ use tracing_subscriber::EnvFilter;
 use crate::address::Address;
 use crate::nodes::{NodeSettings, RemoteSettings};
 use crate::serve::ServeSettings;
+use crate::told::told;
 
 /// Sessions served at a time by default.
 const SESSIONS_DEFAULT: usize = 64;
@@ -272,7 +274,7 @@ fn main() -> ExitCode {
         });
         // The program that waits for `ready` tells its user.
         if let (Err(error), Some(_)) = (&served, parent_pid) {
-            println!("failed {error:#}");
+            println!("failed {}", told(error));
         }
         served
     }))
@@ -282,7 +284,7 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("genie-host: {error:#}");
+            eprintln!("genie-host: {}", told(&error));
             ExitCode::FAILURE
         }
     }

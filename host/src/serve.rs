@@ -25,12 +25,15 @@ use crate::readiness::Readiness;
 use crate::runtime_dir::RuntimeDir;
 use crate::session::SessionThread;
 use crate::signals::{Stop, StopSignals};
+use crate::told::told;
 use crate::totals::{SessionSlot, Totals};
 
 /// The stack of a session's thread; building graphs of new segments takes most of it.
 const SESSION_STACK_BYTES: usize = 4 << 20;
 /// How long sessions may take to say farewell when the host ends.
 const SESSIONS_END_TIMEOUT: Duration = Duration::from_secs(2);
+/// Connections to a full host that are still heard: a hello is refused, a status is told.
+const QUESTIONS_MAX: usize = 16;
 
 /// The name a host gives itself.
 pub const SOFTWARE: &str = concat!("genie-host ", env!("CARGO_PKG_VERSION"));
@@ -80,7 +83,8 @@ pub fn run(settings: ServeSettings) -> anyhow::Result<()> {
     };
     let result = host.serve(&listener, &signals, parent.as_ref(), &readiness);
     drop(listener);
-    let reason = result.as_ref().map_or_else(|error| format!("it failed: {error:#}"), Clone::clone);
+    let reason =
+        result.as_ref().map_or_else(|error| format!("it failed: {}", told(error)), Clone::clone);
     host.end_sessions(&reason);
     nodes.child().stop();
     drop(dir);
@@ -248,13 +252,18 @@ impl Host {
             Ok(slot) => slot,
             Err(error) => return refuse(&mut link, &format!("no session can begin: {error}")),
         };
-        let Some(id) = self.totals.begin(self.sessions_max, &slot) else {
-            let message = format!(
+        let full = || {
+            format!(
                 "this host serves {} sessions already; end one, or start it with a larger \
                  --max-sessions",
                 self.sessions_max
-            );
-            return refuse(&mut link, &message);
+            )
+        };
+        let begun = self.totals.begin(self.sessions_max + QUESTIONS_MAX, &slot);
+        let Some((id, others)) = begun else { return refuse(&mut link, &full()) };
+        let turned_away = match draining {
+            Some(draining) => Some(turned_away(draining)),
+            None => (others >= self.sessions_max).then(full),
         };
         tracing::debug!("session {id}: process {pid}");
         let config = SessionConfig {
@@ -265,7 +274,7 @@ impl Host {
             limits: Limits::default(),
             host: self.totals.clone() as Arc<dyn HostCounters>,
             analyze: self.analysis.is_on(),
-            turned_away: draining.map(turned_away),
+            turned_away,
         };
         let thread = SessionThread {
             client: link,

@@ -7,17 +7,21 @@ use genie_wire::control::Status;
 
 use crate::address::Address;
 use crate::client::Client;
+use crate::told::told;
 use crate::totals::DRAINING;
 
 pub fn run(host: &Address) -> anyhow::Result<()> {
     let mut status = ask(host, false)?;
-    // A host that is stopping takes no session, not even for this question.
     let draining = status.words.iter().any(|word| word.name == format!("host.{DRAINING}"));
     let own = status.counters.iter().any(|c| c.name == "host.node_pid" && c.value > 0);
     let elsewhere = status.words.iter().any(|word| word.name.starts_with("host.node."));
     if !draining && (own || elsewhere) {
-        // Only a session reaches a node; it lasts as long as the question.
-        status = ask(host, true)?;
+        // Only a session reaches a node; it lasts as long as the question. A host that is full takes
+        // none, not even for this.
+        match ask(host, true) {
+            Ok(with_node) => status = with_node,
+            Err(error) => eprintln!("genie-host: the node was not asked: {}", told(&error)),
+        }
     }
     let mut out = std::io::stdout().lock();
     for word in status.words.iter().filter(|word| !word.value.is_empty()) {

@@ -74,16 +74,17 @@ impl Totals {
         let _ = self.analysis.set(Arc::downgrade(analysis));
     }
 
-    /// Registers a session unless `max` are running; returns its number.
-    pub fn begin(&self, max: usize, slot: &Arc<SessionSlot>) -> Option<u64> {
+    /// Registers a session unless `max` are running; returns its number, and how many others run.
+    pub fn begin(&self, max: usize, slot: &Arc<SessionSlot>) -> Option<(u64, usize)> {
         let mut sessions = lock(&self.sessions);
-        if sessions.running.len() >= max {
+        let others = sessions.running.len();
+        if others >= max {
             return None;
         }
         sessions.started += 1;
         let id = sessions.started;
         sessions.running.insert(id, slot.clone());
-        Some(id)
+        Some((id, others))
     }
 
     pub fn end(&self, id: u64) {

@@ -49,7 +49,7 @@ fn place() -> TempDir {
 fn plugin(root: &TempDir, args: &[&str]) -> (bool, String, String) {
     let mut command = Command::new(host_binary());
     command.current_dir(root.path()).arg("plugin").args(args);
-    command.env("XDG_CACHE_HOME", root.path().join("cache"));
+    command.env("XDG_CACHE_HOME", root.path().join("cache")).env("GENIE_PLUGINS", "plugins");
     let (status, out, err) = run(&mut command);
     (status.success(), out, err)
 }
@@ -69,6 +69,8 @@ fn list_says_what_is_ready_and_why_not() {
     assert!(ok && list[1]["state"] == "ready" && list[1]["cached"] == true, "{out}");
     let (ok, _, err) = plugin(&root, &["list", "--plugins", "nowhere"]);
     assert!(!ok && err.contains("nowhere") && err.contains("create it"), "{err}");
+    let (ok, _, err) = plugin(&root, &["list", "--plugins", "none"]);
+    assert!(!ok && err.contains("no plugin to look at"), "{err}");
 }
 
 #[test]

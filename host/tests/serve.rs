@@ -8,8 +8,10 @@ use std::process::{Command, Stdio};
 
 use common::{Host, ended, eventually, fake_node, host_binary, run, watch};
 use genie_transport::{Link, SharedMemory};
+use genie_wire::control::Hello;
 use genie_wire::frame::FrameKind;
 use genie_wire::record::{RegionSpan, StorageId};
+use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
 
 fn kill(pid: u32) {
@@ -188,8 +190,35 @@ fn many_sessions_stream_at_once() {
 fn sessions_are_capped_with_a_clear_refusal() {
     let host = Host::start_with(&fake_node(), &["--max-sessions", "2"], &[]);
     let (_one, _other) = (host.client(), host.client());
-    let error = host.stranger().reply().unwrap_err();
+    let mut third = host.stranger();
+    third.send(FrameKind::Hello, &Hello::default().encode_to_vec());
+    let error = third.reply().unwrap_err();
     assert!(error.contains("--max-sessions"), "{error}");
+    // Whoever looks after a full host is told how it is.
+    let address = format!("unix:{}", host.socket.display());
+    let (status, out, err) = run(Command::new(host_binary()).args(["status", "--host", &address]));
+    assert!(status.success() && out.contains("host.sessions "), "{out}{err}");
+    assert!(err.contains("the node was not asked") && err.contains("--max-sessions"), "{err}");
+    // Those who say nothing are few.
+    let mut silent: Vec<_> = (0..17).map(|_| host.stranger()).collect();
+    let error = silent.last_mut().unwrap().reply().unwrap_err();
+    assert!(error.contains("--max-sessions"), "{error}");
+}
+
+#[test]
+fn a_policy_that_is_not_there_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(host_binary());
+    command.args(["serve", "--policy", "balancd", "--plugins"]).arg(dir.path());
+    command.arg("--node-binary").arg(fake_node()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = stderr.lines().map_while(Result::ok);
+    let said = lines.find(|line| line.contains("no policy `balancd`"));
+    kill_process(Pid::from_raw(child.id() as i32).unwrap(), Signal::INT).unwrap();
+    child.wait().unwrap();
+    assert!(said.is_some_and(|line| line.contains("--policy") && line.contains("there are: none")));
 }
 
 /// A host that says `ready` has a node: what keeps it from one is told instead, to whoever waits.

@@ -145,6 +145,18 @@ def test_modes_with_processes(mode, program):
     assert said == {"value": 4.0, "children": ["genie-host", "genie-node"]}
 
 
+def test_directories_too_long_for_a_socket(program, tmp_path):
+    """Where they are, `/tmp` serves: a socket's address holds 107 bytes."""
+    long = tmp_path / ("d" * 90)
+    long.mkdir()
+    said, stderr = program(
+        "say(value=torch.ones(4, device=DEVICE).sum().item(), mode=genie.stats()['mode'])",
+        env={"TMPDIR": str(long), "XDG_RUNTIME_DIR": str(long)},
+    ).finish()
+    assert said == {"value": 4.0, "mode": "local_remote"}, stderr
+    assert not list(long.iterdir())
+
+
 def test_unknown_mode_is_refused(program):
     said, _ = program(
         """

@@ -6,6 +6,7 @@ Each program runs twice, with Genie found by `import torch` and without
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -162,6 +163,12 @@ PROGRAMS = {
         dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
         t = torch.ones(2); dist.all_reduce(t)
         said["default"] = [t.tolist(), str(dist.get_backend_config())]
+        if torch.__version__ >= "2.6":
+            from torch.distributed.fsdp import fully_shard
+            sharded = model()
+            fully_shard(sharded)
+            sharded(x).sum().backward()
+            said["sharded"] = [[p.grad.full_tensor().sum().item(), str(p.device)] for p in sharded.parameters()]
         dist.destroy_process_group()
     """,
 }
@@ -228,10 +235,13 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_on_the_cpu_runs_as_without_genie(run, name):
-    without, _ = run(PROGRAMS[name], installed=False)
+    without, usual = run(PROGRAMS[name], installed=False)
     said, stderr = run(PROGRAMS[name])
     assert said == without
     assert "genie" not in stderr.lower()
+    numbers = re.compile(r"\d+")  # times and processes
+    new = {numbers.sub("", line) for line in stderr.splitlines()} - {numbers.sub("", line) for line in usual.splitlines()}
+    assert not new
 
 
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="torch.accelerator has grown since")

@@ -1,6 +1,7 @@
 """Makes the device known to PyTorch. Once per process; starts nothing."""
 
 import functools
+import os
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from genie import env
 
 NAME = "remote_accelerator"
 _DEFAULT_SEED = 67280421310721
+# What PyTorch's profiler logs, and its number for errors only.
+_KINETO_LOG_LEVEL, _KINETO_ERRORS = "KINETO_LOG_LEVEL", "4"
 _registered = False
 
 
@@ -37,6 +40,7 @@ def register() -> None:
     parallel.install()
     _route_compiled_graphs()
     _leave_process_groups()
+    _leave_profiles()
     # `torch.manual_seed` before this line did not know the device yet.
     seed = torch.initial_seed()
     if seed != _DEFAULT_SEED:
@@ -60,6 +64,31 @@ def _route_compiled_graphs() -> None:
         return _compile.backend(module, inputs, **self.config)
 
     inductor.__call__ = compile_graph
+
+
+def _leave_profiles() -> None:
+    """A profile holds what it holds without Genie. `torch.profiler.profile()` takes all activities that
+    there are, also this device's, of which it learns nothing; and because there is such a device it
+    looks for a GPU's recorder, and warns where there is no GPU."""
+    profiler = torch.autograd.profiler
+    activities, prepare = torch.autograd._supported_activities, profiler._prepare_profiler
+
+    def supported_activities() -> set[Any]:
+        return activities() - {torch.profiler.ProfilerActivity.PrivateUse1}
+
+    @functools.wraps(prepare)
+    def prepare_profiler(*args: Any) -> None:
+        profiler._prepare_profiler = prepare  # the recorder is looked for once
+        if _KINETO_LOG_LEVEL in os.environ or torch.cuda.is_available():
+            return prepare(*args)
+        os.environ[_KINETO_LOG_LEVEL] = _KINETO_ERRORS
+        try:
+            return prepare(*args)
+        finally:
+            del os.environ[_KINETO_LOG_LEVEL]
+
+    torch.autograd._supported_activities = supported_activities
+    profiler._prepare_profiler = prepare_profiler
 
 
 def _leave_process_groups() -> None:

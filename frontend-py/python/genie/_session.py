@@ -33,6 +33,8 @@ UPLOAD_BYTES, UPLOAD_BYTES_HERE = 64 << 20, 32 << 20
 DAEMON_USE_S = 0.2
 DAEMON_END_S = 2.0
 READY_BYTES_MAX = 64 << 10
+# A socket's address holds 107 bytes; the directory and the socket we make take 27 of them.
+RUNTIME_BYTES_MAX = 80
 
 log = logging.getLogger("genie")
 # Held while a session starts or ends; the tape's lock is never held then.
@@ -355,10 +357,16 @@ class HostProcess:
             self.process.stdout.close()
 
 
-def _runtime_directory() -> str | None:
-    """XDG_RUNTIME_DIR where it can be used; otherwise the directory for temporary files."""
-    directory = os.environ.get("XDG_RUNTIME_DIR", "")
-    return directory if directory and os.access(directory, os.W_OK | os.X_OK) else None
+def _runtime_directory() -> str:
+    """The first directory that can be used, and whose sockets' paths still fit an address."""
+    for directory in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
+        fits = os.path.isabs(directory) and len(os.fsencode(directory)) <= RUNTIME_BYTES_MAX
+        if fits and os.access(directory, os.W_OK | os.X_OK):
+            return directory
+    raise StartFailed(
+        "no directory for the host's socket: set XDG_RUNTIME_DIR to one that you can write to, with a path of at most "
+        f"{RUNTIME_BYTES_MAX} bytes"
+    )
 
 
 def _end_with_program() -> None:

@@ -118,8 +118,9 @@ pub fn install(session: Session) -> Arc<Session> {
     for (slot, fd) in DESCRIPTORS.iter().zip(descriptors) {
         slot.store(fd, Ordering::Relaxed);
     }
-    CURRENT.store(Some(session.clone()));
+    // First: a fork in between leaves a child that knows it has a session of its parent.
     HAS_SESSION.store(true, Ordering::Release);
+    CURRENT.store(Some(session.clone()));
     NUMBER.fetch_add(1, Ordering::AcqRel);
     session
 }
@@ -131,8 +132,8 @@ pub fn shut_down() {
         slot.store(-1, Ordering::Relaxed);
     }
     session.close();
-    HAS_SESSION.store(false, Ordering::Release);
     CURRENT.store(None);
+    HAS_SESSION.store(false, Ordering::Release);
     // Storages of the old session are strangers to the next.
     NUMBER.fetch_add(1, Ordering::AcqRel);
 }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 /// Why a directory of plugins is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    #[error("cannot look at the plugin directory {path}; create it or drop --plugins: {source}")]
+    #[error(
+        "cannot look at the plugin directory {path}: {source}; create it, or name another by \
+         --plugins (GENIE_PLUGINS)"
+    )]
     Look { path: PathBuf, source: std::io::Error },
     #[error("{0} is not a directory; --plugins takes the directory that holds the plugins")]
     NotADirectory(PathBuf),

@@ -79,7 +79,7 @@ impl PluginHost {
         let ticker = Ticker::start(engine.clone()).map_err(|error| failed(error.to_string()))?;
         let cache = settings.cache.as_deref().and_then(|dir| {
             Cache::open(dir)
-                .inspect_err(|why| tracing::warn!("plugins are compiled at each start: {why}"))
+                .inspect_err(|why| tracing::info!("plugins are compiled at each start: {why}"))
                 .ok()
         });
         let host = PluginHost {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use genie_srg::Hash128;
+use genie_srg::segments::forget_older_half;
 
 /// Topologies remembered by one host.
 const TOPOLOGIES_MAX: usize = 4096;
@@ -49,11 +50,7 @@ impl Known {
         self.clock += 1;
         self.topologies.insert(topology, (annotated, self.clock));
         if self.topologies.len() > TOPOLOGIES_MAX {
-            let mut times: Vec<u64> = self.topologies.values().map(|(_, used)| *used).collect();
-            let middle = times.len() / 2;
-            let (_, median, _) = times.select_nth_unstable(middle);
-            let median = *median;
-            self.topologies.retain(|_, (_, used)| *used >= median);
+            forget_older_half(&mut self.topologies, |(_, used)| *used);
         }
     }
 

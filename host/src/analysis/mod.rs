@@ -17,7 +17,7 @@ use genie_analyzer::{Explanation, StorageFacts, columns};
 use genie_engine::{NewTopology, Snapshot};
 use genie_plugin::recorded::Recorded;
 use genie_plugin::{Columns, Graph};
-use genie_plugin_host::{PluginHost, PluginState, Settings, WATCH_EVERY, Watch};
+use genie_plugin_host::{Kind, PluginHost, PluginState, Settings, WATCH_EVERY, Watch};
 use genie_srg::{Origin, Window};
 use genie_wire::control::{Device, TraceQuestion};
 
@@ -33,8 +33,9 @@ pub struct AnalysisSettings {
     pub plugins: Option<Settings>,
     /// Load plugins again when their files change.
     pub watch: bool,
-    /// The policy that is asked first.
+    /// The policy that is asked first, and whether somebody chose it.
     pub policy: String,
+    pub policy_asked: bool,
     /// Log every match.
     pub debug: bool,
 }
@@ -42,6 +43,7 @@ pub struct AnalysisSettings {
 /// The recognizers of this host and what they found.
 pub struct Analysis {
     policy: String,
+    policy_asked: bool,
     debug: bool,
     loading: Mutex<Loading>,
     known: Mutex<Known>,
@@ -57,7 +59,7 @@ enum Loading {
 impl Analysis {
     /// Starts loading the plugins, and the thread that calls them.
     pub fn start(settings: AnalysisSettings) -> std::io::Result<Arc<Analysis>> {
-        let AnalysisSettings { plugins, watch, policy, debug } = settings;
+        let AnalysisSettings { plugins, watch, policy, policy_asked, debug } = settings;
         let queue = Arc::new(Queue::new(plugins.is_some()));
         let loading = match plugins {
             Some(_) => Loading::Waiting,
@@ -65,6 +67,7 @@ impl Analysis {
         };
         let analysis = Arc::new(Analysis {
             policy,
+            policy_asked,
             debug,
             loading: Mutex::new(loading),
             known: Mutex::default(),
@@ -192,6 +195,7 @@ impl Analysis {
         let loading = match plugins {
             None => Loading::Without,
             Some(plugins) => {
+                self.look_for_policy(&plugins);
                 let _watch = watch.then(|| Watch::start(plugins.clone(), WATCH_EVERY, |_| {}));
                 let _watch = _watch.and_then(|watch| {
                     watch.inspect_err(|why| tracing::warn!("plugins are not watched: {why}")).ok()
@@ -201,6 +205,21 @@ impl Analysis {
         };
         *lock(&self.loading) = loading;
         self.queue.loaded();
+    }
+
+    /// Says so, once, when the policy that was asked for is not among the plugins.
+    fn look_for_policy(&self, plugins: &PluginHost) {
+        let policies = plugins.plugins().into_iter();
+        let policies = policies.filter(|plugin| plugin.kinds.contains(&Kind::Policy));
+        let names: Vec<String> = policies.map(|plugin| plugin.name).collect();
+        if self.policy_asked && !names.contains(&self.policy) {
+            tracing::warn!(
+                "there is no policy `{}` (--policy, GENIE_POLICY): the built-in plan runs; \
+                 there are: {}",
+                self.policy,
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+            );
+        }
     }
 
     /// Counters for `genie-host status` and `genie.stats()`.

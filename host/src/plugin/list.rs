@@ -25,7 +25,7 @@ pub fn run(args: ListArgs) -> anyhow::Result<()> {
     if plugins.is_empty() {
         println!(
             "no plugins in {}: no directory there holds a plugin.toml",
-            args.place.plugins.display()
+            args.place.directory()?.display()
         );
         return Ok(());
     }

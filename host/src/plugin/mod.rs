@@ -13,8 +13,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-pub use serve::{NO_PLUGINS, ServePlugins};
-pub use settings::{Rules, installed_dir};
+pub use serve::ServePlugins;
+pub use settings::{NO_PLUGINS, Rules, installed_dir};
 
 /// The hidden subcommand that compiles one component in a limited child process.
 pub const COMPILE: &str = "plugin-compile";

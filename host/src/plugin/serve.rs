@@ -8,13 +8,11 @@ use clap::Args;
 use genie_plugin_host::{Capability, Compiler, Limits, Settings, check_directory};
 
 use super::COMPILE;
-use super::settings::{cache_dir, installed_dir};
+use super::settings::{NO_PLUGINS, cache_dir, installed_dir};
 use crate::analysis::AnalysisSettings;
 
 /// The policy that is asked by default.
 const POLICY_DEFAULT: &str = "balanced";
-/// Instead of a directory: recognize nothing.
-pub const NO_PLUGINS: &str = "none";
 
 #[derive(Args)]
 pub struct ServePlugins {
@@ -25,9 +23,9 @@ pub struct ServePlugins {
     /// Load plugins again when their files change.
     #[arg(long)]
     watch: bool,
-    /// The policy that is asked where a graph should run.
-    #[arg(long, env = "GENIE_POLICY", value_name = "NAME", default_value = POLICY_DEFAULT)]
-    policy: String,
+    /// The policy that is asked where a graph should run [default: balanced]
+    #[arg(long, env = "GENIE_POLICY", value_name = "NAME")]
+    policy: Option<String>,
     /// What plugins may have when their manifest asks for it: `clock`.
     #[arg(long, value_name = "CAPABILITY", value_parser = capability)]
     grant: Vec<Capability>,
@@ -68,7 +66,13 @@ impl ServePlugins {
             }),
         };
         let debug = std::env::var_os("GENIE_ANALYZER_DEBUG").is_some_and(|value| value == "1");
-        Ok(AnalysisSettings { plugins, watch: self.watch, policy: self.policy, debug })
+        Ok(AnalysisSettings {
+            plugins,
+            watch: self.watch,
+            policy_asked: self.policy.is_some(),
+            policy: self.policy.unwrap_or_else(|| POLICY_DEFAULT.to_owned()),
+            debug,
+        })
     }
 }
 

@@ -8,6 +8,9 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use genie_plugin_host::{Capability, Compiler, Limits, PluginHost, Settings};
 
+/// Instead of a directory: no plugins.
+pub const NO_PLUGINS: &str = "none";
+
 /// What can be granted to plugins that ask for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Grant {
@@ -18,9 +21,10 @@ pub enum Grant {
 /// Where plugins are, and what they may do.
 #[derive(Args, Clone)]
 pub struct Place {
-    /// The directory that holds one directory for each plugin, or that of one plugin.
-    #[arg(long, value_name = "DIR", default_value = "plugins")]
-    pub plugins: PathBuf,
+    /// The directory that holds one directory for each plugin, or that of one plugin; otherwise the
+    /// plugins that were installed with this program.
+    #[arg(long, env = "GENIE_PLUGINS", value_name = "DIR")]
+    plugins: Option<PathBuf>,
     #[command(flatten)]
     pub rules: Rules,
 }
@@ -60,7 +64,19 @@ impl Rules {
 
 impl Place {
     pub fn open(&self) -> anyhow::Result<PluginHost> {
-        self.open_at(&self.plugins)
+        self.open_at(&self.directory()?)
+    }
+
+    /// The directory that is meant.
+    pub fn directory(&self) -> anyhow::Result<PathBuf> {
+        let asked = self.plugins.clone().filter(|dir| dir != Path::new(NO_PLUGINS));
+        match (asked, &self.plugins) {
+            (Some(dir), _) => Ok(dir),
+            (None, None) => installed_dir().context(
+                "no plugins are installed with this program; name their directory by --plugins",
+            ),
+            (None, Some(_)) => anyhow::bail!("`--plugins none` leaves no plugin to look at"),
+        }
     }
 
     fn open_at(&self, directory: &Path) -> anyhow::Result<PluginHost> {
@@ -95,7 +111,7 @@ impl Place {
             !found.is_empty(),
             "no plugin {which} in {}; name another directory by --plugins, or give the plugin's \
              own directory",
-            self.plugins.display()
+            self.directory()?.display()
         );
         Ok((host, found))
     }

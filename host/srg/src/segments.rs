@@ -106,9 +106,11 @@ impl<T> Segments<T> {
     }
 }
 
-/// Forgetting half at once makes the cost per insertion constant. No two were used at the same time,
-/// so of two or more some are forgotten.
-fn forget_older_half<K: Copy + Eq + std::hash::Hash, V>(
+/// Forgets the half that was unused longest; `used` tells when an entry was used last.
+///
+/// Forgetting half at once makes the cost per insertion constant. No two may have been used at the
+/// same time, so that of two or more some are forgotten.
+pub fn forget_older_half<K: Copy + Eq + std::hash::Hash, V>(
     map: &mut HashMap<K, V>,
     used: impl Fn(&V) -> u64,
 ) {

@@ -88,6 +88,8 @@ struct GenieTemplate {
   uint32_t scalars = 0;
   bool random = false;
   std::vector<Argument> args;
+  // Tensors that the operator writes and does not return: `outputs` says nothing of their sizes.
+  std::vector<uint32_t> unreturned;
   std::vector<uint64_t> new_storages;
   std::vector<Output> outputs;
 };
@@ -345,6 +347,13 @@ c10::IValue value(const GenieTemplate& t, const Argument& a, const c10::TypePtr&
   }
 }
 
+bool is_returned(const c10::FunctionSchema& schema, size_t argument) {
+  const auto* alias = schema.arguments()[argument].alias_info();
+  for (const auto& result : schema.returns())
+    if (alias && result.alias_info() && *result.alias_info() == *alias) return true;
+  return false;
+}
+
 void call(const GenieTemplate& t, GenieStorage* const* inputs, const uint64_t* scalars,
           GenieGenerator* generator, torch::jit::Stack& stack) {
   stack.reserve(t.args.size());
@@ -356,9 +365,22 @@ void call(const GenieTemplate& t, GenieStorage* const* inputs, const uint64_t* s
   c10::SmallVector<c10::IValue, 4> held;
   const auto& returns = t.op.schema().returns();
   if (returns.size() > 1 && returns[0].alias_info()) held.append(stack.begin(), stack.end());
+  c10::SmallVector<at::Tensor, 4> written;
+  for (uint32_t i : t.unreturned) written.push_back(stack[i].toTensor());
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   SwapGenerator swap(t.random ? generator : nullptr);
   t.op.callBoxed(&stack);
+  // The program's tensor keeps the size it has: going on would compute something else than eager.
+  for (size_t i = 0; i < written.size(); ++i) {
+    const Meta& meta = t.args[t.unreturned[i]].meta;
+    if (!written[i].sizes().equals(meta.sizes)) {
+      std::ostringstream said;
+      said << t.name << " changed the size of its argument `" << declared[t.unreturned[i]].name()
+           << "` from " << at::IntArrayRef(meta.sizes) << " to " << written[i].sizes()
+           << ", which a tensor of this device does not follow; resize it before the call";
+      throw std::runtime_error(said.str());
+    }
+  }
 }
 
 // The tensors among the results, lists flattened; others go to `rest` when it is not null.
@@ -649,7 +671,11 @@ int genie_template_new(const uint8_t* bytes, size_t len, GenieDevice device, Gen
       t->args.push_back(
           decode_argument(in, t->device, declared[i].type(), t->slots, t->scalars, kNestingMax));
       // What is written must be declared: the store copies a shared weight before that.
-      if (writes_argument(op->schema(), i)) require_mutated(t->args.back(), mutated);
+      if (writes_argument(op->schema(), i)) {
+        require_mutated(t->args.back(), mutated);
+        if (t->args.back().tag == kTensor && !is_returned(op->schema(), i))
+          t->unreturned.push_back(static_cast<uint32_t>(i));
+      }
     }
     for (uint64_t i = in.bounded(kOutputsMax); i > 0; --i)
       t->new_storages.push_back(in.bounded(kStorageBytesMax));

@@ -18,6 +18,7 @@ use super::wire::{
 };
 use super::{BenchArgs, REGISTERED_BYTES_MAX};
 use crate::signals::StopSignals;
+use crate::told::told;
 
 /// How long the server sleeps at a time where it waits for clients.
 const FOREVER: Duration = Duration::from_secs(3_600);
@@ -135,7 +136,7 @@ impl Server<'_> {
         match serve(self) {
             Err(error) if error.is::<Interrupted>() => Err(error),
             Err(error) => {
-                eprintln!("genie-host: {who}: {error:#}");
+                eprintln!("genie-host: {who}: {}", told(&error));
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -171,7 +172,7 @@ impl Server<'_> {
                 match self.listen(&options) {
                     Ok(listener) => listener,
                     Err(error) => {
-                        side::say(&mut stream, &json!({"error": format!("{error:#}")}))?;
+                        side::say(&mut stream, &json!({"error": told(&error)}))?;
                         return Err(error);
                     }
                 }

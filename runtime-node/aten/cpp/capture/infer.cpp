@@ -107,7 +107,18 @@ bool same(Args a, size_t, Results& out) {
   return true;
 }
 
+bool safe_softmax(Args a, size_t n, Results& out) {
+  int64_t dims = std::max<int64_t>(a[0].toTensor().dim(), 1), dim = a[1].toInt();
+  return dim >= -dims && dim < dims && same(a, n, out);
+}
+
 bool nothing(Args, size_t, Results&) { return true; }
+
+bool random_to(Args a, size_t, Results&) { return a[1].toInt() > 0; }
+
+bool random_from(Args a, size_t, Results&) {
+  return a[2].isNone() || a[1].toInt() < a[2].toInt();
+}
 
 bool same_bool(Args a, size_t, Results& out) {
   out.push_back(like(a[0].toTensor(), at::kBool));
@@ -336,9 +347,11 @@ bool convolution(Args a, size_t, Results& out) {
   for (int64_t i = 0; i < spatial; ++i) {
     int64_t s = at_or_last(stride, i), p = at_or_last(padding, i), d = at_or_last(dilation, i);
     if (s <= 0 || p < 0 || d <= 0) return false;
+    int64_t o = transposed ? at_or_last(output_padding, i) : 0;
+    if (o < 0 || (o > 0 && o >= s && o >= d)) return false;
     int64_t kernel = d * (weight.size(i + 2) - 1) + 1;
     int64_t size = transposed
-                       ? (input.size(i + 2) - 1) * s - 2 * p + kernel + at_or_last(output_padding, i)
+                       ? (input.size(i + 2) - 1) * s - 2 * p + kernel + o
                        : (input.size(i + 2) + 2 * p - kernel) / s + 1;
     if (size <= 0 || (!transposed && input.size(i + 2) + 2 * p < kernel)) return false;
     sizes.push_back(size);
@@ -645,6 +658,7 @@ bool foreach_with_list(Args a, size_t n, Results& out) {
 bool multinomial(Args a, size_t, Results& out) {
   const auto& t = a[0].toTensor();
   if ((t.dim() != 1 && t.dim() != 2) || a[1].toInt() <= 0) return false;
+  if (!a[2].toBool() && a[1].toInt() > t.size(-1)) return false;  // eager refuses it at the call
   Dims sizes;
   if (t.dim() == 2) sizes.push_back(t.size(0));
   sizes.push_back(a[1].toInt());
@@ -657,7 +671,7 @@ const std::unordered_map<std::string, Rule>& rules() {
     std::unordered_map<std::string, Rule> t;
     for (const char* name :
          {"relu", "hardtanh", "hardswish", "selu", "celu", "bernoulli", "bernoulli.p", "hardsigmoid",
-          "_safe_softmax", "positive", "alias_copy", "detach_copy", "abs", "native_dropout_backward"})
+          "positive", "alias_copy", "detach_copy", "abs", "native_dropout_backward"})
       t[std::string("aten::") + name] = same;
     t.erase("aten::abs");  // complex inputs give real ones
     for (const char* name : {"logical_not", "isnan"}) t[std::string("aten::") + name] = same_bool;
@@ -669,9 +683,12 @@ const std::unordered_map<std::string, Rule>& rules() {
     // These write only their arguments and accept any value for them.
     for (const char* name :
          {"zero_", "fill_.Scalar", "fill_.Tensor", "normal_", "uniform_", "random_",
-          "random_.to", "random_.from", "bernoulli_.float", "exponential_", "geometric_",
+          "bernoulli_.float", "exponential_", "geometric_",
           "cauchy_", "log_normal_", "copy_", "arange.start_out", "relu_", "hardtanh_", "hardswish_"})
       t[std::string("aten::") + name] = nothing;
+    t["aten::random_.to"] = random_to;
+    t["aten::random_.from"] = random_from;
+    t["aten::_safe_softmax"] = safe_softmax;
     t["aten::masked_fill_.Scalar"] = masked_fill_;
     t["aten::masked_fill_.Tensor"] = masked_fill_;
     t["aten::masked_fill.Scalar"] = masked_fill;

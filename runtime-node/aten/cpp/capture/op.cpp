@@ -105,7 +105,7 @@ bool shape_from_values(const std::string& name) {
 bool is_picky(const std::string& name) {
   for (const char* prefix : {"aten::cauchy_", "aten::exponential_", "aten::geometric_",
                              "aten::log_normal_", "aten::normal_", "aten::uniform_",
-                             "aten::bernoulli_", "aten::gelu"})
+                             "aten::bernoulli_", "aten::gelu", "aten::renorm"})
     if (starts(name, prefix)) return true;
   return false;
 }
