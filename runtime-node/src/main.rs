@@ -156,6 +156,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
     let supervisor = Supervisor::new(args.parent_pid)?;
     genie_remote::cli::raise_descriptor_limit();
     execute::init().map_err(|error| anyhow!("libtorch cannot be used: {error}"))?;
+    execute::tell_warnings(|warning| tracing::debug!("PyTorch warns: {warning}"));
     let devices = devices(args.device)?;
     let budgets: Vec<u64> = devices.iter().map(|device| budget(&args, *device)).collect();
     let facts = Arc::new(facts(&args, &devices, &budgets));

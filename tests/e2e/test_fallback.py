@@ -1,5 +1,7 @@
 """What the node cannot run still gives the right answer, is counted and explained once."""
 
+import warnings
+
 import pytest
 import torch
 from parity import assert_same
@@ -51,6 +53,62 @@ def test_library_op_runs_on_the_client(library, device, stats):
     now = stats()
     assert now["fallbacks"] == before + 1
     assert any("genie_test::scaled" in op for op in now["fallbacks_by_op"])
+
+
+def test_what_runs_nowhere_is_no_fallback(device):
+    """The CPU refuses it too: the error is all that there is to say."""
+    x = torch.ones(2, dtype=torch.complex64, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(NotImplementedError):
+                x > x  # noqa: B015
+            x.real.add(1)
+
+
+def test_named_tensors_are_refused(device):
+    x = torch.ones(2, 3, device=device).rename("N", "C")
+    with pytest.raises(NotImplementedError, match="rename"):
+        x + x
+    assert (x.rename(None) + 1).sum().item() == 12
+
+
+def test_a_lost_imaginary_part_is_told_as_in_eager(program):
+    """By Python's warnings, once; what warns on the node says nothing in the program's terminal."""
+    said, stderr = program(
+        """
+        import warnings
+        x = torch.ones(2, dtype=torch.complex64, device=DEVICE)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            values = [x.to(torch.float32).tolist() for _ in range(2)]
+        say(values=values, seen=[str(each.message) for each in seen])
+        """
+    ).finish()
+    assert said["values"] == [[1.0, 1.0]] * 2
+    assert len(said["seen"]) == 1 and "imaginary part" in said["seen"][0]
+    assert not stderr
+
+
+def test_shapes_of_a_short_program_import_no_compiler(program):
+    """Some of PyTorch's shape functions are Python's and import torch._dynamo, for seconds."""
+    said, _ = program(
+        """
+        x = torch.rand(4, 4, device=DEVICE) + 1
+        values = [x.abs(), x.roll(1), x.logsumexp(0), x.isinf(), torch.dot(x[0], x[1]), x // 2, torch.fmod(x, 2),
+                  x.count_nonzero(), torch.nn.functional.huber_loss(x, x), (x / 3).logit()]
+        torch.cat([each.reshape(-1).float() for each in values]).sum().item()
+        early = "torch._dynamo" in sys.modules
+        import torch._dynamo
+        before = genie.stats()["runs"]
+        for n in range(2, 12):
+            torch.ones(n, 3, device=DEVICE).roll(1)
+        say(early=early, runs=genie.stats()["runs"] - before)
+        """
+    ).finish()
+    assert said["early"] is False
+    # Known by shape functions from the third on.
+    assert said["runs"] <= 2
 
 
 def test_library_op_writes_back(library, device):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -427,6 +428,16 @@ def test_generator_of_the_device(device):
     for _ in range(2):
         generator = torch.Generator(device=device).manual_seed(5)
         draws.append(torch.randn(4, device=device, generator=generator).cpu())
+    assert_same(*draws)
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, lambda generator: pickle.loads(pickle.dumps(generator))])
+def test_generators_are_copied_with_their_state(device, take):
+    generator = torch.Generator(device=device).manual_seed(5)
+    torch.randn(4, device=device, generator=generator)
+    other = take(generator)
+    assert other.device == generator.device and other.initial_seed() == 5
+    draws = [torch.randn(4, device=device, generator=each).cpu() for each in (generator, other)]
     assert_same(*draws)
 
 

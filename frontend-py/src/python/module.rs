@@ -27,8 +27,8 @@ mod _native {
     use super::{
         autocast, begin_ending, begin_weights, capture_stats, connect, connect_local, counters,
         drop_fence, end_weights, fallbacks_by_op, fence, fence_reached, flush, generator_state,
-        is_forked, is_idle, is_live, last_seed, lost, mark, memory, protocol, register,
-        reset_accumulated_memory, reset_peak_memory, seed, session_number, set_autocast,
+        is_forked, is_idle, is_live, last_seed, lost, mark, memory, metas_imported, protocol,
+        register, reset_accumulated_memory, reset_peak_memory, seed, session_number, set_autocast,
         set_error_type, set_generator_state, set_stage, shut_down, status, synchronize, trace,
         users, wait_fence, welcome,
     };
@@ -46,6 +46,12 @@ fn register(
     debug::switch(debug_lines);
     capture::configure(log_intercepts, meta_infer, aten_impl);
     capture::init(&tape::TAPE).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+}
+
+/// `torch._dynamo` is imported: PyTorch's shape functions in Python cost little from now on.
+#[pyfunction]
+fn metas_imported() {
+    capture::metas_imported();
 }
 
 /// The class that errors with this code become.

@@ -168,6 +168,8 @@ void genie_capture_new_session();
 void genie_capture_log_intercepts(uint8_t on);
 // Shape inference through PyTorch's Python metas (GENIE_ENABLE_META_INFER); off: run on the node.
 void genie_capture_meta_infer(uint8_t on);
+// What those metas import (torch._dynamo, some seconds) is imported: from now on they cost no more.
+void genie_capture_metas_imported();
 // Kernels at PrivateUse1 (GENIE_ENABLE_ATEN_IMPL); off: every operator falls back to the CPU.
 void genie_capture_aten_impl(uint8_t on);
 // Mixed precision in this thread: whether it is on, and its dtype (a c10::ScalarType).

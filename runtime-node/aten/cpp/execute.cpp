@@ -12,6 +12,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <dlfcn.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -481,6 +482,23 @@ StoragePtr own(const at::Tensor& t) {
   return StoragePtr::reclaim_copy(t.storage().unsafeGetStorageImpl());
 }
 
+// What PyTorch would print where nobody looks for it.
+struct ToldWarnings final : c10::WarningHandler {
+  std::atomic<void (*)(const char*)> tell{nullptr};
+  void process(const c10::Warning& warning) override { tell.load()(warning.msg().c_str()); }
+
+  void use_in_this_thread() {
+    thread_local bool used = false;
+    if (!used && tell.load()) c10::WarningUtils::set_warning_handler(this);
+    used = used || tell.load();
+  }
+};
+
+ToldWarnings& told_warnings() {
+  static auto* told = new ToldWarnings;
+  return *told;
+}
+
 // The settings of this process, and who runs under them.
 class ProcessSettings {
  public:
@@ -562,11 +580,14 @@ int genie_execute_init(GenieError* error) {
   });
 }
 
+void genie_execute_tell_warnings(void (*tell)(const char*)) { told_warnings().tell = tell; }
+
 int genie_execute_enter(const uint8_t* settings, size_t len, uint32_t threads,
                         GenieError* error) {
   return guarded(error, [&] {
     std::string wanted(reinterpret_cast<const char*>(settings), len);
     process_settings().enter(wanted, static_cast<int>(threads));
+    told_warnings().use_in_this_thread();
   });
 }
 

@@ -19,6 +19,9 @@ struct GenieDevice {
 
 // Once per process, before anything else. Sets the intra-op thread count.
 int genie_execute_init(GenieError* error);
+// Gives warnings of operators to `tell`, which must live for ever, instead of stderr; for threads that
+// enter from now on.
+void genie_execute_tell_warnings(void (*tell)(const char*));
 // Makes `threads` the intra-op thread count of this thread (0: as it is), and `settings`
 // (settings.h) those of the process and this thread, until the thread enters again or leaves.
 // Settings belong to the process, and the threads of all devices share it: while others run under

@@ -204,6 +204,12 @@ pub fn configure(log_intercepts: bool, meta_infer: bool, aten_impl: bool) {
     }
 }
 
+/// What PyTorch's Python metas import is imported: asking them costs little from now on.
+pub fn metas_imported() {
+    // SAFETY: takes nothing.
+    unsafe { genie_capture_metas_imported() }
+}
+
 /// Mixed precision in this thread: whether it is on, and its dtype (a `c10::ScalarType`).
 pub fn autocast() -> (bool, u8) {
     let (mut enabled, mut dtype) = (0, 0);
@@ -226,5 +232,6 @@ unsafe extern "C" {
     fn genie_capture_new_session();
     fn genie_capture_log_intercepts(on: u8);
     fn genie_capture_meta_infer(on: u8);
+    fn genie_capture_metas_imported();
     fn genie_capture_aten_impl(on: u8);
 }

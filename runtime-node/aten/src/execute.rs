@@ -4,6 +4,7 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 use crate::{AtenError, GenieError};
 
@@ -81,6 +82,23 @@ impl Device {
 pub fn init() -> Result<(), AtenError> {
     // SAFETY: `check` passes a valid error.
     AtenError::check(|error| unsafe { genie_execute_init(error) })
+}
+
+static TELL: OnceLock<fn(&str)> = OnceLock::new();
+
+/// Gives PyTorch's warnings about operators to `tell`, instead of stderr: of threads that [`enter`] from
+/// now on. The first call counts.
+pub fn tell_warnings(tell: fn(&str)) {
+    extern "C" fn told(message: *const c_char) {
+        // SAFETY: C++ passes a terminated string that it keeps until this function returns.
+        let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+        if let Some(tell) = TELL.get() {
+            tell(&message);
+        }
+    }
+    let _ = TELL.set(tell);
+    // SAFETY: `told` may be called from any thread, at any time.
+    unsafe { genie_execute_tell_warnings(told) }
 }
 
 /// Makes these the settings of the process and of this thread: PyTorch's own but for those that are
@@ -408,6 +426,7 @@ const GENERATOR_STATE_BYTES_MAX: usize = 16 << 10;
 
 unsafe extern "C" {
     fn genie_execute_init(error: *mut GenieError) -> i32;
+    fn genie_execute_tell_warnings(tell: extern "C" fn(*const c_char));
     fn genie_execute_enter(
         settings: *const u8,
         len: usize,

@@ -16,6 +16,7 @@ from typing import Any
 
 # Module of a library -> module here and its function that is given the library's, once it is imported.
 _WANTED = {
+    "torch._dynamo": ("dynamo", "use_shape_functions"),
     "torch.nn.attention.flex_attention": ("flex_attention", "add_device"),
     "torch.distributed.fsdp._fully_shard._fsdp_init": ("fsdp", "default_to_cpu"),
     "safetensors": ("safetensors", "add_device"),

@@ -244,12 +244,11 @@ struct RemoteGenerator final : c10::GeneratorImpl {
     state_.clear();
     if (is_default_) tape().seed(seed);
   }
-  void set_offset(uint64_t) override {
-    TORCH_CHECK(false, "remote_accelerator: generators have no offset");
+  // The state holds everything; but PyTorch pickles an offset of each generator that is not the CPU's.
+  void set_offset(uint64_t offset) override {
+    TORCH_CHECK(offset == 0, "remote_accelerator: generators have no offset; use set_state");
   }
-  uint64_t get_offset() const override {
-    TORCH_CHECK(false, "remote_accelerator: generators have no offset");
-  }
+  uint64_t get_offset() const override { return 0; }
   uint64_t current_seed() const override { return seed_; }
   uint64_t seed() override {
     set_current_seed(c10::detail::getNonDeterministicRandom());

@@ -9,6 +9,7 @@
 #include <ATen/native/TypeProperties.h>
 #include <c10/core/WrapDimMinimal.h>
 
+#include <stdexcept>
 #include <unordered_map>
 
 #include "../torch_version.h"
@@ -112,12 +113,21 @@ bool safe_softmax(Args a, size_t n, Results& out) {
   return dim >= -dims && dim < dims && same(a, n, out);
 }
 
+// Of complex inputs it is real.
+bool magnitude(Args a, size_t n, Results& out) {
+  return !a[0].toTensor().is_complex() && same(a, n, out);
+}
+
 bool nothing(Args, size_t, Results&) { return true; }
 
-bool random_to(Args a, size_t, Results&) { return a[1].toInt() > 0; }
-
+// PyTorch's own shape functions look at no bounds.
+bool random_between(int64_t from, int64_t to) {
+  if (from >= to) throw std::invalid_argument("there is nothing between the bounds");
+  return true;
+}
+bool random_to(Args a, size_t, Results&) { return random_between(0, a[1].toInt()); }
 bool random_from(Args a, size_t, Results&) {
-  return a[2].isNone() || a[1].toInt() < a[2].toInt();
+  return a[2].isNone() || random_between(a[1].toInt(), a[2].toInt());
 }
 
 bool same_bool(Args a, size_t, Results& out) {
@@ -671,9 +681,9 @@ const std::unordered_map<std::string, Rule>& rules() {
     std::unordered_map<std::string, Rule> t;
     for (const char* name :
          {"relu", "hardtanh", "hardswish", "selu", "celu", "bernoulli", "bernoulli.p", "hardsigmoid",
-          "positive", "alias_copy", "detach_copy", "abs", "native_dropout_backward"})
+          "positive", "alias_copy", "detach_copy", "native_dropout_backward"})
       t[std::string("aten::") + name] = same;
-    t.erase("aten::abs");  // complex inputs give real ones
+    t["aten::abs"] = magnitude;
     for (const char* name : {"logical_not", "isnan"}) t[std::string("aten::") + name] = same_bool;
     for (const char* name : {"logical_and", "logical_or", "logical_xor"})
       t[std::string("aten::") + name] = logical;

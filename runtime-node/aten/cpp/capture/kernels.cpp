@@ -176,6 +176,8 @@ void download(const at::Tensor& from, const at::Tensor& to) {
 }
 
 void record_copy(const at::Tensor& to, const at::Tensor& from) {
+  if (from.is_complex() && !to.is_complex() && to.scalar_type() != at::kBool)
+    TORCH_WARN_ONCE("Casting complex values to real discards the imaginary part");
   static CaptureKernel kernel(c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", ""));
   static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
   torch::jit::Stack stack{to, from, false};

@@ -33,6 +33,7 @@ namespace genie {
 
 std::atomic<bool> log_intercepts{false};
 std::atomic<bool> meta_infer{true};
+std::atomic<bool> metas_imported{false};
 std::atomic<bool> aten_impl{true};
 
 std::mutex capture_mutex;
@@ -46,6 +47,8 @@ namespace {
 
 // How often a Meta kernel must agree with the node before it is believed.
 constexpr int kTrusted = 2;
+// How often the node runs a kind of call before a Meta kernel is asked that may import for seconds.
+constexpr int kUnaskedMax = 8;
 // Storages reserved for an operator that returns a list of tensors.
 constexpr uint64_t kListReserve = 1024;
 static_assert(kListReserve + 64 <= kRunReserveMax, "beside a list an operator returns few tensors");
@@ -105,7 +108,9 @@ bool shape_from_values(const std::string& name) {
 bool is_picky(const std::string& name) {
   for (const char* prefix : {"aten::cauchy_", "aten::exponential_", "aten::geometric_",
                              "aten::log_normal_", "aten::normal_", "aten::uniform_",
-                             "aten::bernoulli_", "aten::gelu", "aten::renorm"})
+                             "aten::bernoulli_", "aten::gelu", "aten::renorm",
+                             "aten::as_strided_copy", "aten::as_strided_scatter",
+                             "aten::select_scatter", "aten::linalg_lu", "aten::_linalg_svd"})
     if (starts(name, prefix)) return true;
   return false;
 }
@@ -252,6 +257,9 @@ struct Encoder {
         return kUnsupported;
       }
       if (C10_UNLIKELY(t.is_conj() || t.is_neg())) return kLazyBits;
+      if (C10_UNLIKELY(t.unsafeGetTensorImpl()->has_named_tensor_meta()))
+        TORCH_CHECK_NOT_IMPLEMENTED(false, "remote_accelerator holds no named tensors, which "
+                                    "PyTorch deprecates: drop the names by x.rename(None)");
       if (C10_UNLIKELY(t.dim() > static_cast<int64_t>(kDimsMax))) {
         reason = "a tensor has more dimensions than one record carries";
         return kUnsupported;
@@ -468,6 +476,8 @@ Operator::Operator(c10::OperatorHandle handle)
     if (auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
     if (auto list = type->cast<c10::ListType>()) type = list->getElementType();
     argument.number = type->kind() == c10::TypeKind::NumberType;
+    argument.dim = type->kind() == c10::TypeKind::IntType &&
+                   starts(schema.arguments()[i].name(), "dim");
     argument.writes = writes_argument(schema, i);
     random_ = random_ || type->kind() == c10::TypeKind::GeneratorType;
     arguments_.push_back(argument);
@@ -614,6 +624,18 @@ bool Operator::move_indices(torch::jit::Stack* stack) {
   return moved;
 }
 
+// Whether a dimension lies outside those of the first tensor. Shape functions of our own and of
+// structured kernels look; other Meta kernels may not.
+bool Operator::names_no_dimension(const c10::IValue* args) const {
+  if (rule_ || structured_ || !args[0].isTensor() || !args[0].toTensor().defined()) return false;
+  int64_t dims = std::max<int64_t>(args[0].toTensor().dim(), 1);
+  for (size_t i = 1; i < arguments_.size(); ++i)
+    if (arguments_[i].dim && args[i].isInt() &&
+        (args[i].toInt() < -dims || args[i].toInt() >= dims))
+      return true;
+  return false;
+}
+
 // Whether this call's results have shapes that only the data tells.
 bool Operator::is_dynamic(const c10::IValue* args) const {
   if (C10_LIKELY(!dynamic_)) return false;
@@ -632,14 +654,18 @@ bool Operator::is_dynamic(const c10::IValue* args) const {
 uint64_t Operator::doubtful_dtypes(const c10::IValue* args) const {
   uint64_t signature = 0xcbf29ce484222325ull;
   at::ScalarType floating = at::ScalarType::Undefined;
-  bool common = false, mixed = false;
+  bool common = false, mixed = false, unusual = false;
   auto add = [&](const c10::IValue& v) {
     if (!v.isTensor() || !v.toTensor().defined()) return;
     const auto& t = v.toTensor();
     if (t.unsafeGetTensorImpl()->is_wrapped_number()) return;
     auto dtype = t.scalar_type();
     signature = (signature ^ static_cast<uint64_t>(dtype)) * 0x100000001b3ull;
-    if (!at::isFloatingType(dtype) && !at::isComplexType(dtype)) return;
+    if (!at::isFloatingType(dtype) && !at::isComplexType(dtype)) {
+      // Beside floats: an index or a mask, as a rule, for which kernels want these.
+      unusual = unusual || (dtype != at::kLong && dtype != at::kBool);
+      return;
+    }
     common = common || dtype == at::kFloat || dtype == at::kDouble;
     mixed = mixed || (floating != at::ScalarType::Undefined && dtype != floating);
     floating = dtype;
@@ -651,7 +677,7 @@ uint64_t Operator::doubtful_dtypes(const c10::IValue* args) const {
       for (const auto& item : args[i].toListRef()) add(item);
     }
   }
-  return common && !mixed && !integers_only_ ? 0 : signature;
+  return common && !mixed && !unusual && !integers_only_ ? 0 : signature;
 }
 
 // Whether the call writes memory that another argument shares, or one place twice. Which operators
@@ -712,7 +738,7 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
   if (is_dynamic(first_arg)) return run(stack, encoder, nullptr);
   counters().misses.fetch_add(1, std::memory_order_relaxed);
   const auto& context = at::globalContext();
-  bool in_doubt = picky_ || overlaps(first_arg) || (context.deterministicAlgorithms() &&
+  bool in_doubt = picky_ || overlaps(first_arg) || names_no_dimension(first_arg) || (context.deterministicAlgorithms() &&
                                           !context.deterministicAlgorithmsWarnOnly());
   if (uint64_t call = in_doubt ? key_hash(encoder.bytes.view()) : 0; call && !accepted(call)) {
     // Let the node run each such call once while the program waits, so that what eager refuses is
@@ -780,7 +806,8 @@ void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
     counters().ops.fetch_add(1, std::memory_order_relaxed);
     return emit(stack, *tmpl, first);
   }
-  if (rule_ || structured_ || trusted < 0 || !meta_infer.load(std::memory_order_relaxed))
+  if (rule_ || structured_ || trusted < 0 || !meta_infer.load(std::memory_order_relaxed) ||
+      !pays_to_ask_metas(kind))
     return run(stack, encoder, nullptr);
 
   // Run on the node, then see whether the Meta kernel would have said the same.
@@ -836,6 +863,12 @@ int Operator::trust(uint64_t kind) {
   std::lock_guard<std::mutex> lock(capture_mutex);
   auto found = trust_.find(kind);
   return found == trust_.end() ? 0 : found->second;
+}
+
+bool Operator::pays_to_ask_metas(uint64_t kind) {
+  if (metas_imported.load(std::memory_order_relaxed)) return true;
+  std::lock_guard<std::mutex> lock(capture_mutex);
+  return ++unasked_[kind] > kUnaskedMax;
 }
 
 void Operator::judge(uint64_t kind, bool agrees) {
@@ -1257,9 +1290,12 @@ void Operator::fall_back(torch::jit::Stack* stack, const char* reason) {
   for (const auto& argument : torch::jit::last(*stack, arguments_.size()))
     if (argument.isTensor()) refuse_quantized(name_, argument.toTensor());
   counters().fallbacks.fetch_add(1, std::memory_order_relaxed);
+  {
+    Waiting waiting;
+    at::native::cpu_fallback(handle_, stack);
+  }
+  // Afterwards: what the CPU refuses too runs nowhere.
   tape().fell_back(name_.c_str(), reason);
-  Waiting waiting;
-  at::native::cpu_fallback(handle_, stack);
 }
 
 void record(const c10::OperatorHandle& op, torch::jit::Stack* stack) {

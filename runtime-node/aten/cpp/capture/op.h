@@ -30,6 +30,7 @@ class Operator {
  private:
   struct Argument {
     bool number = false;   // declared as Scalar: an integer here may vary
+    bool dim = false;      // names a dimension
     bool writes = false;   // written by the operator
   };
   struct Return {
@@ -55,8 +56,10 @@ class Operator {
   bool is_dynamic(const c10::IValue* args) const;
   uint64_t doubtful_dtypes(const c10::IValue* args) const;
   bool overlaps(const c10::IValue* args) const;
+  bool names_no_dimension(const c10::IValue* args) const;
   uint64_t kind_of_call(const c10::IValue* args) const;
   int trust(uint64_t kind);
+  bool pays_to_ask_metas(uint64_t kind);
   void judge(uint64_t kind, bool agrees);
   bool accepted(uint64_t signature);
   void accept(uint64_t signature);
@@ -84,6 +87,8 @@ class Operator {
   // Whether the dispatcher's Meta kernel has agreed with the node, by kind of call: it counts up
   // to `kTrusted`, and -1 is for ever no.
   std::unordered_map<uint64_t, int> trust_;
+  // Runs on the node before the first Meta kernel was asked, by kind of call.
+  std::unordered_map<uint64_t, int> unasked_;
   // Signatures of calls that eager might have refused and the node has run.
   std::unordered_set<uint64_t> accepted_;
   uint64_t node_session_ = 0;
@@ -110,6 +115,7 @@ CaptureCounters& counters();
 
 extern std::atomic<bool> log_intercepts;
 extern std::atomic<bool> meta_infer;
+extern std::atomic<bool> metas_imported;
 extern std::atomic<bool> aten_impl;
 
 // The boxed kernel that the dispatcher calls.

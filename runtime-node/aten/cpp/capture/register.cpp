@@ -184,6 +184,7 @@ int genie_capture_register(GenieError* error) {
 void genie_capture_new_session() { forget_templates(); }
 void genie_capture_log_intercepts(uint8_t on) { log_intercepts = on != 0; }
 void genie_capture_meta_infer(uint8_t on) { meta_infer = on != 0; }
+void genie_capture_metas_imported() { metas_imported = true; }
 void genie_capture_aten_impl(uint8_t on) { aten_impl = on != 0; }
 
 }
