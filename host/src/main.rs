@@ -105,7 +105,7 @@ struct ServeArgs {
     parent_pid: Option<u32>,
     /// Bytes of weights that the node keeps while no tensor uses them [default: a quarter of its
     /// memory, at most 8 GiB].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", env = "GENIE_WEIGHT_CACHE_BYTES")]
     weight_cache_bytes: Option<u64>,
     /// Seconds that running sessions may still take after SIGTERM, while new ones are refused; a
     /// second SIGTERM, or SIGINT, ends at once [default: 30, or 0 with --parent-pid].
@@ -219,6 +219,9 @@ fn main() -> ExitCode {
     // SAFETY: this is the only thread as yet.
     unsafe { genie_remote::cli::forget_empty_variables() };
     let cli = Cli::parse();
+    if !matches!(cli.command, None | Some(Command::Serve(_))) {
+        signals::end_with_reader();
+    }
     let serve = match cli.command {
         None => cli.serve,
         Some(Command::Serve(serve)) => *serve,

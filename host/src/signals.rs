@@ -16,6 +16,13 @@ pub enum Stop {
 /// The signals that stop a host.
 const STOPPING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
+/// Ends the process when whoever reads its output has seen enough, as other commands do; Rust's programs
+/// get an error instead. Sockets of ours never signal.
+pub fn end_with_reader() {
+    // SAFETY: the default action takes no handler that could be wrong.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// Becomes readable when the process is asked to stop.
 pub struct StopSignals {
     fd: OwnedFd,

@@ -4,9 +4,10 @@ mod common;
 #[path = "common/probe.rs"]
 mod probe;
 
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{host_binary, run};
 use genie_plugin::builder::GraphBuilder;
@@ -71,6 +72,21 @@ fn list_says_what_is_ready_and_why_not() {
     assert!(!ok && err.contains("nowhere") && err.contains("create it"), "{err}");
     let (ok, _, err) = plugin(&root, &["list", "--plugins", "none"]);
     assert!(!ok && err.contains("no plugin to look at"), "{err}");
+}
+
+/// `genie-host plugin list | head`.
+#[test]
+fn a_reader_that_leaves_ends_a_command_without_words() {
+    let root = place();
+    let mut command = Command::new(host_binary());
+    command.current_dir(root.path()).args(["plugin", "list", "--plugins", "plugins"]);
+    command.env("XDG_CACHE_HOME", root.path().join("cache"));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    child.wait().unwrap();
+    assert!(!said.contains("panic") && !said.contains("Broken pipe"), "{said}");
 }
 
 #[test]

@@ -50,6 +50,8 @@ struct State<B: Backend> {
     threads: Threads,
     /// Why this node cannot run anything under these settings.
     unsettled: Option<Failure>,
+    /// The first failure since the client was told of one.
+    untold: Option<Arc<Failure>>,
     modules: Modules,
     regions: HashMap<u32, Region>,
     credits: Credits,
@@ -102,6 +104,7 @@ impl<B: Backend> Session<B> {
             settings: Vec::new(),
             threads,
             unsettled: None,
+            untold: None,
             modules: Modules::default(),
             regions: HashMap::new(),
             credits: Credits::default(),
@@ -189,6 +192,9 @@ impl<B: Backend> Session<B> {
     }
 
     pub(crate) fn clear(&mut self, holdings: &mut Holdings<B::Storage>) {
+        if let Some(failure) = &self.state.untold {
+            tracing::warn!("a program ended and never read a result of what failed: {failure}");
+        }
         self.state.storages.clear(holdings);
     }
 }
@@ -481,7 +487,9 @@ impl<B: Backend> State<B> {
                     message.push_str(&format!(" ({place})"));
                 }
                 tracing::debug!(code = ?failure.code, message, "an operation failed");
-                Ok(Arc::new(Failure { code: failure.code, message }))
+                let failure = Arc::new(Failure { code: failure.code, message });
+                self.untold.get_or_insert_with(|| failure.clone());
+                Ok(failure)
             }
         }
     }
@@ -765,6 +773,7 @@ impl<B: Backend> State<B> {
     }
 
     fn send_failure(&mut self, token: u64, failure: &Failure, outbox: &mut dyn Outbox) {
+        self.untold = None;
         self.encode(token, &Reply::Error { code: failure.code, message: &failure.message });
         outbox.send(FrameKind::Reply, &self.encoded);
     }

@@ -61,6 +61,15 @@ OTHERS = {
     "renormalised dimension in place": lambda x: x.view(2, 4).renorm_(2, -3, 1),
     "softmax that is safe": lambda x: torch.ops.aten._safe_softmax(x, 1),
     "output padding": lambda x: torch.conv_transpose1d(x.view(1, 2, 4), torch.ones(2, 3, 2, device=x.device), output_padding=1),
+    "bias of a linear": lambda x: torch.nn.functional.linear(x.view(2, 4), torch.ones(3, 4, device=x.device), x[:4]),
+    "values of an assignment": lambda x: x.view(2, 4).__setitem__(torch.zeros(3, dtype=torch.int64, device=x.device), x[:3]),
+    "values of a slice and indices": lambda x: x.view(2, 2, 2).__setitem__(
+        (slice(None), torch.zeros(3, dtype=torch.int64, device=x.device)), torch.ones(2, 4, 2, device=x.device)
+    ),
+    "mask of another shape": lambda x: x.view(2, 4).__setitem__(torch.ones(4, dtype=torch.bool, device=x.device), 0),
+    "a mask in a product": lambda x: (x > 3).view(2, 4) @ x.view(4, 2),
+    "a mask to attend": lambda x: torch.nn.functional.scaled_dot_product_attention(*[x.view(1, 2, 4)] * 2, (x > 3).view(1, 2, 4)),
+    "condition of integers": lambda x: torch.where(x.int(), x, x),
     "sorted dimension": lambda x: x.view(2, 4).sort(-7),
     "scattered dimension": lambda x: torch.select_scatter(x.view(2, 4), x[:2], -7, 0),
     "targets of 32 bits": lambda x: torch.nn.functional.cross_entropy(x.view(2, 4), torch.ones(2, dtype=torch.int32, device=x.device)),
@@ -105,6 +114,22 @@ GOOD_THEN_WRONG = {
     "sort": (lambda x: x.view(2, 4).sort(-1), lambda x: x.view(2, 4).sort(-7)),
     "random": (lambda x: x.random_(2, 5), lambda x: x.random_(5, 2)),
     "random like": (lambda x: torch.randint_like(x, 2, 5), lambda x: torch.randint_like(x, 5, 2)),
+    "filled": (lambda x: x.int().fill_(3), lambda x: x.int().fill_(float("inf"))),
+    "filled bytes": (lambda x: x.byte().fill_(3), lambda x: x.byte().fill_(300)),
+    "masked halves": (
+        lambda x: x.half().masked_fill(x > 3, -1e4), lambda x: x.half().masked_fill(x > 3, -1e9)
+    ),
+    "floor division": (lambda x: x.int() // 2, lambda x: x.int() // 0),
+    "remainder": (lambda x: x.int() % 2, lambda x: x.int() % 0),
+    "celu": (lambda x: torch.nn.functional.celu(x, 1.0), lambda x: torch.nn.functional.celu(x, 0.0)),
+    "huber": (
+        lambda x: torch.nn.functional.huber_loss(x, x, delta=1.0), lambda x: torch.nn.functional.huber_loss(x, x, delta=0.0)
+    ),
+    "smooth_l1": (
+        lambda x: torch.nn.functional.smooth_l1_loss(x, x, beta=1.0), lambda x: torch.nn.functional.smooth_l1_loss(x, x, beta=-1.0)
+    ),
+    "softshrink": (lambda x: torch.nn.functional.softshrink(x, 0.5), lambda x: torch.nn.functional.softshrink(x, -0.5)),
+    "cdist": (lambda x: torch.cdist(x.view(2, 4), x.view(2, 4), p=3.0), lambda x: torch.cdist(x.view(2, 4), x.view(2, 4), p=-1.0)),
     "renorm": (lambda x: x.view(2, 4).renorm(2, 0, 1), lambda x: x.view(2, 4).renorm(2, 2, 1)),
     "select_scatter": (
         lambda x: torch.select_scatter(x.view(2, 4), x[:2], -1, 0),
@@ -116,7 +141,7 @@ GOOD_THEN_WRONG = {
         lambda x: torch.nn.functional.cross_entropy(x.view(2, 4), torch.tensor([0, 1], device=x.device)),
         lambda x: torch.nn.functional.cross_entropy(x.view(2, 4), torch.tensor([0, 1], device=x.device).int()),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GOOD_THEN_WRONG)

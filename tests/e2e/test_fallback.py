@@ -66,6 +66,42 @@ def test_what_runs_nowhere_is_no_fallback(device):
             x.real.add(1)
 
 
+def test_the_warning_comes_in_the_thread_and_at_the_line_of_the_call(program):
+    said, _ = program(
+        """
+        import threading, warnings
+        import torchvision
+        boxes, scores = torch.rand(5, 4, device=DEVICE), torch.rand(5, device=DEVICE)
+        seen = []
+        warnings.showwarning = lambda message, category, file, line, *_: seen.append(
+            [category.__name__, threading.current_thread().name])
+        thread = threading.Thread(target=lambda: torchvision.ops.nms(boxes, scores, 0.5), name="worker")
+        thread.start()
+        thread.join()
+        say(seen=seen)
+        """
+    ).finish()
+    assert said["seen"] == [["FallbackWarning", "worker"]]
+
+
+def test_a_failure_that_nobody_read_is_told_at_the_end(program):
+    source = """
+        x = torch.randn(8, 4, device=DEVICE)
+        y = torch.full((8,), 9, device=DEVICE)
+        loss = torch.nn.functional.cross_entropy(x, y)
+        """
+    _, stderr = program(source).finish()
+    assert "never read" in stderr and "Target 9 is out of bounds" in stderr
+    read = """
+        try:
+            loss.item()
+        except IndexError as error:
+            say(error=str(error))
+        """
+    said, stderr = program(source + read).finish()
+    assert "Target 9" in said["error"] and not stderr
+
+
 def test_named_tensors_are_refused(device):
     x = torch.ones(2, 3, device=device).rename("N", "C")
     with pytest.raises(NotImplementedError, match="rename"):

@@ -170,3 +170,20 @@ def test_jagged_tensors_and_qat_run_there(device):
     jagged = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=torch.jagged, device=device)
     assert torch.nn.Linear(4, 4).to(device)(jagged * 2).device.type == torch.device(device).type
     assert torch.fake_quantize_per_tensor_affine(torch.randn(3, device=device), 0.1, 0, 0, 255).shape == (3,)
+
+
+def test_a_pipeline_stays_on_its_models_device(device):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8
+    )
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
+    image = pytest.importorskip("PIL.Image").new("RGB", (16, 16), "red")
+    said = {}
+    for where in ("cpu", device):
+        pipe = transformers.pipeline("image-classification", model=model.to(where), image_processor=processor)
+        assert pipe.device.type == model.device.type == torch.device(where).type
+        said[where] = pipe(image)
+    assert [each["label"] for each in said["cpu"]] == [each["label"] for each in said[device]]

@@ -431,6 +431,27 @@ def test_generator_of_the_device(device):
     assert_same(*draws)
 
 
+def test_generators_of_another_device_are_refused_in_eagers_words(device):
+    ours = torch.Generator(device=device)
+    for draw in (torch.rand, torch.randn):
+        with pytest.raises(RuntimeError, match="Expected a 'cpu' device type for generator but found 'remote_acc"):
+            draw(3, generator=ours)
+    with pytest.raises(RuntimeError, match="Expected a 'remote_accelerator' device type for generator but found 'cpu'"):
+        torch.rand(3, device=device, generator=torch.Generator())
+
+
+def test_printing_reads_a_tensor_once(device, stats):
+    tensors = [torch.randn(12), torch.randn(40, 50), torch.tensor(3.5), torch.randn(3, dtype=torch.complex64)]
+    for tensor in tensors:
+        there = tensor.to(device)
+        before = stats()["round_trips"]
+        said = repr(there)
+        assert stats()["round_trips"] <= before + 1
+        # The device's name may move a line's end.
+        said = "".join(said.split()).replace(",device='remote_accelerator:0'", "")
+        assert said == "".join(repr(tensor).split())
+
+
 @pytest.mark.parametrize("take", [copy.deepcopy, lambda generator: pickle.loads(pickle.dumps(generator))])
 def test_generators_are_copied_with_their_state(device, take):
     generator = torch.Generator(device=device).manual_seed(5)

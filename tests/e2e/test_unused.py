@@ -244,6 +244,27 @@ def test_a_program_on_the_cpu_runs_as_without_genie(run, name):
     assert not new
 
 
+NAMESAKES = {
+    "a module beside the program": ({"genie.py": "print('named')", "program.py": "SUM"}, ["program.py"], ["2.0"]),
+    "a package": ({"genie/__init__.py": "print('named')", "program.py": "SUM"}, ["program.py"], ["2.0"]),
+    "the program": ({"genie.py": "print('named')\nSUM"}, ["genie.py"], ["named", "2.0"]),
+    "the program's package": ({"genie/__init__.py": "print('named')", "genie/__main__.py": "SUM"}, ["-m", "genie"], ["named", "2.0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMESAKES)
+def test_what_is_named_alike_is_the_programs(tmp_path, case):
+    """`import torch` neither runs it nor fails on it."""
+    files, arguments, said = NAMESAKES[case]
+    for name, source in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source.replace("SUM", "import torch\nprint(torch.ones(2).sum().item())\n"))
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.split() == said
+
+
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="torch.accelerator has grown since")
 def test_questions_about_the_accelerator_start_nothing(run):
     run(ASKS)

@@ -10,6 +10,8 @@ from genie import env
 
 NAME = "remote_accelerator"
 _DEFAULT_SEED = 67280421310721
+# A tensor that is read whole to be printed.
+_PRINT_BYTES_MAX = 4 << 20
 # What PyTorch's profiler logs, and its number for errors only.
 _KINETO_LOG_LEVEL, _KINETO_ERRORS = "KINETO_LOG_LEVEL", "4"
 _registered = False
@@ -41,12 +43,27 @@ def register() -> None:
     _route_compiled_graphs()
     _leave_process_groups()
     _leave_profiles()
+    _print_by_one_read()
     # `torch.manual_seed` before this line did not know the device yet.
     seed = torch.initial_seed()
     if seed != _DEFAULT_SEED:
         _native.seed(seed & 0xFFFF_FFFF_FFFF_FFFF)
     if env.flag(env.INTEGRATIONS, True):
         integrations.install()
+
+
+def _print_by_one_read() -> None:
+    """A tensor is printed from a copy on the CPU: PyTorch's printing looks at it by dozens of small
+    operators and reads. One too large is looked at where it lies; most of it is not printed."""
+    elsewhere = torch._tensor_str._tensor_str
+
+    @functools.wraps(elsewhere)
+    def tensor_str(self: torch.Tensor, indent: int) -> str:
+        if self.device.type == NAME and self.numel() * self.itemsize <= _PRINT_BYTES_MAX:
+            self = self.detach().cpu()
+        return elsewhere(self, indent)
+
+    torch._tensor_str._tensor_str = tensor_str
 
 
 def _route_compiled_graphs() -> None:

@@ -52,8 +52,9 @@ def from_code(code: int, message: str) -> BaseException:
     return CLASSES.get(code, RuntimeError)(message)
 
 
-def warn_of_fallback(op: str, reason: str) -> None:
-    """Warns at the line of the program that is being run."""
+def warn_of_fallback(op: str, reason: str, only_here: bool) -> bool:
+    """Warns at the line of the program that this thread runs. `only_here`: not at all without one.
+    Whether it did."""
     message = (
         f"{op} runs on the client's CPU, not on remote_accelerator: {reason}. Its inputs are "
         "fetched and its results sent back (genie.stats()['fallbacks_by_op'] counts)"
@@ -61,7 +62,8 @@ def warn_of_fallback(op: str, reason: str) -> None:
     from genie.marks import frame_of_program
 
     frame = frame_of_program()
-    if frame is None:
+    if frame is not None:
+        warnings.warn_explicit(message, FallbackWarning, frame.f_code.co_filename, frame.f_lineno)
+    elif not only_here:
         warnings.warn(message, FallbackWarning, stacklevel=2)
-        return
-    warnings.warn_explicit(message, FallbackWarning, frame.f_code.co_filename, frame.f_lineno)
+    return frame is not None or not only_here

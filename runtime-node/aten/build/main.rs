@@ -43,6 +43,7 @@ fn build() -> Result<(), String> {
             "autocast",
             "composites",
             "device",
+            "doubts",
             "infer",
             "kernels",
             "op",

@@ -24,6 +24,7 @@ _WANTED = {
     "accelerate.state": ("accelerate", "add_default_device"),
     "accelerate.accelerator": ("accelerate", "add_half_precision"),
     "transformers.utils.import_utils": ("transformers", "add_half_precision"),
+    "transformers.pipelines.base": ("transformers", "keep_pipelines_device"),
     "transformers.cache_utils": ("transformers", "add_offloaded_cache"),
     "diffusers.pipelines.pipeline_utils": ("diffusers", "add_device_map"),
     # Lightning comes under two names each.

@@ -1,4 +1,5 @@
-"""transformers: mixed precision in TrainingArguments, and caches that lie on the CPU between their uses."""
+"""transformers: mixed precision in TrainingArguments, pipelines, and caches that lie on the CPU between
+their uses."""
 
 import functools
 from types import ModuleType
@@ -39,3 +40,19 @@ def add_offloaded_cache(cache_utils: ModuleType) -> None:
         return states
 
     cache_utils.Cache.update = update
+
+
+def keep_pipelines_device(base: ModuleType) -> None:
+    """A pipeline that is told no device takes the first kind of its list that there is, and moves the model
+    there: of this device it knows nothing, so the model would go to the CPU."""
+    init_of_library = base.Pipeline.__init__
+
+    @functools.wraps(init_of_library)
+    def init(self: Any, model: Any, *more: Any, **named: Any) -> None:
+        placed = getattr(model, "hf_device_map", None) is not None
+        on_device = getattr(getattr(model, "device", None), "type", None) == NAME
+        if named.get("device") is None and not placed and (on_device or is_asked_for()):
+            named["device"] = model.device if on_device else NAME
+        init_of_library(self, model, *more, **named)
+
+    base.Pipeline.__init__ = init

@@ -9,7 +9,6 @@
 #include <ATen/native/TypeProperties.h>
 #include <c10/core/WrapDimMinimal.h>
 
-#include <stdexcept>
 #include <unordered_map>
 
 #include "../torch_version.h"
@@ -120,16 +119,6 @@ bool magnitude(Args a, size_t n, Results& out) {
 
 bool nothing(Args, size_t, Results&) { return true; }
 
-// PyTorch's own shape functions look at no bounds.
-bool random_between(int64_t from, int64_t to) {
-  if (from >= to) throw std::invalid_argument("there is nothing between the bounds");
-  return true;
-}
-bool random_to(Args a, size_t, Results&) { return random_between(0, a[1].toInt()); }
-bool random_from(Args a, size_t, Results&) {
-  return a[2].isNone() || random_between(a[1].toInt(), a[2].toInt());
-}
-
 bool same_bool(Args a, size_t, Results& out) {
   out.push_back(like(a[0].toTensor(), at::kBool));
   return true;
@@ -148,6 +137,7 @@ bool clone(Args a, size_t, Results& out) {
 
 bool where(Args a, size_t, Results& out) {
   const auto &c = a[0].toTensor(), &x = a[1].toTensor(), &y = a[2].toTensor();
+  if (c.scalar_type() != at::kBool && c.scalar_type() != at::kByte) return false;
   out.push_back(elementwise({&c, &x, &y}, at::result_type(x, y)));
   return true;
 }
@@ -595,9 +585,11 @@ bool attention(Args a, size_t n, Results& out) {
   const auto &q = a[0].toTensor(), &k = a[1].toTensor(), &v = a[2].toTensor();
   if (tape().device_kind() != 0 || q.dim() < 2 || k.dim() != q.dim() || v.dim() != q.dim())
     return false;
+  if (k.scalar_type() != q.scalar_type() || v.scalar_type() != q.scalar_type()) return false;
   bool gqa = n > 7 && a[7].toBool();
   double dropout = a[4].toDouble();
   auto mask = has(a[3]) ? std::optional<at::Tensor>(a[3].toTensor()) : std::nullopt;
+  if (mask && mask->scalar_type() != at::kBool && mask->scalar_type() != q.scalar_type()) return false;
   auto scale = a[6].isNone() ? std::nullopt : std::optional<double>(a[6].toDouble());
   int64_t choice = attention_choice(q, k, v, mask, dropout, a[5].toBool(), scale, gqa);
   Dims sizes(q.sizes().begin(), q.sizes().end());
@@ -693,11 +685,9 @@ const std::unordered_map<std::string, Rule>& rules() {
     // These write only their arguments and accept any value for them.
     for (const char* name :
          {"zero_", "fill_.Scalar", "fill_.Tensor", "normal_", "uniform_", "random_",
-          "bernoulli_.float", "exponential_", "geometric_",
+          "random_.to", "random_.from", "bernoulli_.float", "exponential_", "geometric_",
           "cauchy_", "log_normal_", "copy_", "arange.start_out", "relu_", "hardtanh_", "hardswish_"})
       t[std::string("aten::") + name] = nothing;
-    t["aten::random_.to"] = random_to;
-    t["aten::random_.from"] = random_from;
     t["aten::_safe_softmax"] = safe_softmax;
     t["aten::masked_fill_.Scalar"] = masked_fill_;
     t["aten::masked_fill_.Tensor"] = masked_fill_;

@@ -88,10 +88,11 @@ void rethrow_interrupt() {
   } catch (const python_error& e) {
     if (tape().must_propagate(e.type)) throw;
   } catch (const std::exception& e) {
+    // PyTorch's own errors take milliseconds to tell their text: it has a backtrace.
+    if (!strstr(typeid(e).name(), "error_already_set")) return;
     std::string_view text = e.what();
-    bool of_python = strstr(typeid(e).name(), "error_already_set") != nullptr;
     for (const char* name : {"KeyboardInterrupt", "SystemExit", "GeneratorExit"})
-      if (of_python && text.rfind(name, 0) == 0) throw;
+      if (text.rfind(name, 0) == 0) throw;
   }
 }
 
@@ -100,17 +101,6 @@ bool shape_from_values(const std::string& name) {
   for (const char* prefix : {"aten::arange", "aten::linspace", "aten::logspace", "aten::range",
                              "aten::upsample", "aten::_upsample", "aten::histc", "aten::_histogram",
                              "aten::histogram", "aten::pow", "aten::_foreach_pow"})
-    if (starts(name, prefix)) return true;
-  return false;
-}
-
-// Operators whose kernels refuse some numbers or words that no shape function looks at.
-bool is_picky(const std::string& name) {
-  for (const char* prefix : {"aten::cauchy_", "aten::exponential_", "aten::geometric_",
-                             "aten::log_normal_", "aten::normal_", "aten::uniform_",
-                             "aten::bernoulli_", "aten::gelu", "aten::renorm",
-                             "aten::as_strided_copy", "aten::as_strided_scatter",
-                             "aten::select_scatter", "aten::linalg_lu", "aten::_linalg_svd"})
     if (starts(name, prefix)) return true;
   return false;
 }
@@ -131,6 +121,16 @@ uint64_t word_of(double value) {
   TORCH_CHECK(false, "Expected all tensors to be on the same device, but found at least two ",
               "devices, remote_accelerator:0 and ", t.device(), "! (when checking argument in ",
               "method ", name, ")");
+}
+
+// Operators on the CPU come here by a generator of this device alone.
+void refuse_generator_beside_cpu(const c10::IValue* args, size_t n) {
+  bool ours = false;
+  for (size_t i = 0; i < n; ++i) {
+    if (args[i].isTensor() && is_remote(args[i].toTensor())) return;
+    ours = ours || (args[i].isGenerator() && args[i].toGenerator().device().type() == kRemote);
+  }
+  TORCH_CHECK(!ours, "Expected a 'cpu' device type for generator but found 'remote_accelerator'");
 }
 
 // A tensor whose conjugation or negation is only a flag, with it carried out.
@@ -512,6 +512,10 @@ Operator::Operator(c10::OperatorHandle handle)
   multiplies_ = !pointwise_ && !starts(name_, "aten::_foreach_") &&
                 !starts(name_, "aten::_fused_adam") && !starts(name_, "aten::_fused_sgd");
   picky_ = is_picky(name_);
+  masks_ = takes_masks(name_);
+  indices_ = takes_indices(name_);
+  doubt_ = doubt_for(name_);
+  doubt_of_numbers_ = doubt_of_numbers_for(name_);
   values_shape_ = picky_ || shape_from_values(name_);
   rule_ = rule_for(name_);
   auto found = structured_metas().find(name_);
@@ -553,11 +557,13 @@ void Operator::record(torch::jit::Stack* stack) {
   Encoder& encoder = *lease.encoder;
   const c10::IValue* args = stack->data() + (stack->size() - arguments_.size());
   Encoder::Outcome outcome;
+  bool doubtful = C10_UNLIKELY(doubt_of_numbers_ != nullptr) && doubt_of_numbers_(args);
   encoder.settings = &current_settings(multiplies_);
   {
     std::unique_lock<std::mutex> lock(capture_mutex);
     outcome = encoder.encode(*this, args);
-    if (C10_LIKELY(outcome == Encoder::kOk && !is_dynamic(args) && !encoder.generator)) {
+    if (C10_LIKELY(outcome == Encoder::kOk && !is_dynamic(args) && !encoder.generator &&
+                   !doubtful)) {
       auto key = encoder.bytes.view();
       if (const auto* found = cache_->find(key, key_hash(key))) {
         auto tmpl = *found;
@@ -584,6 +590,7 @@ void Operator::record(torch::jit::Stack* stack) {
     if (takes_cpu_indices(name_) && move_indices(stack)) return record(stack);
     if (!starts(name_, "aten::"))
       return fall_back(stack, "an argument lives on the client's CPU");
+    refuse_generator_beside_cpu(args, arguments_.size());
     mixed_devices(name_, *encoder.stranger);
   }
   if (encoder.generator) {
@@ -662,8 +669,9 @@ uint64_t Operator::doubtful_dtypes(const c10::IValue* args) const {
     auto dtype = t.scalar_type();
     signature = (signature ^ static_cast<uint64_t>(dtype)) * 0x100000001b3ull;
     if (!at::isFloatingType(dtype) && !at::isComplexType(dtype)) {
-      // Beside floats: an index or a mask, as a rule, for which kernels want these.
-      unusual = unusual || (dtype != at::kLong && dtype != at::kBool);
+      // Beside floats: indices, as a rule, or masks.
+      unusual = unusual || !(pointwise_ || (masks_ && dtype == at::kBool) ||
+                             (indices_ && dtype == at::kLong));
       return;
     }
     common = common || dtype == at::kFloat || dtype == at::kDouble;
@@ -736,9 +744,11 @@ bool Operator::overlaps(const c10::IValue* args) const {
 void Operator::miss(torch::jit::Stack* stack, Encoder& encoder) {
   const c10::IValue* first_arg = stack->data() + (stack->size() - arguments_.size());
   if (is_dynamic(first_arg)) return run(stack, encoder, nullptr);
+  if (doubt_of_numbers_ && doubt_of_numbers_(first_arg)) return run(stack, encoder, nullptr);
   counters().misses.fetch_add(1, std::memory_order_relaxed);
   const auto& context = at::globalContext();
-  bool in_doubt = picky_ || overlaps(first_arg) || names_no_dimension(first_arg) || (context.deterministicAlgorithms() &&
+  bool in_doubt = picky_ || (doubt_ && doubt_(first_arg)) || overlaps(first_arg) ||
+                  names_no_dimension(first_arg) || (context.deterministicAlgorithms() &&
                                           !context.deterministicAlgorithmsWarnOnly());
   if (uint64_t call = in_doubt ? key_hash(encoder.bytes.view()) : 0; call && !accepted(call)) {
     // Let the node run each such call once while the program waits, so that what eager refuses is

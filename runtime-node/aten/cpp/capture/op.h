@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "doubts.h"
 #include "infer.h"
 #include "state.h"
 
@@ -77,12 +78,16 @@ class Operator {
   bool dynamic_ = false;      // results' shapes depend on data, or are not all tensors
   bool writes_ = false;       // writes an argument
   bool picky_ = false;          // refuses by numbers or words, which its shape does not tell
+  bool masks_ = false;          // takes bools beside floats
+  bool indices_ = false;        // takes integers of 64 bits beside floats
   bool integers_only_ = false;  // refuses floating types
   bool pointwise_ = false;    // each element of a result depends on its own place alone
   bool multiplies_ = true;    // may multiply matrices: see current_settings
   bool values_shape_ = false; // floating scalars decide shapes: keep them in the key
   bool ambiguous_lists_ = false;
   Rule rule_ = nullptr;
+  Doubt doubt_ = nullptr;
+  Doubt doubt_of_numbers_ = nullptr;
   const c10::KernelFunction* structured_ = nullptr;
   // Whether the dispatcher's Meta kernel has agreed with the node, by kind of call: it counts up
   // to `kTrusted`, and -1 is for ever no.
