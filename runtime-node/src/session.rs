@@ -50,8 +50,7 @@ struct State<B: Backend> {
     threads: Threads,
     /// Why this node cannot run anything under these settings.
     unsettled: Option<Failure>,
-    /// The first failure since the client was told of one.
-    untold: Option<Arc<Failure>>,
+    untold: Untold,
     modules: Modules,
     regions: HashMap<u32, Region>,
     credits: Credits,
@@ -59,6 +58,19 @@ struct State<B: Backend> {
     /// Scratch space: the storages an operator made, and an encoded reply.
     made: Vec<B::Storage>,
     encoded: Vec<u8>,
+}
+
+/// The first failure since the client was told of one. It is told when the session goes, however it
+/// does: the program read nothing that came of it, and ended as if all were well.
+#[derive(Default)]
+struct Untold(Option<Arc<Failure>>);
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        if let Some(failure) = &self.0 {
+            tracing::warn!("a program ended and never read a result of what failed: {failure}");
+        }
+    }
 }
 
 /// How many CPU threads an operator of the session uses.
@@ -104,7 +116,7 @@ impl<B: Backend> Session<B> {
             settings: Vec::new(),
             threads,
             unsettled: None,
-            untold: None,
+            untold: Untold::default(),
             modules: Modules::default(),
             regions: HashMap::new(),
             credits: Credits::default(),
@@ -192,9 +204,6 @@ impl<B: Backend> Session<B> {
     }
 
     pub(crate) fn clear(&mut self, holdings: &mut Holdings<B::Storage>) {
-        if let Some(failure) = &self.state.untold {
-            tracing::warn!("a program ended and never read a result of what failed: {failure}");
-        }
         self.state.storages.clear(holdings);
     }
 }
@@ -488,7 +497,7 @@ impl<B: Backend> State<B> {
                 }
                 tracing::debug!(code = ?failure.code, message, "an operation failed");
                 let failure = Arc::new(Failure { code: failure.code, message });
-                self.untold.get_or_insert_with(|| failure.clone());
+                self.untold.0.get_or_insert_with(|| failure.clone());
                 Ok(failure)
             }
         }
@@ -773,7 +782,7 @@ impl<B: Backend> State<B> {
     }
 
     fn send_failure(&mut self, token: u64, failure: &Failure, outbox: &mut dyn Outbox) {
-        self.untold = None;
+        self.untold.0 = None;
         self.encode(token, &Reply::Error { code: failure.code, message: &failure.message });
         outbox.send(FrameKind::Reply, &self.encoded);
     }
