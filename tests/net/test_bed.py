@@ -192,7 +192,9 @@ def test_an_exception_leaves_nothing():
 def test_a_signal_leaves_nothing(sign):
     """After SIGKILL, which cannot be caught, the next link cleans."""
     program = textwrap.dedent(f"""
-        import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import signal, sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        # A shell that starts the tests in the background leaves SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         import bed
         with bed.Link(rtt_ms=1) as link:
             link.b.start(["sleep", "600"])
