@@ -3,6 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include "../torch_version.h"
 #include "op.h"
 
 namespace genie {
@@ -65,7 +66,9 @@ void refuse_makers(torch::Library& here, std::initializer_list<const char*> name
 
 void register_refused(torch::Library& here) {
   refuse_all<Kind::kSparse>(DispatchKey::SparsePrivateUse1);
+#if GENIE_TORCH_AT_LEAST(2, 3)  // before, no such key: PyTorch refuses in words of its own
   refuse_all<Kind::kSparse>(DispatchKey::SparseCsrPrivateUse1);
+#endif
   refuse_all<Kind::kQuantized>(DispatchKey::QuantizedPrivateUse1);
   refuse_all<Kind::kNested>(DispatchKey::NestedTensorPrivateUse1);
   refuse_makers<Kind::kSparse>(
