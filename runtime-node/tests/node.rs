@@ -67,7 +67,12 @@ impl Node {
             identity: identity.to_owned(),
             ..Hello::default()
         };
-        client.send(FrameKind::Hello, &hello.encode_to_vec());
+        // A node that takes nobody may have hung up already: its refusal is still there to be read.
+        match client.link.post_send(FrameKind::Hello, &[&hello.encode_to_vec()], None) {
+            Ok(()) => assert!(!client.link.wants_write(), "so little fits at once"),
+            Err(LinkError::Closed) => {}
+            Err(error) => panic!("{error}"),
+        }
         client
     }
 
