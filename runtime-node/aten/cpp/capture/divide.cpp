@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "op.h"
+#include "names.h"
 
 namespace genie {
 
@@ -17,13 +18,9 @@ namespace {
 // Elements of a part. Parts of one length share a template, whatever the whole's length.
 constexpr size_t kPart = 4096;
 
-bool starts(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
-
 bool is_elementwise_over_lists(const std::string& name) {
-  for (const char* prefix : {"aten::_foreach_", "aten::_fused_ad", "aten::_fused_sgd",
-                             "aten::_amp_foreach_"})
-    if (starts(name, prefix)) return true;
-  return false;
+  return starts_with_any(name, {"aten::_foreach_", "aten::_fused_ad", "aten::_fused_sgd",
+                                "aten::_amp_foreach_"});
 }
 
 // Smaller than the whole, so that dividing comes to an end.

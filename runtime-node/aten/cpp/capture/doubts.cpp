@@ -6,14 +6,14 @@
 #include <limits>
 #include <unordered_map>
 
+#include "names.h"
+
 namespace genie {
 
 namespace {
 
 using Args = const c10::IValue*;
 using Dims = c10::DimVector;
-
-bool starts(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
 
 // Whether the first argument, which is added to a product, is not of the product's shape.
 bool unlike(const at::Tensor& added, at::IntArrayRef product) {
@@ -121,7 +121,8 @@ template <typename T>
 bool leaves(double value) {
   using limits = std::numeric_limits<T>;
   if (std::isinf(value) || std::isnan(value)) return !limits::has_infinity;
-  return value < static_cast<double>(limits::lowest()) || value > static_cast<double>(limits::max());
+  return value < static_cast<double>(limits::lowest()) ||
+         value > static_cast<double>(limits::max());
 }
 
 bool cannot_hold(const at::Tensor& t, const c10::IValue& v) {
@@ -199,33 +200,30 @@ Doubt doubt_of_numbers_for(const std::string& name) {
 }
 
 bool is_picky(const std::string& name) {
-  for (const char* prefix :
-       {"aten::cauchy_", "aten::exponential_", "aten::geometric_", "aten::log_normal_",
-        "aten::normal_", "aten::uniform_", "aten::bernoulli_", "aten::gelu", "aten::renorm",
-        "aten::as_strided_copy", "aten::as_strided_scatter", "aten::select_scatter",
-        "aten::slice_scatter", "aten::linalg_lu", "aten::_linalg_svd",
-        "aten::_unsafe_masked_index_put_accumulate"})
-    if (starts(name, prefix)) return true;
-  return false;
+  return starts_with_any(name, {"aten::cauchy_", "aten::exponential_", "aten::geometric_",
+                                "aten::log_normal_", "aten::normal_", "aten::uniform_",
+                                "aten::bernoulli_", "aten::gelu", "aten::renorm",
+                                "aten::as_strided_copy", "aten::as_strided_scatter",
+                                "aten::select_scatter", "aten::slice_scatter", "aten::linalg_lu",
+                                "aten::_linalg_svd", "aten::_unsafe_masked_index_put_accumulate"});
 }
 
 bool takes_masks(const std::string& name) {
-  for (const char* prefix :
-       {"aten::where", "aten::masked_", "aten::index", "aten::_index", "aten::_unsafe_index",
-        "aten::nonzero", "aten::native_dropout_backward", "aten::_scaled_dot_product",
-        "aten::scaled_dot_product", "aten::copy_", "aten::_to_copy", "aten::cat"})
-    if (starts(name, prefix)) return true;
-  return false;
+  return starts_with_any(name, {"aten::where", "aten::masked_", "aten::index", "aten::_index",
+                                "aten::_unsafe_index", "aten::nonzero",
+                                "aten::native_dropout_backward", "aten::_scaled_dot_product",
+                                "aten::scaled_dot_product", "aten::copy_", "aten::_to_copy",
+                                "aten::cat"});
 }
 
 bool takes_indices(const std::string& name) {
-  for (const char* prefix :
-       {"aten::embedding", "aten::_embedding", "aten::gather", "aten::scatter", "aten::index",
-        "aten::_index", "aten::_unsafe_index", "aten::take", "aten::nll_loss", "aten::max_pool",
-        "aten::max_unpool", "aten::adaptive_max_pool", "aten::value_selecting_reduction_backward",
-        "aten::copy_", "aten::_to_copy", "aten::cat", "aten::_fused_adam", "aten::_foreach_"})
-    if (starts(name, prefix)) return true;
-  return false;
+  return starts_with_any(name, {"aten::embedding", "aten::_embedding", "aten::gather",
+                                "aten::scatter", "aten::index", "aten::_index",
+                                "aten::_unsafe_index", "aten::take", "aten::nll_loss",
+                                "aten::max_pool", "aten::max_unpool", "aten::adaptive_max_pool",
+                                "aten::value_selecting_reduction_backward", "aten::copy_",
+                                "aten::_to_copy", "aten::cat", "aten::_fused_adam",
+                                "aten::_foreach_"});
 }
 
 Doubt doubt_for(const std::string& name) {

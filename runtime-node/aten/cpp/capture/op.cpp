@@ -25,6 +25,7 @@
 
 #include "../python_error.h"
 #include "metas.h"
+#include "names.h"
 #include "script.h"
 #include "settings.h"
 #include "../torch_version.h"
@@ -78,8 +79,6 @@ const std::unordered_map<std::string, c10::KernelFunction>& structured_metas() {
   return *table;
 }
 
-bool starts(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
-
 // In a handler: lets a KeyboardInterrupt pass that arrived while Python code computed shapes. It
 // comes as torch's exception or as pybind11's, whose text begins with the class.
 void rethrow_interrupt() {
@@ -98,17 +97,15 @@ void rethrow_interrupt() {
 
 // Operators whose floating scalars decide the shape of the result.
 bool shape_from_values(const std::string& name) {
-  for (const char* prefix : {"aten::arange", "aten::linspace", "aten::logspace", "aten::range",
-                             "aten::upsample", "aten::_upsample", "aten::histc", "aten::_histogram",
-                             "aten::histogram", "aten::pow", "aten::_foreach_pow"})
-    if (starts(name, prefix)) return true;
-  return false;
+  return starts_with_any(name, {"aten::arange", "aten::linspace", "aten::logspace", "aten::range",
+                                "aten::upsample", "aten::_upsample", "aten::histc",
+                                "aten::_histogram", "aten::histogram", "aten::pow",
+                                "aten::_foreach_pow"});
 }
 
 // Operators that take CPU index tensors beside device tensors, as on any accelerator.
 bool takes_cpu_indices(const std::string& name) {
-  return starts(name, "aten::index") || starts(name, "aten::_index_put") ||
-         starts(name, "aten::_unsafe_index");
+  return starts_with_any(name, {"aten::index", "aten::_index_put", "aten::_unsafe_index"});
 }
 
 uint64_t word_of(double value) {
