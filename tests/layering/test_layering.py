@@ -18,6 +18,8 @@ MAY_USE = {
     # The ends of a session elsewhere.
     "genie-remote": {"genie-transport", "genie-wire"},
     "genie-aten": {"genie-wire"},
+    # Closes a worker in; knows nothing of what the worker does.
+    "genie-sandbox": set(),
     "genie-tls": set(),
     # What the stream transports share; a floor below them.
     "genie-records": {"genie-transport"},
