@@ -183,6 +183,36 @@ def test_op_forced_unsupported(program):
     assert {op.split("::")[-1].split(".")[0] for op in said["by_op"]} >= {"tanh", "erf"}
 
 
+def test_a_file_is_opened_by_the_program_alone(program, tmp_path):
+    """Its name is one of the program's machine. The node refuses to open one of its own."""
+    said, _ = program(
+        """
+        import os
+        from pathlib import Path
+        torch.ones(1, device=DEVICE).item()
+        before, here = Path.cwd(), Path(sys.argv[1])
+        os.chdir(here)
+        Path("there").write_bytes(bytes([1, 2, 3, 4]))
+        x = torch.from_file("there", shared=False, size=4, dtype=torch.uint8, device=DEVICE)
+        torch.from_file("new", shared=True, size=4, dtype=torch.uint8, device=DEVICE)
+        say(value=(x + 1).tolist(), device=x.device.type, made=[(at / "new").exists() for at in (before, here)],
+            by_op=genie.stats()["fallbacks_by_op"])
+        """,
+        args=[str(tmp_path)],
+    ).finish()
+    assert said["value"] == [2, 3, 4, 5] and said["device"] == "remote_accelerator"
+    # The node lives where the program began.
+    assert said["made"] == [False, True]
+    assert any("aten::from_file" in op for op in said["by_op"])
+
+
+def test_an_assertion_without_waiting_is_raised_at_the_call(device):
+    """On CUDA it would end the sessions of others; so no node runs it."""
+    torch._assert_async(torch.tensor(True, device=device))
+    with pytest.raises(RuntimeError, match="a bad value"):
+        torch._assert_async(torch.tensor(False, device=device), "a bad value")
+
+
 def test_sparse_is_supported_by_falling_back(device):
     dense = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
     try:

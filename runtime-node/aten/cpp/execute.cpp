@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "codec.h"
+#include "denied.h"
 #include "errors.h"
 #include "settings.h"
 #include "torch_version.h"
@@ -563,6 +564,16 @@ ProcessSettings& process_settings() {
   return instance;
 }
 
+// Why a device does not run an operator; empty when it does. Who lists operators and who binds them
+// ask here.
+std::string why_not(const c10::OperatorHandle& op, at::Device device) {
+  if (std::string why = denied(op.schema()); !why.empty()) return why;
+  if (withheld(op.schema())) return "it is left to the clients (genie-node --without)";
+  auto key = device.is_cpu() ? c10::DispatchKey::CPU : c10::DispatchKey::CUDA;
+  if (!op.hasComputedKernelForDispatchKey(key)) return "it has no kernel for this device";
+  return {};
+}
+
 GenieDevice c_device(at::Device device) {
   return {static_cast<uint8_t>(device.is_cpu() ? 0 : 1),
           static_cast<uint8_t>(device.has_index() ? device.index() : 0)};
@@ -637,16 +648,18 @@ void genie_execute_device_name(GenieDevice device, char* out, size_t out_bytes) 
 
 const char* genie_execute_torch_version() { return TORCH_VERSION; }
 
-void genie_execute_ops(GenieDevice device, void (*visit)(void*, const char*, uint64_t),
-                       void* context) {
-  auto key = device.kind == 0 ? c10::DispatchKey::CPU : c10::DispatchKey::CUDA;
+void genie_execute_ops(GenieDevice device,
+                       void (*visit)(void*, const char*, uint64_t, const char*), void* context) {
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& name : dispatcher.getAllOpNames()) {
     auto op = dispatcher.findSchema(name);
-    if (op && op->hasComputedKernelForDispatchKey(key))
-      visit(context, toString(name).c_str(), schema_hash(op->schema()));
+    if (!op) continue;
+    std::string why = why_not(*op, torch_device(device));
+    visit(context, toString(name).c_str(), schema_hash(op->schema()), why.c_str());
   }
 }
+
+void genie_execute_withhold(const char* name) { withhold(name); }
 
 int genie_execute_synchronize(GenieDevice device, GenieError* error) {
   if (device.kind == 0) return 0;
@@ -675,6 +688,9 @@ int genie_template_new(const uint8_t* bytes, size_t len, GenieDevice device, Gen
     if (!op)
       throw c10::NotImplementedError({__func__, __FILE__, __LINE__},
                                      "this node has no operator " + name);
+    if (std::string why = why_not(*op, torch_device(device)); !why.empty())
+      throw c10::NotImplementedError({__func__, __FILE__, __LINE__},
+                                     "this node does not run " + name + ": " + why);
     auto t = std::make_unique<GenieTemplate>(*op, name, torch_device(device));
     t->slots = static_cast<uint32_t>(in.bounded(kSlotsMax));
     t->scalars = static_cast<uint32_t>(in.bounded(kScalarsMax));

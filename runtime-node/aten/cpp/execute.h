@@ -38,11 +38,15 @@ uint64_t genie_execute_device_memory(GenieDevice device);
 void genie_execute_device_name(GenieDevice device, char* out, size_t out_bytes);
 const char* genie_execute_torch_version();
 
-// Calls `visit` with the name ("aten::add.Tensor") and schema hash of every operator this device
-// can run.
+// Calls `visit` with the name ("aten::add.Tensor") and schema hash of every operator that PyTorch
+// knows, and why this device does not run it: "" when it does.
 void genie_execute_ops(GenieDevice device,
-                       void (*visit)(void* context, const char* name, uint64_t schema_hash),
+                       void (*visit)(void* context, const char* name, uint64_t schema_hash,
+                                     const char* why_not),
                        void* context);
+// Leaves an operator to the clients from now on: "aten::tanh" with all its overloads, or
+// "aten::tanh.out".
+void genie_execute_withhold(const char* name);
 
 // `bytes` is an encoded genie_wire::Template.
 int genie_template_new(const uint8_t* bytes, size_t len, GenieDevice device, GenieTemplate** out,

@@ -2,7 +2,7 @@
 //!
 //! Objects belong to the thread that drives their device; none is `Sync`.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
@@ -54,27 +54,64 @@ impl Device {
         AtenError::check(|error| unsafe { genie_execute_synchronize(self, error) })
     }
 
-    /// Schema hashes of the operators the device can run, except those named in `without`
-    /// (`aten::tanh` stands for all its overloads, `aten::tanh.out` for one).
+    /// Schema hashes of the operators the device runs. Those named in `without` (`aten::tanh` stands
+    /// for all its overloads, `aten::tanh.out` for one) are left to the clients from now on: they
+    /// are not among these, and [`Template::new`] refuses them too.
     pub fn ops(self, without: &[String]) -> Vec<u64> {
-        struct Visit<'a> {
-            ops: Vec<u64>,
-            without: &'a [String],
-        }
-        extern "C" fn visit(context: *mut c_void, name: *const c_char, hash: u64) {
-            // SAFETY: `context` is the value below, borrowed for the duration of the call, and
-            // `name` is a terminated string that C++ keeps until this function returns.
-            let (visit, name) =
-                unsafe { (&mut *context.cast::<Visit>(), CStr::from_ptr(name).to_string_lossy()) };
-            let base = name.split('.').next().unwrap_or(&name);
-            if !visit.without.iter().any(|op| *op == *name || op == base) {
-                visit.ops.push(hash);
+        withhold(without);
+        let mut ops = Vec::new();
+        self.for_each_op(|op| {
+            if op.why_not.is_empty() {
+                ops.push(op.schema_hash);
             }
+        });
+        ops
+    }
+
+    /// Names of all operators that PyTorch knows, and why this device does not run them.
+    pub fn reviewed(self) -> Vec<(String, Option<String>)> {
+        let mut ops = Vec::new();
+        self.for_each_op(|op| {
+            let why_not = (!op.why_not.is_empty()).then(|| op.why_not.to_owned());
+            ops.push((op.name.to_owned(), why_not));
+        });
+        ops
+    }
+
+    fn for_each_op<F: FnMut(Operator<'_>)>(self, mut each: F) {
+        extern "C" fn visit<F: FnMut(Operator<'_>)>(
+            context: *mut c_void,
+            name: *const c_char,
+            schema_hash: u64,
+            why_not: *const c_char,
+        ) {
+            // SAFETY: `context` is `each` below, borrowed for the duration of the call, and both
+            // strings are terminated and kept by C++ until this function returns.
+            let (each, name, why_not) = unsafe {
+                (&mut *context.cast::<F>(), CStr::from_ptr(name), CStr::from_ptr(why_not))
+            };
+            let (name, why_not) = (name.to_string_lossy(), why_not.to_string_lossy());
+            each(Operator { name: &name, schema_hash, why_not: &why_not });
         }
-        let mut context = Visit { ops: Vec::new(), without };
         // SAFETY: `visit` is only called during this call, with the context passed here.
-        unsafe { genie_execute_ops(self, visit, (&raw mut context).cast()) };
-        context.ops
+        unsafe { genie_execute_ops(self, visit::<F>, (&raw mut each).cast()) };
+    }
+}
+
+/// What C++ tells of an operator.
+struct Operator<'a> {
+    name: &'a str,
+    schema_hash: u64,
+    /// Empty when it runs.
+    why_not: &'a str,
+}
+
+/// Leaves operators to the clients, on all devices of this process.
+fn withhold(names: &[String]) {
+    // A name with a NUL is no operator's.
+    for name in names.iter().filter_map(|name| CString::new(name.as_str()).ok()) {
+        // SAFETY: C++ copies the terminated string.
+        unsafe { genie_execute_withhold(name.as_ptr()) };
     }
 }
 
@@ -440,9 +477,10 @@ unsafe extern "C" {
     fn genie_execute_torch_version() -> *const c_char;
     fn genie_execute_ops(
         device: Device,
-        visit: extern "C" fn(*mut c_void, *const c_char, u64),
+        visit: extern "C" fn(*mut c_void, *const c_char, u64, *const c_char),
         context: *mut c_void,
     );
+    fn genie_execute_withhold(name: *const c_char);
     fn genie_execute_synchronize(device: Device, error: *mut GenieError) -> i32;
     fn genie_template_new(
         bytes: *const u8,
