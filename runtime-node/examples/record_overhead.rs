@@ -18,8 +18,9 @@ fn main() {
         genie_aten::execute::init().expect("libtorch starts");
         genie_aten::execute::enter(&[], 1).expect("PyTorch's own settings");
         let device = genie_aten::execute::Device::CPU;
+        direct("the shim alone, 1 element", device);
         report("libtorch, 1 element", genie_node::aten::Aten::new(device));
-        direct(device);
+        direct("the shim alone, 1 element, its memory counted", device);
     }
 }
 
@@ -67,7 +68,7 @@ fn add() -> Vec<u8> {
 
 /// The same through the shim alone.
 #[cfg(feature = "libtorch")]
-fn direct(device: genie_aten::execute::Device) {
+fn direct(what: &str, device: genie_aten::execute::Device) {
     use genie_aten::execute::{Generator, Storage, Template};
     let template = Template::new(&add(), device).expect("it binds");
     let mut generator = Generator::new(device).expect("a generator");
@@ -81,7 +82,7 @@ fn direct(device: genie_aten::execute::Device) {
         }
         best = best.min(start.elapsed().as_nanos() as f64 / OPS as f64);
     }
-    println!("the shim alone, 1 element: {best:.0} ns");
+    println!("{what}: {best:.0} ns");
 }
 
 /// Storages are their sizes.

@@ -1,7 +1,9 @@
 //! The backend of the product: libtorch on one device.
 
 use genie_aten::AtenError;
-use genie_aten::execute::{Device, Generator, Storage, Template, enter, leave};
+use genie_aten::execute::{
+    Device, Generator, Storage, Template, count_memory, enter, leave, limit_memory, memory_in_use,
+};
 use genie_transport::SharedMemory;
 use genie_wire::ErrorCode;
 
@@ -16,8 +18,10 @@ pub struct Aten {
 }
 
 impl Aten {
+    /// In the node's own process, whose memory libtorch then allocates through a count of it.
     /// `genie_aten::execute::init` must have succeeded before.
     pub fn new(device: Device) -> Self {
+        count_memory();
         Aten { device, guest: false }
     }
 
@@ -167,6 +171,13 @@ impl Backend for Aten {
 
     fn enter(&self, settings: &[u8], threads: u32) -> Result<(), Failure> {
         Ok(enter(settings, threads)?)
+    }
+
+    /// Of the CPU's memory; the CUDA allocator knows what its device has.
+    fn limit(&self, bytes: u64) {
+        if self.device.is_cpu() && !self.guest {
+            limit_memory(memory_in_use().0.saturating_add(bytes));
+        }
     }
 
     fn leave(&self) {

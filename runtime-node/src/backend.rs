@@ -104,4 +104,8 @@ pub trait Backend {
     /// leaves after a failure too.
     fn enter(&self, settings: &[u8], threads: u32) -> Result<(), Failure>;
     fn leave(&self);
+    /// Refuses as `OutOfMemory` what is taken from now on beyond `bytes` more than what is in use,
+    /// whoever takes it: results, copies, and what an operator needs while it runs. `u64::MAX`
+    /// refuses nothing. A device that cannot tell refuses when it is full.
+    fn limit(&self, _bytes: u64) {}
 }

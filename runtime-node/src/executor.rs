@@ -125,7 +125,11 @@ impl<B: Backend> Executor<B> {
         self.holdings.ledger.enter(session.account());
         let start = *position;
         session.enter(self);
+        // What is charged and released in this turn is allocated and freed in it, so this bound
+        // holds to its end.
+        self.backend.limit(self.holdings.ledger.left());
         let done = session.execute(self, tape, position, records_max, outbox);
+        self.backend.limit(u64::MAX);
         self.backend.leave();
         self.counts.bytes_in += (*position - start) as u64;
         done

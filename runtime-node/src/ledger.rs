@@ -72,7 +72,7 @@ impl Ledger {
 
     /// Whether it is the current client's share that has no room for `bytes` more.
     pub(crate) fn share_is_short(&self, bytes: u64) -> bool {
-        bytes > self.client_max.saturating_sub(self.used_by(self.current))
+        bytes > self.share_left()
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -88,27 +88,50 @@ impl Ledger {
         self.budget
     }
 
+    /// What the current client may still take.
+    #[inline]
+    pub(crate) fn left(&self) -> u64 {
+        self.budget.saturating_sub(self.used).min(self.share_left())
+    }
+
+    /// Whether the current client's share ends before the node's memory does.
+    pub(crate) fn share_is_tighter(&self) -> bool {
+        self.share_left() < self.budget.saturating_sub(self.used)
+    }
+
+    fn share_left(&self) -> u64 {
+        self.client_max.saturating_sub(self.used_by(self.current))
+    }
+
     /// Whether `bytes` more fit; the error says what to do.
     #[inline]
     pub(crate) fn check(&self, bytes: u64) -> Result<(), Failure> {
-        let left = self.budget.saturating_sub(self.used);
-        let share_left = self.client_max.saturating_sub(self.used_by(self.current));
-        if bytes > left.min(share_left) { Err(self.full(bytes)) } else { Ok(()) }
+        if bytes > self.left() { Err(self.full(bytes)) } else { Ok(()) }
     }
 
     #[cold]
     fn full(&self, bytes: u64) -> Failure {
+        self.refusal(&format!("{bytes} bytes were asked for"), self.share_is_short(bytes))
+    }
+
+    /// What an operator was refused while it ran, with temporaries that nobody charges.
+    #[cold]
+    pub(crate) fn full_while_running(&self, refused: &str) -> Failure {
+        self.refusal(&format!("while the operator ran, {refused}"), self.share_is_tighter())
+    }
+
+    fn refusal(&self, asked: &str, share: bool) -> Failure {
         let client = &self.clients[self.current.0];
-        let message = if self.share_is_short(bytes) {
+        let message = if share {
             format!(
-                "out of memory on the node: {bytes} bytes were asked for, the client {:?} has {} \
+                "out of memory on the node: {asked}, the client {:?} has {} \
                  of the {} bytes that one client may hold; free tensors, use a smaller batch, or \
                  give clients more with genie-node --client-memory-bytes",
                 client.identity, client.used, self.client_max
             )
         } else {
             format!(
-                "out of memory on the node: {bytes} bytes were asked for, {} of its {} bytes are \
+                "out of memory on the node: {asked}, {} of its {} bytes are \
                  in use; free tensors, use a smaller batch, or give genie-node more with \
                  --memory-bytes",
                 self.used, self.budget

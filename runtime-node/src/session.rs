@@ -387,7 +387,9 @@ impl<B: Backend> State<B> {
         made.clear();
         with_contents(&self.storages, operands.inputs, |contents| {
             let new = new_storages.len();
-            node.backend.run(bound, contents, operands.scalars, generator, new, made)
+            running(operands.template, node, |backend| {
+                backend.run(bound, contents, operands.scalars, generator, new, made)
+            })
         })?;
         self.keep_results(operands, node)?;
         Ok(())
@@ -549,7 +551,9 @@ impl<B: Backend> State<B> {
         made.clear();
         let described = with_contents(&self.storages, operands.inputs, |contents| {
             let scalars = operands.scalars;
-            node.backend.run_dynamic(bound, contents, scalars, generator, reserve, made)
+            running(operands.template, node, |backend| {
+                backend.run_dynamic(bound, contents, scalars, generator, reserve, made)
+            })
         })?;
         if let Some(bytes) = made.iter().map(|it| node.backend.bytes(it)).max()
             && bytes > STORAGE_BYTES_MAX
@@ -797,6 +801,28 @@ struct Operands<'a> {
     inputs: &'a [StorageId],
     scalars: &'a [u64],
     first_new: StorageId,
+}
+
+/// Runs an operator. What it needs beside its results is known when it runs: where that does not
+/// fit, weights that nobody holds make room and it runs again, unless it has written or drawn
+/// something by then. The error says what to do.
+#[inline]
+fn running<B: Backend, R>(
+    template: &Template,
+    node: &mut Executor<B>,
+    mut run: impl FnMut(&B) -> Result<R, Failure>,
+) -> Result<R, Failure> {
+    let mut twice = template.mutated.is_empty() && !template.random;
+    loop {
+        match run(&node.backend) {
+            Err(full) if full.code == ErrorCode::OutOfMemory => {
+                if !std::mem::take(&mut twice) || !node.holdings.make_all_room() {
+                    return Err(node.holdings.ledger.full_while_running(&full.message));
+                }
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Hands over the inputs' contents, which [`State::prepare`] made sure of.

@@ -108,6 +108,18 @@ impl<S> Holdings<S> {
         Err(full)
     }
 
+    /// Drops the weights that nobody holds, for an operator that needs more while it runs than was
+    /// known; whether there were any that count for it.
+    #[cold]
+    pub(crate) fn make_all_room(&mut self) -> bool {
+        let share_only = self.ledger.share_is_tighter();
+        let current = self.ledger.current();
+        let own = |(_, (account, _)): &(&u64, &Key)| !share_only || *account == current;
+        let keys: Vec<Key> = self.unheld.iter().filter(own).map(|(_, key)| *key).collect();
+        keys.iter().for_each(|key| self.evict(key));
+        !keys.is_empty()
+    }
+
     /// Takes hold of a weight, if it is stored.
     pub(crate) fn hold(&mut self, account: Account, hash: &WeightHash) -> Option<Arc<Weight<S>>> {
         let stored = self.by_hash.get_mut(&(account, *hash))?;

@@ -125,3 +125,25 @@ def test_sessions_that_come_and_go_leave_nothing_behind(host, program):
         env=host.environment,
     ).finish()
     assert said["grown"] < 4 << 20
+
+
+def test_what_an_operator_needs_while_it_runs_is_bounded(program, host_with):
+    """Results of unknown size and temporaries are the node's memory too."""
+    host = host_with("--memory-bytes", str(64 << 20))
+    said, _ = program(
+        """
+        x = torch.ones(8 << 20, dtype=torch.bool, device=DEVICE)
+        y = torch.ones(3200, 3200, device=DEVICE)
+        errors = []
+        # The product's arguments are copied first.
+        for take in (lambda: x.nonzero(), lambda: (y[::2, ::2] @ y[::2, ::2]).sum().item()):
+            try:
+                take()
+            except torch.OutOfMemoryError as error:
+                errors.append(str(error))
+        say(errors=errors, after=x[:8].nonzero().numel())
+        """,
+        host.environment,
+    ).finish()
+    assert len(said["errors"]) == 2 and said["after"] == 8, said
+    assert all("--memory-bytes" in error and "free tensors" in error for error in said["errors"]), said

@@ -35,7 +35,7 @@ fn build() -> Result<(), String> {
     limits::generate(&out)?;
     let mut files: Vec<PathBuf> = vec!["cpp/settings.cpp".into()];
     if execute {
-        files.extend(["denied", "execute"].map(|name| format!("cpp/{name}.cpp").into()));
+        files.extend(["denied", "execute", "memory"].map(|name| format!("cpp/{name}.cpp").into()));
     }
     if capture {
         for name in [

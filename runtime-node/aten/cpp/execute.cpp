@@ -22,6 +22,7 @@
 #include "codec.h"
 #include "denied.h"
 #include "errors.h"
+#include "memory.h"
 #include "settings.h"
 #include "torch_version.h"
 
@@ -112,6 +113,7 @@ const at::Generator& default_generator(at::Device device) {
 struct SwapGenerator {
   explicit SwapGenerator(GenieGenerator* generator) : generator_(generator) {
     if (!generator_) return;
+    Unlimited state_is_small;
     auto current = default_generator(generator_->device);
     std::lock_guard<std::mutex> lock(current.mutex());
     saved_ = current.get_state();
@@ -119,6 +121,7 @@ struct SwapGenerator {
   }
   ~SwapGenerator() {
     if (!generator_) return;
+    Unlimited must_not_fail;
     auto current = default_generator(generator_->device);
     std::lock_guard<std::mutex> lock(current.mutex());
     generator_->own.set_state(current.get_state());
@@ -457,17 +460,19 @@ struct Mismatch : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+StoragePtr new_storage(at::Device device, uint64_t bytes) {
+  auto* allocator = c10::GetAllocator(device.type());
+  c10::OptionalDeviceGuard guard;
+  if (!device.is_cpu()) guard.reset_device(device);
+  return c10::make_intrusive<c10::StorageImpl>(
+      c10::StorageImpl::use_byte_size_t(), static_cast<size_t>(bytes), allocator->allocate(bytes),
+      allocator, /*resizable=*/true);
+}
+
 // The result laid out as declared, in a storage of its own.
 at::Tensor settle(const at::Tensor& result, const Meta& meta, uint64_t bytes, at::Device device) {
   at::Tensor plain = result.device() == device ? result : result.to(device);
-  auto storage = StoragePtr::reclaim(impl([&] {
-    GenieStorage* s = nullptr;
-    GenieError error;
-    GenieDevice d{static_cast<uint8_t>(device.is_cpu() ? 0 : 1),
-                  static_cast<uint8_t>(device.has_index() ? device.index() : 0)};
-    if (genie_storage_new(d, bytes, &s, &error) != 0) throw std::bad_alloc();
-    return s;
-  }()));
+  auto storage = new_storage(device, bytes);
   at::Tensor copy = make_tensor(storage.get(), meta, device);
   copy.copy_(plain);
   return copy;
@@ -574,11 +579,6 @@ std::string why_not(const c10::OperatorHandle& op, at::Device device) {
   return {};
 }
 
-GenieDevice c_device(at::Device device) {
-  return {static_cast<uint8_t>(device.is_cpu() ? 0 : 1),
-          static_cast<uint8_t>(device.has_index() ? device.index() : 0)};
-}
-
 }  // namespace
 
 extern "C" {
@@ -589,6 +589,16 @@ int genie_execute_init(GenieError* error) {
     // The first operator pays for dispatch tables and thread pools: pay before anyone waits.
     at::empty({1}, at::kCPU).zero_();
   });
+}
+
+void genie_execute_count_memory() { count_memory(); }
+
+void genie_execute_limit_memory(uint64_t bytes) { limit_memory(bytes); }
+
+void genie_execute_memory_in_use(uint64_t* now, uint64_t* peak) {
+  auto in_use = memory_in_use();
+  *now = in_use.now;
+  *peak = in_use.peak;
 }
 
 void genie_execute_tell_warnings(void (*tell)(const char*)) { told_warnings().tell = tell; }
@@ -784,11 +794,7 @@ int genie_template_run(GenieTemplate* tmpl, GenieStorage* const* inputs, const u
       }
     }
     for (size_t i = 0; i < made.size(); ++i) {
-      if (made[i]) continue;
-      GenieStorage* fresh = nullptr;
-      if (genie_storage_new(c_device(t.device), t.new_storages[i], &fresh, error) != 0)
-        throw std::bad_alloc();
-      made[i] = StoragePtr::reclaim(impl(fresh));
+      if (!made[i]) made[i] = new_storage(t.device, t.new_storages[i]);
     }
   });
   if (code != 0) {
@@ -865,15 +871,7 @@ int genie_template_run_dynamic(GenieTemplate* tmpl, GenieStorage* const* inputs,
 }
 
 int genie_storage_new(GenieDevice device, uint64_t bytes, GenieStorage** out, GenieError* error) {
-  return guarded(error, [&] {
-    auto where = torch_device(device);
-    auto* allocator = c10::GetAllocator(where.type());
-    c10::OptionalDeviceGuard guard;
-    if (!where.is_cpu()) guard.reset_device(where);
-    *out = handle(c10::make_intrusive<c10::StorageImpl>(
-        c10::StorageImpl::use_byte_size_t(), static_cast<size_t>(bytes),
-        allocator->allocate(bytes), allocator, /*resizable=*/true));
-  });
+  return guarded(error, [&] { *out = handle(new_storage(torch_device(device), bytes)); });
 }
 
 void genie_storage_free(GenieStorage* storage) { StoragePtr::reclaim(impl(storage)); }
@@ -929,28 +927,19 @@ int genie_storage_copy_out(const GenieStorage* storage, uint64_t offset, void* t
 }
 
 int genie_storage_clone(const GenieStorage* storage, GenieStorage** out, GenieError* error) {
-  auto* from = const_cast<c10::StorageImpl*>(impl(storage));
-  GenieStorage* copy = nullptr;
-  int code = genie_storage_new(c_device(from->device()), from->nbytes(), &copy, error);
-  if (code != 0) return code;
-  code = guarded(error, [&] {
+  return guarded(error, [&] {
+    auto* from = const_cast<c10::StorageImpl*>(impl(storage));
+    auto copy = new_storage(from->device(), from->nbytes());
     at::AutoDispatchBelowADInplaceOrView no_autograd;
-    bytes_of(impl(copy), 0, from->nbytes()).copy_(bytes_of(from, 0, from->nbytes()));
+    bytes_of(copy.get(), 0, from->nbytes()).copy_(bytes_of(from, 0, from->nbytes()));
+    *out = handle(std::move(copy));
   });
-  if (code != 0)
-    genie_storage_free(copy);
-  else
-    *out = copy;
-  return code;
 }
 
 int genie_storage_resize(GenieStorage* storage, uint64_t bytes, GenieError* error) {
   return guarded(error, [&] {
     auto* s = impl(storage);
-    GenieStorage* fresh = nullptr;
-    GenieError inner;
-    if (genie_storage_new(c_device(s->device()), bytes, &fresh, &inner) != 0) throw std::bad_alloc();
-    auto grown = StoragePtr::reclaim(impl(fresh));
+    auto grown = new_storage(s->device(), bytes);
     uint64_t keep = std::min<uint64_t>(bytes, s->nbytes());
     at::AutoDispatchBelowADInplaceOrView no_autograd;
     bytes_of(grown.get(), 0, keep).copy_(bytes_of(s, 0, keep));

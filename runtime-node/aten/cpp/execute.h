@@ -19,6 +19,12 @@ struct GenieDevice {
 
 // Once per process, before anything else. Sets the intra-op thread count.
 int genie_execute_init(GenieError* error);
+// Counts the CPU memory that libtorch allocates from now on (memory.h). Not for a process of somebody
+// else. Without it the next two do nothing, and tell 0.
+void genie_execute_count_memory();
+// Refuses allocations beyond so many bytes in use, until it is called again.
+void genie_execute_limit_memory(uint64_t bytes);
+void genie_execute_memory_in_use(uint64_t* now, uint64_t* peak);
 // Gives warnings of operators to `tell`, which must live for ever, instead of stderr; for threads that
 // enter from now on.
 void genie_execute_tell_warnings(void (*tell)(const char*));

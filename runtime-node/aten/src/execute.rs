@@ -121,6 +121,27 @@ pub fn init() -> Result<(), AtenError> {
     AtenError::check(|error| unsafe { genie_execute_init(error) })
 }
 
+/// Counts the CPU memory that libtorch allocates from now on, for [`limit_memory`] and
+/// [`memory_in_use`]. In the node's own process alone: its allocator stays in place.
+pub fn count_memory() {
+    // SAFETY: takes nothing; C++ does it once.
+    unsafe { genie_execute_count_memory() }
+}
+
+/// Refuses what libtorch allocates beyond `bytes` in use as out of memory, until it is called again.
+pub fn limit_memory(bytes: u64) {
+    // SAFETY: takes a plain value.
+    unsafe { genie_execute_limit_memory(bytes) }
+}
+
+/// Bytes that libtorch has allocated since [`count_memory`] and not freed, now and at most.
+pub fn memory_in_use() -> (u64, u64) {
+    let (mut now, mut peak) = (0, 0);
+    // SAFETY: both places are valid for the call.
+    unsafe { genie_execute_memory_in_use(&mut now, &mut peak) };
+    (now, peak)
+}
+
 static TELL: OnceLock<fn(&str)> = OnceLock::new();
 
 /// Gives PyTorch's warnings about operators to `tell`, instead of stderr: of threads that [`enter`] from
@@ -463,6 +484,9 @@ const GENERATOR_STATE_BYTES_MAX: usize = 16 << 10;
 
 unsafe extern "C" {
     fn genie_execute_init(error: *mut GenieError) -> i32;
+    fn genie_execute_count_memory();
+    fn genie_execute_limit_memory(bytes: u64);
+    fn genie_execute_memory_in_use(now: *mut u64, peak: *mut u64);
     fn genie_execute_tell_warnings(tell: extern "C" fn(*const c_char));
     fn genie_execute_enter(
         settings: *const u8,

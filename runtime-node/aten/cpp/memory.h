@@ -1,0 +1,33 @@
+// The CPU memory that libtorch has, counted where it is allocated: temporaries of operators and
+// results of unknown size too, of which the executor's books know nothing.
+#pragma once
+#include <cstdint>
+
+namespace genie {
+
+// Counts from now on, for the rest of the process, what the CPU's allocator gives out. What was
+// there before is not counted, and freed as it always was.
+void count_memory();
+
+// What may be in use before an allocation is refused with c10::OutOfMemoryError.
+void limit_memory(uint64_t bytes);
+
+struct MemoryInUse {
+  uint64_t now = 0;
+  uint64_t peak = 0;
+};
+MemoryInUse memory_in_use();
+
+// While it lives, no allocation of this thread is refused: for what must not fail.
+class Unlimited {
+ public:
+  Unlimited();
+  ~Unlimited();
+  Unlimited(const Unlimited&) = delete;
+  Unlimited& operator=(const Unlimited&) = delete;
+
+ private:
+  bool before_;
+};
+
+}  // namespace genie

@@ -1,0 +1,97 @@
+//! What libtorch allocates is counted and bounded, and lies where it lay before.
+
+use genie_aten::execute::{
+    Device, Generator, Storage, Template as Bound, count_memory, enter, init, limit_memory,
+    memory_in_use,
+};
+use genie_wire::{DType, ErrorCode, OutputSpec, Template, TensorMeta, Value};
+
+const MIB: u64 = 1 << 20;
+
+/// `torch.randn` of so many bytes.
+fn draw(bytes: u64) -> Bound {
+    let template = Template {
+        op: "aten::randn".into(),
+        slots: 0,
+        scalars: 0,
+        mutated: vec![],
+        random: true,
+        new_storages: vec![bytes],
+        args: vec![
+            Value::IntList(vec![bytes as i64 / 4]),
+            Value::None,
+            Value::None,
+            Value::Device { accelerator: Some(0) },
+            Value::None,
+        ],
+        outputs: vec![OutputSpec::New {
+            index: 0,
+            meta: TensorMeta::contiguous(DType::FLOAT32, &[bytes / 4]),
+        }],
+    };
+    let mut encoded = Vec::new();
+    template.encode(&mut encoded);
+    Bound::new(&encoded, Device::CPU).unwrap()
+}
+
+/// One test: what is in use belongs to the process.
+#[test]
+fn memory_is_counted_bounded_and_aligned() {
+    init().unwrap();
+    enter(&[], 1).unwrap();
+    let mut uncounted = Storage::new(Device::CPU, MIB).unwrap();
+    uncounted.copy_in(0, &[7; 16]).unwrap();
+    assert_eq!(memory_in_use(), (0, 0));
+    count_memory();
+    count_memory();
+
+    let sizes = [1, 4, 63, 64, 65, 4096, MIB, 40 * MIB];
+    let before = memory_in_use().0;
+    let kept: Vec<Storage> =
+        sizes.iter().map(|bytes| Storage::new(Device::CPU, *bytes).unwrap()).collect();
+    assert_eq!(memory_in_use().0 - before, sizes.iter().sum::<u64>());
+    for storage in &kept {
+        assert_eq!(storage.as_slice().unwrap().as_ptr() as usize % 64, 0, "{}", storage.bytes());
+    }
+    let peak = memory_in_use().1;
+    assert!(peak >= before + sizes.iter().sum::<u64>());
+    drop(kept);
+    assert_eq!(memory_in_use(), (before, peak));
+    assert_eq!(Storage::new(Device::CPU, 0).unwrap().as_slice(), Some(&[][..]));
+
+    // What was there before is freed as it always was, and can be grown by the new allocator.
+    uncounted.resize(2 * MIB).unwrap();
+    assert_eq!(uncounted.as_slice().unwrap()[..16], [7; 16]);
+    assert_eq!(memory_in_use().0 - before, 2 * MIB);
+    drop(uncounted);
+    assert_eq!(memory_in_use().0, before);
+
+    // A bound holds for what an operator takes while it runs; what it has taken comes back.
+    let mut generator = Generator::new(Device::CPU).unwrap();
+    let (small, large) = (draw(MIB), draw(8 * MIB));
+    let state = generator.state().unwrap();
+    let now = memory_in_use().0;
+    limit_memory(now + 4 * MIB);
+    let error = large.run(&[], &[], &mut generator, 1, &mut Vec::new()).unwrap_err();
+    assert_eq!(error.code, ErrorCode::OutOfMemory as u8, "{error}");
+    assert!(error.message.contains("8388608 bytes were asked for"), "{error}");
+    assert_eq!(memory_in_use().0, now);
+    let error = Storage::new(Device::CPU, 8 * MIB).err().unwrap();
+    assert_eq!(error.code, ErrorCode::OutOfMemory as u8, "{error}");
+    small.run(&[], &[], &mut generator, 1, &mut Vec::new()).unwrap();
+
+    // Where nothing is left, the generator still gets its state back: nothing aborts.
+    limit_memory(0);
+    let error = small.run(&[], &[], &mut generator, 1, &mut Vec::new()).unwrap_err();
+    assert_eq!(error.code, ErrorCode::OutOfMemory as u8, "{error}");
+    limit_memory(u64::MAX);
+    assert_ne!(generator.state().unwrap(), state);
+    large.run(&[], &[], &mut generator, 1, &mut Vec::new()).unwrap();
+
+    // More than there is.
+    let error = Storage::new(Device::CPU, 1 << 60).err().unwrap();
+    assert_eq!(error.code, ErrorCode::OutOfMemory as u8, "{error}");
+    let error = Storage::new(Device::CPU, u64::MAX - 7).err().unwrap();
+    assert_eq!(error.code, ErrorCode::OutOfMemory as u8, "{error}");
+    assert_eq!(memory_in_use().0, now);
+}
