@@ -13,14 +13,15 @@ use crate::session::{Session, Threads};
 use crate::weights::Holdings;
 use crate::{Backend, Failure, Outbox, SessionError};
 
-/// Threads a client may ask one operator to use.
-pub(crate) const THREADS_MAX: u32 = 256;
+/// Threads that one operator may use where the node's owner does not say.
+const THREADS_MAX: u32 = 256;
 
 /// Executes the tapes of any number of sessions on one device, one record at a time.
 pub struct Executor<B: Backend> {
     pub(crate) backend: B,
     pub(crate) holdings: Holdings<B::Storage>,
     pub(crate) counts: Counts,
+    pub(crate) threads_max: u32,
     sessions: u64,
 }
 
@@ -47,7 +48,7 @@ pub(crate) struct Moved {
     pub(crate) bytes: u64,
 }
 
-/// What an executor may hold, in bytes.
+/// What an executor may hold, in bytes, and use.
 #[derive(Debug, Clone, Copy)]
 pub struct ExecutorLimits {
     /// Sessions and weights together.
@@ -57,12 +58,20 @@ pub struct ExecutorLimits {
     /// Weights that are kept while no storage refers to them; above it the least recently used
     /// are dropped.
     pub unheld_bytes_max: u64,
+    /// CPU threads that one operator may use, whatever a client asks for: the pool keeps as many as
+    /// the most that were used.
+    pub threads_max: u32,
 }
 
 impl ExecutorLimits {
     /// One budget, and no other limit.
     pub fn of(budget_bytes: u64) -> Self {
-        ExecutorLimits { budget_bytes, client_bytes_max: u64::MAX, unheld_bytes_max: u64::MAX }
+        ExecutorLimits {
+            budget_bytes,
+            client_bytes_max: u64::MAX,
+            unheld_bytes_max: u64::MAX,
+            threads_max: THREADS_MAX,
+        }
     }
 }
 
@@ -91,6 +100,7 @@ impl<B: Backend> Executor<B> {
                 limits.unheld_bytes_max,
             ),
             counts: Counts::default(),
+            threads_max: limits.threads_max,
             sessions: 0,
         }
     }
@@ -99,7 +109,7 @@ impl<B: Backend> Executor<B> {
         let generator = self.backend.generator()?;
         self.sessions += 1;
         let threads =
-            Threads { now: settings.threads.min(THREADS_MAX), fixed: settings.threads_fixed };
+            Threads { now: settings.threads.min(self.threads_max), fixed: settings.threads_fixed };
         let account = self.holdings.ledger.account(&Arc::from(settings.identity));
         Ok(Session::new(generator, account, threads))
     }

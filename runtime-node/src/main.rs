@@ -317,6 +317,7 @@ fn limits(args: &Args, budget_bytes: u64) -> ExecutorLimits {
         budget_bytes,
         client_bytes_max: args.clients.client_memory_bytes.unwrap_or(u64::MAX),
         unheld_bytes_max: args.clients.weight_cache_bytes.unwrap_or(default),
+        ..ExecutorLimits::of(budget_bytes)
     }
 }
 

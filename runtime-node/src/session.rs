@@ -14,7 +14,6 @@ use genie_wire::{ErrorCode, Record, Reply, StorageId, TapeDecoder, Template, Tem
 use prost::Message;
 
 use crate::credits::Credits;
-use crate::executor::THREADS_MAX;
 use crate::ledger::Account;
 use crate::modules::Modules;
 use crate::region::{Region, for_chunks};
@@ -217,7 +216,7 @@ impl<B: Backend> State<B> {
         self.settings.clear();
         self.settings.extend_from_slice(settings);
         if !self.threads.fixed && threads != 0 {
-            self.threads.now = threads.min(THREADS_MAX);
+            self.threads.now = threads.min(node.threads_max);
         }
         self.enter(node);
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fake::Fake;
-use crate::{SentFrames, SessionSettings};
+use crate::{ExecutorLimits, SentFrames, SessionSettings};
 
 const BUDGET: u64 = 1 << 20;
 
@@ -611,6 +611,24 @@ fn each_session_runs_under_its_own_settings() {
         bench.flush(who).unwrap();
         assert_eq!(bench.node.backend.threads.get(), threads);
         assert_eq!(bench.settings(), settings.as_bytes());
+    }
+}
+
+#[test]
+fn no_client_gets_more_threads_than_the_node_gives() {
+    let limits = ExecutorLimits { threads_max: 2, ..ExecutorLimits::of(BUDGET) };
+    let mut node = Executor::with_limits(Fake::default(), limits);
+    let mut tape = TapeWriter::new();
+    tape.settings(256, b"more");
+    for fixed in [false, true] {
+        let settings =
+            SessionSettings { threads: 256, threads_fixed: fixed, ..SessionSettings::default() };
+        let mut session = node.open(settings).unwrap();
+        for bytes in [&[][..], tape.bytes()] {
+            node.execute(&mut session, bytes, &mut 0, 9, &mut SentFrames::default()).unwrap();
+            assert_eq!(node.backend.threads.get(), 2);
+        }
+        node.close(session);
     }
 }
 
