@@ -10,10 +10,48 @@ use rustix::time::{
     timerfd_settime,
 };
 
+/// A timer that is set anew only where it must ring earlier, or has rung.
+pub(crate) struct Timer {
+    fd: OwnedFd,
+    due: Option<Instant>,
+}
+
+impl Timer {
+    pub fn new() -> Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let fd = timerfd_create(TimerfdClockId::Monotonic, flags).map_err(io("make a timer"))?;
+        Ok(Timer { fd, due: None })
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Readable from `due` on. A time that moves later costs nothing until the earlier one has
+    /// passed.
+    pub fn settle(&mut self, due: Option<Instant>, now: Instant) -> Result<()> {
+        let rung = self.due.is_some_and(|set| set <= now);
+        let earlier = due.is_some_and(|due| self.due.is_none_or(|set| due < set));
+        if rung || earlier {
+            self.due = due;
+            // Zero would disarm it; what is overdue rings at once.
+            let wait = due.map(|due| due.saturating_duration_since(now));
+            let (seconds, nanos) = wait.map_or((0, 0), |wait| {
+                (wait.as_secs() as i64, i64::from(wait.subsec_nanos().max(1)))
+            });
+            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let value = Timespec { tv_sec: seconds, tv_nsec: nanos };
+            let time = Itimerspec { it_interval: zero, it_value: value };
+            timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &time)
+                .map_err(io("set a timer"))?;
+        }
+        Ok(())
+    }
+}
+
 pub(crate) struct Readiness {
     epoll: OwnedFd,
-    timer: OwnedFd,
-    due: Option<Instant>,
+    timer: Timer,
     writable: bool,
 }
 
@@ -21,21 +59,19 @@ impl Readiness {
     /// Watches `carrier` for reading.
     pub fn new(carrier: BorrowedFd<'_>) -> Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(io("make an epoll"))?;
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags).map_err(io("make a timer"))?;
-        for fd in [carrier, timer.as_fd()] {
+        let timer = Timer::new()?;
+        for fd in [carrier, timer.fd()] {
             epoll::add(&epoll, fd, EventData::new_u64(0), EventFlags::IN)
                 .map_err(io("watch a descriptor"))?;
         }
-        Ok(Readiness { epoll, timer, due: None, writable: false })
+        Ok(Readiness { epoll, timer, writable: false })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
 
-    /// What to wake up for: room to write, and the time `due`. A time that moves later costs
-    /// nothing until the earlier one has passed.
+    /// What to wake up for: room to write, and the time `due`.
     pub fn settle(
         &mut self,
         carrier: BorrowedFd<'_>,
@@ -49,22 +85,7 @@ impl Readiness {
                 .map_err(io("watch a descriptor"))?;
             self.writable = writable;
         }
-        let rung = self.due.is_some_and(|set| set <= now);
-        let earlier = due.is_some_and(|due| self.due.is_none_or(|set| due < set));
-        if rung || earlier {
-            self.due = due;
-            // Zero would disarm it; what is overdue rings at once.
-            let wait = due.map(|due| due.saturating_duration_since(now));
-            let (seconds, nanos) = wait.map_or((0, 0), |wait| {
-                (wait.as_secs() as i64, i64::from(wait.subsec_nanos().max(1)))
-            });
-            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let value = Timespec { tv_sec: seconds, tv_nsec: nanos };
-            let time = Itimerspec { it_interval: zero, it_value: value };
-            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time)
-                .map_err(io("set a timer"))?;
-        }
-        Ok(())
+        self.timer.settle(due, now)
     }
 }
 

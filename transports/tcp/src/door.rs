@@ -4,17 +4,18 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use genie_records::{Door, Driven, io};
+use genie_records::{Course, Door, io};
 use genie_transport::transport::{Cause, Options, Result, TransportError};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with, bind, getsockname, listen, sockopt};
 use rustls::ServerConfig;
 
 use crate::socket::{Socket, Tuning, make, resolve};
-use crate::{Carrier, driven, tls};
+use crate::{Carrier, course, tls};
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 128;
+/// Connections that may wait to be accepted: a second of a storm of them. The kernel allows
+/// `net.core.somaxconn`, 4,096 by default.
+const BACKLOG: i32 = 1024;
 
 pub(crate) struct TcpDoor {
     fd: OwnedFd,
@@ -56,7 +57,7 @@ impl Door for TcpDoor {
         self.address.to_string()
     }
 
-    fn next(&mut self) -> Result<Option<Driven<Carrier>>> {
+    fn next(&mut self) -> Result<Option<Course<Carrier>>> {
         loop {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let (fd, peer) = match acceptfrom_with(&self.fd, flags) {
@@ -67,7 +68,7 @@ impl Door for TcpDoor {
             };
             let peer = SocketAddr::try_from(peer).map_err(io("read a peer's address"))?;
             let carrier = Carrier::accepted(Socket::accepted(fd, peer), self.config.as_ref())?;
-            return driven(carrier, &self.options, false).map(Some);
+            return course(carrier, &self.options, false).map(Some);
         }
     }
 }

@@ -22,7 +22,7 @@ mod tls;
 
 use std::time::Instant;
 
-use genie_records::{Driven, Exchange, Reception, Setup, host_of, nonce};
+use genie_records::{Course, Driven, Exchange, Reception, Setup, Tally, host_of, nonce};
 use genie_transport::transport::{
     Capabilities, Cause, Connection, Facts, Listener, Options, Result, Transport, TransportError,
 };
@@ -71,7 +71,7 @@ impl Transport for Tcp {
     }
 
     fn listen(&self, options: &Options) -> Result<Box<dyn Listener>> {
-        Ok(Box::new(Reception::new(TcpDoor::open(options)?, options)?))
+        Ok(Box::new(Reception::new(TcpDoor::open(options)?, options, Tally::new(NAME))?))
     }
 
     fn connect(&self, options: &Options) -> Result<Box<dyn Connection>> {
@@ -85,16 +85,16 @@ impl Transport for Tcp {
             None => Carrier::Plain(Plain::new(socket)),
             Some(session) => Carrier::Tls(Box::new(Tls::new(socket, session))),
         };
-        Ok(Box::new(driven(carrier, options, true)?))
+        Ok(Box::new(Driven::new(course(carrier, options, true)?)?))
     }
 }
 
 /// A connection over a socket that is connected or about to be.
-pub(crate) fn driven(
+pub(crate) fn course(
     carrier: Carrier,
     options: &Options,
     initiator: bool,
-) -> Result<Driven<Carrier>> {
+) -> Result<Course<Carrier>> {
     let setup = Setup {
         transport: NAME,
         options,
@@ -105,7 +105,7 @@ pub(crate) fn driven(
         nonce: nonce()?,
         now: Instant::now(),
     };
-    Driven::new(carrier, Exchange::new(setup))
+    Ok(Course::new(carrier, Exchange::new(setup)))
 }
 
 /// The connection is over without a word.
@@ -169,6 +169,10 @@ impl genie_records::Carrier for Carrier {
 
     fn peer_address(&self) -> String {
         self.socket().peer().to_string()
+    }
+
+    fn peer_ip(&self) -> Option<std::net::IpAddr> {
+        Some(self.socket().peer().ip())
     }
 
     fn statistics(&self) -> Vec<(String, u64)> {

@@ -3,12 +3,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use genie_records::{Door, Driven};
+use genie_records::{Course, Door};
 use genie_shm::{Listener, vouch};
 use genie_transport::transport::{Cause, Options, Result, TransportError};
 
 use crate::carrier::Carrier;
-use crate::{driven, failure};
+use crate::{course, failure};
 
 pub(crate) struct ShmDoor {
     listener: Listener,
@@ -34,11 +34,11 @@ impl Door for ShmDoor {
         self.listener.path().display().to_string()
     }
 
-    fn next(&mut self) -> Result<Option<Driven<Carrier>>> {
+    fn next(&mut self) -> Result<Option<Course<Carrier>>> {
         let path = self.listener.path();
         let accepted = self.listener.accept_socket().map_err(|error| failure(path, error))?;
         let Some(socket) = accepted else { return Ok(None) };
         vouch(socket.as_fd()).map_err(|error| failure(path, error))?;
-        driven(Carrier::new(socket, path)?, &self.options, false).map(Some)
+        course(Carrier::new(socket, path)?, &self.options, false).map(Some)
     }
 }

@@ -20,7 +20,7 @@ mod gates;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use genie_records::{Driven, Exchange, Reception, Setup, check_settings, nonce};
+use genie_records::{Course, Driven, Exchange, Reception, Setup, Tally, check_settings, nonce};
 use genie_shm::connect_socket;
 use genie_transport::transport::{
     Capabilities, Cause, Connection, Facts, Listener, Options, Result, Transport, TransportError,
@@ -58,7 +58,7 @@ impl Transport for Shm {
     fn listen(&self, options: &Options) -> Result<Box<dyn Listener>> {
         check_settings(options, NAME, &[])?;
         let door = ShmDoor::open(path_of(options)?, options)?;
-        Ok(Box::new(Reception::new(door, options)?))
+        Ok(Box::new(Reception::new(door, options, Tally::new(NAME))?))
     }
 
     fn connect(&self, options: &Options) -> Result<Box<dyn Connection>> {
@@ -67,7 +67,7 @@ impl Transport for Shm {
         let timeout = Duration::from_millis(options.connect_ms.max(1));
         let socket = connect_socket(path, timeout).map_err(|error| failure(path, error))?;
         let carrier = Carrier::new(socket, path)?;
-        Ok(Box::new(driven(carrier, options, true)?))
+        Ok(Box::new(Driven::new(course(carrier, options, true)?)?))
     }
 }
 
@@ -94,11 +94,11 @@ pub(crate) fn failure(path: &Path, error: LinkError) -> TransportError {
 }
 
 /// A connection over a connected socket.
-pub(crate) fn driven(
+pub(crate) fn course(
     carrier: Carrier,
     options: &Options,
     initiator: bool,
-) -> Result<Driven<Carrier>> {
+) -> Result<Course<Carrier>> {
     let setup = Setup {
         transport: NAME,
         options,
@@ -109,5 +109,5 @@ pub(crate) fn driven(
         nonce: nonce()?,
         now: Instant::now(),
     };
-    Driven::new(carrier, Exchange::new(setup))
+    Ok(Course::new(carrier, Exchange::new(setup)))
 }
