@@ -2,7 +2,7 @@
 //! caller itself, with a waker that rings the connection's bell.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,8 +15,7 @@ use genie_tls::Identity;
 use genie_transport::transport::{Cause, Options, Result, TransportError};
 use quinn::rustls::pki_types::CertificateDer;
 use quinn::{
-    Connecting, Connection, ConnectionError, Endpoint, ReadError, RecvStream, SendStream, VarInt,
-    WriteError,
+    Connection, ConnectionError, Endpoint, ReadError, RecvStream, SendStream, VarInt, WriteError,
 };
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -100,11 +99,10 @@ impl Carrier {
         Carrier::over(runtime.clone(), peer, options.trusted, setup)
     }
 
-    /// A peer has begun to connect.
-    pub fn accept(runtime: Handle, connecting: Connecting, judge: Judge) -> Result<Carrier> {
-        let (peer, trusted) = (connecting.remote_address(), judge.is_none());
+    /// A peer's handshake is done.
+    pub fn accept(runtime: Handle, connection: Connection, trusted: bool) -> Result<Carrier> {
+        let peer = connection.remote_address();
         let setup = async move {
-            let connection = connecting.await.map_err(|error| refused(error, &judge))?;
             let (send, receive) = connection.open_bi().await.map_err(|error| lost(error, false))?;
             let (data_send, data_receive) =
                 connection.open_bi().await.map_err(|error| lost(error, false))?;
@@ -310,6 +308,10 @@ impl genie_records::Carrier for Carrier {
         self.peer.to_string()
     }
 
+    fn peer_ip(&self) -> Option<IpAddr> {
+        Some(self.peer.ip())
+    }
+
     fn statistics(&self) -> Vec<(String, u64)> {
         let State::Live(streams) = &self.state else { return Vec::new() };
         let stats = streams.connection.stats();
@@ -359,7 +361,7 @@ fn broken(error: WriteError, open: bool) -> TransportError {
 }
 
 /// Why a handshake failed. Of what this end has against the peer, quinn keeps the text of rustls.
-fn refused(error: ConnectionError, judge: &Judge) -> TransportError {
+pub(crate) fn refused(error: ConnectionError, judge: &Judge) -> TransportError {
     if let ConnectionError::TransportError(told) = &error
         && let Some(certs) = judge
         && let Some(words) = certs.explain(&told.reason)

@@ -17,6 +17,11 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 
 use crate::NAME;
 
+/// First packets that wait for quinn's thread to look at them, and what may be kept of those that
+/// follow a first one, all together.
+const INCOMING_MAX: usize = 1024;
+const INCOMING_BUFFER_BYTES: u64 = 16 << 10;
+const INCOMING_BUFFERS_BYTES: u64 = 4 << 20;
 /// The protocol named in the handshake.
 const ALPN: &[u8] = b"genie/1";
 /// UDP payload of a datagram on Ethernet. Larger ones are tried only on demand: above 6553 bytes
@@ -166,6 +171,10 @@ pub(crate) fn with_transport(
     config.transport_config(transport);
     // A peer's address stays: data connections are set up anew instead.
     config.migration(false);
+    config
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BUFFER_BYTES)
+        .incoming_buffer_size_total(INCOMING_BUFFERS_BYTES);
     config
 }
 

@@ -3,32 +3,34 @@
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
-use genie_records::{Door, Driven, GREETINGS_MAX};
+use genie_records::{Course, Door, Tally};
 use genie_transport::transport::{Cause, Options, Result, TransportError};
-use quinn::{Connecting, Endpoint};
+use quinn::Endpoint;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::carrier::Carrier;
-use crate::config::{self, Judge, Tuning};
+use crate::config::{self, Tuning};
+use crate::handshakes::{Arrival, Handshakes};
 use crate::wake::Bell;
-use crate::{driven, runtime};
+use crate::{course, runtime};
 
 pub(crate) struct QuicDoor {
     bell: Arc<Bell>,
     address: SocketAddr,
     options: Options,
-    judge: Judge,
     runtime: Handle,
     endpoint: Endpoint,
-    visitors: Receiver<Connecting>,
-    accepting: JoinHandle<()>,
+    handshakes: Arc<Handshakes>,
+    arrivals: Receiver<Arrival>,
+    taking: JoinHandle<()>,
 }
 
 impl QuicDoor {
-    pub fn open(options: &Options) -> Result<Self> {
+    pub fn open(options: &Options, tally: Arc<Tally>) -> Result<Self> {
         let tuning = Tuning::read(options)?;
         let (crypto, judge) = config::server(options)?;
         let address = config::resolve(&options.address)?;
@@ -41,24 +43,12 @@ impl QuicDoor {
         let config = config::with_transport(crypto, tuning.transport());
         let endpoint = Endpoint::server(config, address).map_err(at)?;
         let address = endpoint.local_addr().map_err(at)?;
-        let (sender, visitors) = sync_channel(GREETINGS_MAX);
-        let accepting = accept(endpoint.clone(), sender, bell.clone());
-        let accepting = runtime.spawn(accepting);
+        let patience = Duration::from_millis(options.connect_ms);
+        let (handshakes, arrivals) = Handshakes::new(judge, patience, tally, bell.clone());
+        let taking = runtime.spawn(handshakes.clone().take_from(endpoint.clone()));
         let options = options.clone();
         let runtime = runtime.clone();
-        Ok(QuicDoor { bell, address, options, judge, runtime, endpoint, visitors, accepting })
-    }
-}
-
-/// Begins the handshakes of visitors; turns away whom there is no room for.
-async fn accept(endpoint: Endpoint, visitors: SyncSender<Connecting>, bell: Arc<Bell>) {
-    while let Some(incoming) = endpoint.accept().await {
-        // A first packet that makes no sense is nobody's connection.
-        let Ok(connecting) = incoming.accept() else { continue };
-        match visitors.try_send(connecting) {
-            Ok(()) | Err(TrySendError::Full(_)) => bell.ring(),
-            Err(TrySendError::Disconnected(_)) => return,
-        }
+        Ok(QuicDoor { bell, address, options, runtime, endpoint, handshakes, arrivals, taking })
     }
 }
 
@@ -73,19 +63,20 @@ impl Door for QuicDoor {
         self.address.to_string()
     }
 
-    fn next(&mut self) -> Result<Option<Driven<Carrier>>> {
+    fn next(&mut self) -> Result<Option<Course<Carrier>>> {
         self.bell.clear();
-        let Ok(connecting) = self.visitors.try_recv() else { return Ok(None) };
+        let Ok(arrival) = self.arrivals.try_recv() else { return Ok(None) };
         // There may be more.
         self.bell.ring();
-        let carrier = Carrier::accept(self.runtime.clone(), connecting, self.judge.clone())?;
-        driven(carrier, &self.options, false).map(Some)
+        let carrier = Carrier::accept(self.runtime.clone(), arrival?, self.options.trusted)?;
+        course(carrier, &self.options, false).map(Some)
     }
 }
 
 impl Drop for QuicDoor {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.taking.abort();
+        self.handshakes.end_all();
         // Who knocks from now on is refused; connections that stand go on, and the socket is given
         // up with the last of them.
         let _inside = self.runtime.enter();

@@ -18,12 +18,13 @@
 mod carrier;
 mod config;
 mod door;
+mod handshakes;
 mod runtime;
 mod wake;
 
 use std::time::Instant;
 
-use genie_records::{Driven, Exchange, Reception, Setup, nonce};
+use genie_records::{Course, Driven, Exchange, Reception, Setup, Tally, nonce};
 use genie_transport::transport::{
     Capabilities, Cause, Connection, Facts, Listener, Options, Result, Transport, TransportError,
 };
@@ -65,20 +66,23 @@ impl Transport for Quic {
     }
 
     fn listen(&self, options: &Options) -> Result<Box<dyn Listener>> {
-        Ok(Box::new(Reception::new(QuicDoor::open(options)?, options)?))
+        let tally = Tally::new(NAME);
+        let door = QuicDoor::open(options, tally.clone())?;
+        Ok(Box::new(Reception::new(door, options, tally)?))
     }
 
     fn connect(&self, options: &Options) -> Result<Box<dyn Connection>> {
-        Ok(Box::new(driven(Carrier::connect(options)?, options, true)?))
+        let course = course(Carrier::connect(options)?, options, true)?;
+        Ok(Box::new(Driven::new(course)?))
     }
 }
 
 /// A connection over a carrier that is being set up.
-pub(crate) fn driven(
+pub(crate) fn course(
     carrier: Carrier,
     options: &Options,
     initiator: bool,
-) -> Result<Driven<Carrier>> {
+) -> Result<Course<Carrier>> {
     let setup = Setup {
         transport: NAME,
         options,
@@ -90,5 +94,5 @@ pub(crate) fn driven(
         nonce: nonce()?,
         now: Instant::now(),
     };
-    Driven::new(carrier, Exchange::new(setup))
+    Ok(Course::new(carrier, Exchange::new(setup)))
 }
