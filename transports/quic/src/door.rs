@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use genie_records::{Course, Door, Tally};
+use genie_records::{Course, Door, Tally, io};
 use genie_transport::transport::{Cause, Options, Result, TransportError};
-use quinn::Endpoint;
+use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+use rustix::net::sockopt;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -17,6 +18,10 @@ use crate::config::{self, Tuning};
 use crate::handshakes::{Arrival, Handshakes};
 use crate::wake::Bell;
 use crate::{course, runtime};
+
+/// Datagrams that wait for quinn's thread: in a burst of strangers' the kernel drops friends' too
+/// when it is full. The kernel allows `net.core.rmem_max`.
+const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 
 pub(crate) struct QuicDoor {
     bell: Arc<Bell>,
@@ -41,7 +46,12 @@ impl QuicDoor {
             TransportError::new(Cause::Io, format!("listen at {address}: {error}"))
         };
         let config = config::with_transport(crypto, tuning.transport());
-        let endpoint = Endpoint::server(config, address).map_err(at)?;
+        let socket = std::net::UdpSocket::bind(address).map_err(at)?;
+        sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES)
+            .map_err(io("size a receive buffer"))?;
+        let driver = Arc::new(TokioRuntime);
+        let endpoint =
+            Endpoint::new(EndpointConfig::default(), Some(config), socket, driver).map_err(at)?;
         let address = endpoint.local_addr().map_err(at)?;
         let patience = Duration::from_millis(options.connect_ms);
         let (handshakes, arrivals) = Handshakes::new(judge, patience, tally, bell.clone());

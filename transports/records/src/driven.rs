@@ -30,6 +30,11 @@ pub trait Carrier: Send {
         exchange.wants_to_send()
     }
 
+    /// Of the accepting end: it has something to say before the peer does.
+    fn speaks_first(&self) -> bool {
+        false
+    }
+
     /// Whether something is there that the event descriptor does not show.
     fn has_more(&self) -> bool {
         false

@@ -124,16 +124,11 @@ impl<D: Door> Reception<D> {
             {
                 self.tally.count(Fate::CrowdedOut, visitor.course.peer_ip(), now);
             }
-            // Room to send is there at once: who should speak first does.
-            let flags = EventFlags::IN | EventFlags::OUT;
-            let visitor = Visitor { course, source, heard: false, room: true };
-            let watched = epoll::add(
-                &self.epoll,
-                visitor.course.event_fd(),
-                EventData::new_u64(number),
-                flags,
-            );
-            if let Err(errno) = watched {
+            // Room to send is there at once: that makes it speak.
+            let room = course.carrier.speaks_first();
+            let visitor = Visitor { course, source, heard: false, room };
+            let (fd, name) = (visitor.course.event_fd(), EventData::new_u64(number));
+            if let Err(errno) = epoll::add(&self.epoll, fd, name, interest(room)) {
                 self.guard.leave(number);
                 return Err(io("watch a connection")(errno));
             }
@@ -170,9 +165,8 @@ impl<D: Door> Reception<D> {
         let room = visitor.course.wants_room();
         if room != visitor.room {
             visitor.room = room;
-            let flags = if room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
             let fd = visitor.course.event_fd();
-            epoll::modify(&self.epoll, fd, EventData::new_u64(number), flags)
+            epoll::modify(&self.epoll, fd, EventData::new_u64(number), interest(room))
                 .map_err(io("watch a connection"))?;
         }
         Ok(None)
@@ -248,4 +242,8 @@ impl<D: Door> Listener for Reception<D> {
         self.timer.settle(self.guard.due(now), now)?;
         looked
     }
+}
+
+fn interest(room: bool) -> EventFlags {
+    if room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN }
 }

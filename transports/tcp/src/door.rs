@@ -13,9 +13,9 @@ use rustls::ServerConfig;
 use crate::socket::{Socket, Tuning, make, resolve};
 use crate::{Carrier, course, tls};
 
-/// Connections that may wait to be accepted: a second of a storm of them. The kernel allows
-/// `net.core.somaxconn`, 4,096 by default.
-const BACKLOG: i32 = 1024;
+/// Connections that may wait to be accepted: a burst of strangers must not fill it, for the kernel
+/// drops who comes then. It allows `net.core.somaxconn`, 4,096 by default.
+const BACKLOG: i32 = 4096;
 
 pub(crate) struct TcpDoor {
     fd: OwnedFd,

@@ -143,6 +143,11 @@ impl genie_records::Carrier for Carrier {
         waits || !self.socket().is_connected() || exchange.wants_to_send()
     }
 
+    /// With TLS it answers.
+    fn speaks_first(&self) -> bool {
+        matches!(self, Carrier::Plain(_))
+    }
+
     fn finish(&mut self) {
         let said = match self {
             Carrier::Plain(_) => true,

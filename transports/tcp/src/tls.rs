@@ -69,7 +69,8 @@ fn failed(error: &rustls::Error) -> TransportError {
 pub(crate) struct Tls {
     socket: Socket,
     session: Connection,
-    buffer: Box<[u8]>,
+    /// Made when the peer says something.
+    buffer: Vec<u8>,
     /// Payload on its way to be encrypted.
     staging: Vec<u8>,
     identity: Option<Identity>,
@@ -81,8 +82,7 @@ impl Tls {
     pub fn new(socket: Socket, mut session: Connection) -> Self {
         // What is encrypted at a time is bounded here.
         session.set_buffer_limit(None);
-        let buffer = vec![0; BUFFER_BYTES].into();
-        let (staging, identity) = (Vec::new(), None);
+        let (buffer, staging, identity) = (Vec::new(), Vec::new(), None);
         Tls { socket, session, buffer, staging, identity, greeted: false, said_goodbye: false }
     }
 
@@ -122,6 +122,9 @@ impl Tls {
     pub fn receive(&mut self, exchange: &mut Exchange, now: Instant) -> Result<()> {
         if !self.socket.check_connected()? {
             return Ok(());
+        }
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; BUFFER_BYTES];
         }
         let mut budget = BUDGET_BYTES;
         while budget > 0 && !exchange.is_full() {

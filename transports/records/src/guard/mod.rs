@@ -3,7 +3,7 @@
 //! A peer that has not shown yet who it is holds one of a bounded number of *places*. When they are
 //! taken, somebody gives way to the newcomer: the oldest of the source that holds most, so a source
 //! crowds out itself before others. Sources where somebody authenticated lately do not give way to
-//! strangers. What a source costs is bounded by its rate of attempts in vain.
+//! strangers. What strangers cost is bounded by rates of attempts in vain.
 //!
 //! No I/O and no clock. Listeners ask; [`crate::Reception`] does for those of its callers.
 
@@ -16,7 +16,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use self::attempts::Attempts;
-pub use self::attempts::{ATTEMPTS_ADDRESSES_MAX, ATTEMPTS_BURST, ATTEMPTS_PER_S};
+pub use self::attempts::{
+    ATTEMPTS_ADDRESSES_MAX, ATTEMPTS_BURST, ATTEMPTS_OF_ADDRESS_BURST, ATTEMPTS_OF_ADDRESS_PER_S,
+    ATTEMPTS_PER_S,
+};
 use self::recent::Recent;
 pub use self::source::Source;
 pub use self::tally::{Fate, TOLD_EVERY, TOLD_SINGLY_MAX, Tally};
@@ -24,9 +27,10 @@ pub use self::tally::{Fate, TOLD_EVERY, TOLD_SINGLY_MAX, Tally};
 /// Peers that may be in the middle of showing who they are, of all sources and of one.
 pub const PENDING_MAX: usize = 256;
 pub const PENDING_OF_ADDRESS_MAX: usize = 128;
-/// Of these, peers that have not shown that they are at their address. More are asked to.
+/// Of these, peers that have not shown that they are at their address. More are asked to, and so is
+/// everybody under load.
 pub const UNPROVEN_MAX: usize = 32;
-/// With more peers pending than this, strangers get the short time.
+/// With more peers pending than this there is load, and strangers get the short time.
 pub const LOADED_ABOVE: usize = 64;
 /// The short time; otherwise it is `connect_ms` of the listener.
 pub const PATIENCE_UNDER_LOAD: Duration = Duration::from_secs(3);
@@ -74,16 +78,16 @@ impl Guard {
         }
     }
 
-    /// Before anything is done for a source that costs time; `false`: it has tried too often.
+    /// Before anything is done for a source that costs time; `false`: there was too much of it.
     pub fn attempt(&mut self, source: Source, now: Instant) -> bool {
-        self.attempts.take(source, now)
+        self.attempts.take(source, self.is_friend(source, now), now)
     }
 
     /// A newcomer asks for a place.
     pub fn enter(&mut self, source: Source, now: Instant) -> Entry {
         let held = self.held.get(&source).copied().unwrap_or(0);
-        let full = self.places.len() >= PENDING_MAX;
-        let loser = if source == Source::Unproven && (full || held >= UNPROVEN_MAX) {
+        let (loaded, full) = (self.is_loaded(), self.places.len() >= PENDING_MAX);
+        let loser = if source == Source::Unproven && (loaded || held >= UNPROVEN_MAX) {
             return Entry::Prove;
         } else if source.is_address() && held >= PENDING_OF_ADDRESS_MAX {
             self.oldest(|place| place.source == source)
@@ -118,7 +122,7 @@ impl Guard {
 
     /// Somebody got in: its attempt is free, and where `authenticated`, its source is a friend's.
     pub fn welcome(&mut self, source: Source, authenticated: bool, now: Instant) {
-        self.attempts.give_back(source);
+        self.attempts.give_back(source, self.is_friend(source, now));
         if authenticated && source.is_address() {
             *self.friends.see(source, || now) = now;
         }
@@ -137,12 +141,16 @@ impl Guard {
     fn first_due(&self, now: Instant) -> Option<(u64, Instant)> {
         let (number, oldest) = self.places.first_key_value()?;
         let calm = (*number, oldest.since + self.patience);
-        if self.places.len() <= LOADED_ABOVE || self.patience <= PATIENCE_UNDER_LOAD {
+        if !self.is_loaded() || self.patience <= PATIENCE_UNDER_LOAD {
             return Some(calm);
         }
         let stranger = self.places.iter().find(|(_, place)| !self.is_friend(place.source, now));
         let short = stranger.map(|(number, place)| (*number, place.since + PATIENCE_UNDER_LOAD));
         short.into_iter().chain([calm]).min_by_key(|(_, due)| *due)
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.places.len() > LOADED_ABOVE
     }
 
     fn is_friend(&self, source: Source, now: Instant) -> bool {

@@ -20,7 +20,7 @@ pub enum Fate {
     Overdue,
     /// Others came, and its place was taken.
     CrowdedOut,
-    /// Its address has tried too often.
+    /// There were too many attempts in vain, of its address or of all.
     OverRate,
     /// It was asked to show that it is where it says.
     AskedForProof,
@@ -30,7 +30,7 @@ const FATES: [(Fate, &str, &str); 5] = [
     (Fate::Failed, "strangers_failed", "failed"),
     (Fate::Overdue, "strangers_overdue", "took too long"),
     (Fate::CrowdedOut, "strangers_crowded_out", "gave way to others"),
-    (Fate::OverRate, "strangers_over_rate", "were over the rate of their address"),
+    (Fate::OverRate, "strangers_over_rate", "came too often"),
     (Fate::AskedForProof, "strangers_asked_for_proof", "had to prove their address"),
 ];
 
@@ -149,8 +149,8 @@ mod tests {
         assert_eq!(telling.line(begin + TOLD_EVERY / 2), None);
         assert_eq!(
             telling.line(begin + TOLD_EVERY).unwrap(),
-            "strangers in the last 10 s: 992 failed, 1 were over the rate of their address; the \
-             last from 10.0.0.7"
+            "strangers in the last 10 s: 992 failed, 1 came too often; the last from \
+              10.0.0.7"
         );
         assert_eq!(telling.line(begin + 2 * TOLD_EVERY), None);
         drop(telling);

@@ -132,6 +132,10 @@ impl genie_records::Carrier for Carrier {
         Ok(())
     }
 
+    fn speaks_first(&self) -> bool {
+        true
+    }
+
     fn has_more(&self) -> bool {
         self.more
     }

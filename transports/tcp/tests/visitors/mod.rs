@@ -1,4 +1,5 @@
 //! Who gets in, and who is told why not: the same for every transport with certificates.
+#![allow(dead_code)]
 
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
