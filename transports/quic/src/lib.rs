@@ -13,7 +13,7 @@
 //! tried, in bytes of UDP payload, default 1452; above 6553 datagrams are not sent in batches, which
 //! would pass 64 KiB).
 //!
-//! Start at [`Quic`]; `carrier.rs` moves the bytes.
+//! Start at [`Quic`]; `handshakes.rs` says who gets in, `carrier.rs` moves the bytes.
 
 mod carrier;
 mod config;

@@ -49,6 +49,8 @@ pub struct Reception<D: Door> {
     tally: Arc<Tally>,
     visitors: BTreeMap<u64, Visitor<D::Carrier>>,
     left: Option<u32>,
+    /// What the door said while somebody else was ready.
+    failed: Option<TransportError>,
 }
 
 /// Somebody who holds a place.
@@ -78,6 +80,7 @@ impl<D: Door> Reception<D> {
             tally,
             visitors: BTreeMap::new(),
             left: (options.accept_max > 0).then_some(options.accept_max),
+            failed: None,
         })
     }
 
@@ -94,7 +97,8 @@ impl<D: Door> Reception<D> {
         }
         for Event { flags, data } in events {
             match data.u64() {
-                DOOR => self.let_in(now)?,
+                // Whatever ails the door, who came in before goes on.
+                DOOR => self.failed = self.let_in(now).err().or(self.failed.take()),
                 // It is set anew after the look.
                 TIMER => {}
                 number => {
@@ -105,7 +109,7 @@ impl<D: Door> Reception<D> {
                 }
             }
         }
-        Ok(None)
+        self.failed.take().map_or(Ok(None), Err)
     }
 
     /// Newcomers get places.

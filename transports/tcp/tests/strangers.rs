@@ -39,19 +39,30 @@ fn client_hello() -> Vec<u8> {
     hello
 }
 
+fn silent_connections(node: &Node, from: From) {
+    let (count, to) = (storm::descriptors(HALF_OPEN), node.address.parse().unwrap());
+    let silent: Vec<_> =
+        (0..count).map(|number| stranger(from, number as usize, to, &[])).collect();
+    node.visit_during(&format!("{count} silent connections, {from:?}"), None);
+    drop(silent);
+}
+
 #[test]
 fn ten_thousand_silent_connections_do_not_keep_a_host_out() {
     let _alone = storm::alone();
-    let count = storm::descriptors(HALF_OPEN);
     for from in [From::TheHosts, From::Few, From::Everywhere] {
         let node = Node::start(&Tcp);
-        let to = node.address.parse().unwrap();
-        let silent: Vec<_> =
-            (0..count).map(|number| stranger(from, number as usize, to, &[])).collect();
-        node.visit_during(&format!("{count} silent connections, {from:?}"), None);
-        drop(silent);
+        silent_connections(&node, from);
         node.end();
     }
+}
+
+#[test]
+fn nor_do_they_on_a_trusted_network() {
+    let _alone = storm::alone();
+    let node = Node::trusting(&Tcp);
+    silent_connections(&node, From::Few);
+    node.end();
 }
 
 #[test]
