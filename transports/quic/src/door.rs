@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use crate::carrier::Carrier;
 use crate::config::{self, Tuning};
 use crate::handshakes::{Arrival, Handshakes};
+use crate::ids::RandomIds;
 use crate::wake::Bell;
 use crate::{course, runtime};
 
@@ -49,9 +50,10 @@ impl QuicDoor {
         let socket = std::net::UdpSocket::bind(address).map_err(at)?;
         sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES)
             .map_err(io("size a receive buffer"))?;
-        let driver = Arc::new(TokioRuntime);
+        let mut ids = EndpointConfig::default();
+        ids.cid_generator(|| Box::new(RandomIds));
         let endpoint =
-            Endpoint::new(EndpointConfig::default(), Some(config), socket, driver).map_err(at)?;
+            Endpoint::new(ids, Some(config), socket, Arc::new(TokioRuntime)).map_err(at)?;
         let address = endpoint.local_addr().map_err(at)?;
         let patience = Duration::from_millis(options.connect_ms);
         let (handshakes, arrivals) = Handshakes::new(judge, patience, tally, bell.clone());

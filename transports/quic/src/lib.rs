@@ -19,6 +19,7 @@ mod carrier;
 mod config;
 mod door;
 mod handshakes;
+mod ids;
 mod runtime;
 mod wake;
 

@@ -14,6 +14,8 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, conne
 use rustix::net::{socket_with, sockopt};
 use storm::{From, HALF_OPEN, Node, STRANGERS, STRANGERS_PER_S, Storm, strangers_config};
 
+/// Silent connections that come before the host does once more.
+const STEP: u32 = 1000;
 /// Connections that a storm keeps open.
 const KEPT: u32 = 4 * STRANGERS_PER_S;
 
@@ -41,8 +43,15 @@ fn client_hello() -> Vec<u8> {
 
 fn silent_connections(node: &Node, from: From) {
     let (count, to) = (storm::descriptors(HALF_OPEN), node.address.parse().unwrap());
-    let silent: Vec<_> =
-        (0..count).map(|number| stranger(from, number as usize, to, &[])).collect();
+    let mut silent = Vec::new();
+    for number in 1..=count {
+        silent.push(stranger(from, number as usize, to, &[]));
+        // They queue in the kernel, in order: whoever comes after them waits until the node has
+        // taken them. More than the queue holds would only try the kernel.
+        if number % STEP == 0 {
+            node.visit();
+        }
+    }
     node.visit_during(&format!("{count} silent connections, {from:?}"), None);
     drop(silent);
 }
