@@ -135,7 +135,7 @@ def cpu_per_wall(work, runs):
         work()
         runs -= 1
     after, wall = used(), time.perf_counter() - start
-    return {"genie-node": 0.0} | {name: (after[name] - before[name]) / wall for name in processes}
+    return {"genie-worker": 0.0} | {name: (after[name] - before[name]) / wall for name in processes}
 
 
 class Meter:
@@ -193,7 +193,7 @@ def side_by_side(options, meter):
                 "ops": ops,
                 "round_trips": counts.get("round_trips", 0),
                 "client_cpu": busy["client"],
-                "node_cpu": busy["genie-node"],
+                "node_cpu": busy["genie-worker"],
                 "hits": counts.get("template_hits", 0) / max(1, counts.get("template_hits", 0) + counts.get("template_misses", 0)),
                 "to_host_per_op": first_of(counts, *BYTES_TO_HOST) / max(1, ops),
                 "to_node_per_op": first_of(counts, *BYTES_TO_NODE) / max(1, ops),

@@ -24,7 +24,7 @@ REMOTE = DEVICE.startswith("remote_accelerator")
 # Bounds of what is waited for: what a fault costs, not how fast a machine is.
 GONE_SECONDS_MAX = 60
 BUSY_SECONDS_MAX = 120
-PROCESS_NAMES = ("genie-host", "genie-node")
+PROCESS_NAMES = ("genie-host", "genie-node", "genie-zygote", "genie-worker")
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
@@ -110,7 +110,7 @@ DEVICE = "remote_accelerator"
 def say(**fields):
     print("GENIE-TEST " + json.dumps(fields), flush=True)
 def children():
-    "{name: pid} of the host and the node behind this process."
+    "{name: pid} of the host and of the node's processes behind this process."
     import psutil
     found = {}
     for process in psutil.Process().children(recursive=True):
@@ -226,6 +226,12 @@ class Host:
     def node(self):
         """The node, once a program has used the host."""
         found = [c for c in psutil.Process(self.process.pid).children() if name_of(c) == "genie-node"]
+        assert len(found) == 1, found
+        return found[0]
+
+    def worker(self):
+        """The process that runs this user's operators on the node."""
+        found = [c for c in self.node().children(recursive=True) if name_of(c) == "genie-worker"]
         assert len(found) == 1, found
         return found[0]
 

@@ -38,8 +38,13 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize("victim", ["genie-node", "genie-host"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize(
+    "victim, how",
+    [
+        *[(victim, how) for victim in ("genie-node", "genie-host") for how in (signal.SIGKILL, signal.SIGTERM)],
+        *[(victim, signal.SIGKILL) for victim in ("genie-worker", "genie-zygote")],
+    ],
+)
 def test_lost_process_is_an_error_at_the_read_and_a_new_start_works(victim, how, program):
     running = program(
         READY
@@ -77,7 +82,7 @@ def test_node_killed_while_the_program_waits(program):
             say(lost=True)
         """
     )
-    node = running.heard()["pids"]["genie-node"]
+    node = running.heard()["pids"]["genie-worker"]
     busy = psutil.Process(node)
     idle = busy.cpu_times().user
     wait_until(lambda: busy.cpu_times().user > idle + 0.2, BUSY_SECONDS_MAX, "the node computes nothing")
@@ -91,7 +96,7 @@ def test_node_killed_while_the_program_waits(program):
 def test_frozen_node_then_continued(program):
     """A node that is stopped for a while is late, not lost."""
     running = program(READY + SAY_WHAT_A_READ_RAISES)
-    node = running.heard()["pids"]["genie-node"]
+    node = running.heard()["pids"]["genie-worker"]
     os.kill(node, signal.SIGSTOP)
     running.tell()
     time.sleep(FROZEN_SECONDS)
@@ -128,7 +133,7 @@ except KeyboardInterrupt:
 """
     )
     pids = running.heard()["pids"]
-    assert set(pids) == {"genie-host", "genie-node"}
+    assert set(pids) == {"genie-host", "genie-node", "genie-zygote", "genie-worker"}
     sockets = sockets_of(pids.values())
     os.kill(running.pid, how)
     wait_until(lambda: not any(map(alive, pids.values())), GONE_SECONDS_MAX, f"left behind: {pids}")
@@ -249,7 +254,7 @@ def test_ctrl_c_during_a_long_read(program):
             os._exit(0)
         """
     )
-    node = psutil.Process(running.heard()["genie-node"])
+    node = psutil.Process(running.heard()["genie-worker"])
     idle = node.cpu_times().user
     wait_until(lambda: node.cpu_times().user > idle + 0.2, BUSY_SECONDS_MAX, "the node computes nothing")
     start = time.monotonic()
@@ -444,7 +449,7 @@ def test_session_is_freed_when_its_program_is_killed(host, program):
         env=host.environment,
     )
     running.heard()
-    node = host.node()
+    node = host.worker()
     held = node.memory_info().rss
     assert held > 256 << 20
     running.process.kill()
@@ -695,7 +700,7 @@ _, status = os.waitpid(pid, 0)
 say(child=os.waitstatus_to_exitcode(status), parent=x.sum().item(), pids=len(children()))
 """
     ).finish()
-    assert said == {"child": 0, "parent": 4.0, "pids": 2}
+    assert said == {"child": 0, "parent": 4.0, "pids": 4}
 
 
 def test_exit_with_live_tensors_and_threads(program):

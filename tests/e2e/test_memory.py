@@ -8,7 +8,7 @@ GROWTH_BYTES_MAX = 8 << 20
 
 ITERATIONS = """
 import gc, psutil
-host, node = (psutil.Process(children_pid) for children_pid in (lambda c: (c["genie-host"], c["genie-node"]))(
+host, node = (psutil.Process(children_pid) for children_pid in (lambda c: (c["genie-host"], c["genie-worker"]))(
     (torch.ones(1, device=DEVICE).item(), children())[1]))
 me = psutil.Process()
 torch.manual_seed(0)
@@ -66,7 +66,7 @@ def test_many_ops_without_a_read_run_as_they_come(count, program):
             x = x + 1
         x.sum().item()
         start, peak = resident(), 0
-        node = tree[-1] if tree[-1].name() == "genie-node" else tree[1]
+        node = next(process for process in tree if process.name() == "genie-worker")
         busy = node.cpu_times().user + node.cpu_times().system
         for i in range({count}):
             x = x + 1
@@ -94,7 +94,7 @@ def test_large_temporaries_are_freed_on_the_node(program):
         import psutil
         x = torch.ones(4 << 20, device=DEVICE)
         x.sum().item()
-        node = psutil.Process(children()["genie-node"])
+        node = psutil.Process(children()["genie-worker"])
         peak = 0
         for i in range(100):
             x = x + 1

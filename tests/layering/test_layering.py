@@ -29,7 +29,12 @@ MAY_USE = {
     "genie-shm-plugin": {"genie-records", "genie-shm", "genie-transport"},
     "genie-udp": {"genie-bulk", "genie-transport"},
     "genie-engine": {"genie-srg", "genie-transport", "genie-wire"},
-    "genie-node": {"genie-aten", "genie-remote", "genie-shm", "genie-tls", "genie-transport", "genie-wire"},
+    # What a node's two kinds of process say to each other.
+    "genie-channel": {"genie-transport", "genie-wire"},
+    "genie-executor": {"genie-channel", "genie-shm", "genie-transport", "genie-wire"},
+    "genie-worker": {"genie-aten", "genie-channel", "genie-executor", "genie-sandbox", "genie-transport", "genie-wire"},
+    # No libtorch: it does not see the executor.
+    "genie-gate": {"genie-channel", "genie-remote", "genie-sandbox", "genie-shm", "genie-tls", "genie-transport", "genie-wire"},
     "genie-plugin": set(),
     **{
         f"genie-plugin-{name}": {"genie-plugin"}
@@ -53,7 +58,7 @@ MAY_USE = {
         *("genie-remote", "genie-shm", "genie-srg", "genie-tls", "genie-transport", "genie-wire"),
     },
     # Mode `local` runs the tape in the Python process by the node's own executor.
-    "genie-frontend": {"genie-aten", "genie-node", "genie-shm", "genie-transport", "genie-wire"},
+    "genie-frontend": {"genie-aten", "genie-worker", "genie-shm", "genie-transport", "genie-wire"},
 }
 # Rooms without I/O, clock, environment or randomness: those enter at the binaries.
 PURE = ("host/wire", "host/srg", "host/engine", "host/analyzer", "host/planner")
@@ -62,7 +67,7 @@ IMPURE = re.compile(
 )
 # Who may link or use what.
 ONLY = {
-    "tch": {"genie-node"},
+    "tch": {"genie-worker"},
     "wasmtime": {"genie-plugin-host"},
     "libloading": {"genie-transport"},
     "cc": {"genie-aten"},

@@ -123,7 +123,7 @@ class Soak:
         found = []
         for process in below:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.name().startswith("genie-node"):
+                if process.name() in ("genie-node", "genie-zygote", "genie-worker"):
                     found.append(process)
         return found
 

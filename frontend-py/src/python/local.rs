@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use genie_node::local::LocalNode;
 use genie_transport::{Frame, Link, LinkError, SharedMemory};
 use genie_wire::control::{
     Device, Have, HaveAnswer, Refusal, Region, Status, StatusRequest, TraceAnswer, TraceQuestion,
@@ -14,6 +13,7 @@ use genie_wire::control::{
 };
 use genie_wire::frame::FrameKind;
 use genie_wire::{ErrorCode, PROTOCOL_VERSION, WireError};
+use genie_worker::local::LocalNode;
 use prost::Message;
 
 /// Bytes of weights kept for reuse while no tensor uses them.

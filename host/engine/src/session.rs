@@ -727,5 +727,6 @@ fn kind_name(kind: FrameKind) -> &'static str {
         FrameKind::Refusal => "Refusal",
         FrameKind::TraceAnswer => "TraceAnswer",
         FrameKind::WeightServing => "WeightServing",
+        FrameKind::Payload => "Payload",
     }
 }

@@ -94,6 +94,17 @@ pub struct Released {
     pub bytes: u64,
 }
 
+/// Bytes of `region` that the host must have before it gets the frames behind.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Payload {
+    #[prost(uint32, tag = "1")]
+    pub region: u32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
+
 /// Asks the node for weights, at most [`crate::limits::WANTED_MAX`]: each that it has becomes the
 /// content of the storage named with it. Since version 3; before, one hash without a storage was
 /// asked for (tag 2), which reads as a question for nothing, and its answer as "absent".

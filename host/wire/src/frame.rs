@@ -44,6 +44,9 @@ pub enum FrameKind {
     TraceAnswer = 136,
     /// From a node: [`crate::control::WeightServing`], the answer to a `WeightServe`.
     WeightServing = 137,
+    /// From a node's worker to its gate: [`crate::control::Payload`], bytes that the frames behind
+    /// need. It never leaves the node.
+    Payload = 138,
 }
 
 impl FrameKind {
@@ -67,6 +70,7 @@ impl FrameKind {
             Refusal,
             TraceAnswer,
             WeightServing,
+            Payload,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == value)

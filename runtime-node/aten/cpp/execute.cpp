@@ -5,6 +5,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <ATen/ScalarOps.h>
+#include <ATen/Version.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/enum_tag.h>
 #include <ATen/native/Resize.h>
@@ -586,6 +587,10 @@ extern "C" {
 int genie_execute_init(GenieError* error) {
   return guarded(error, [] {
     at::globalContext();
+    // It reads /proc/cpuinfo, which a process that is closed in later cannot.
+    at::get_cpu_capability();
+    // As its first seed comes from /dev/urandom.
+    at::globalContext().defaultGenerator(at::kCPU);
     // The first operator pays for dispatch tables and thread pools: pay before anyone waits.
     at::empty({1}, at::kCPU).zero_();
   });

@@ -58,7 +58,7 @@ pub fn connect_socket(path: impl AsRef<Path>, timeout: Duration) -> Result<Owned
 
 impl UnixLink {
     /// Wraps a connected, nonblocking Unix stream socket.
-    pub(crate) fn over(socket: OwnedFd) -> Result<Self, LinkError> {
+    pub fn over(socket: OwnedFd) -> Result<Self, LinkError> {
         let peer = peer_credentials(socket.as_fd())?;
         let (inbox, outbox) = (Inbox::new(), Outbox::default());
         Ok(UnixLink { socket, peer, inbox, outbox, ended: false })

@@ -1,0 +1,81 @@
+//! The workers, as the gate knows them.
+
+use std::collections::BTreeSet;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use genie_channel::message::{Ended, Fork, Forked, Limits};
+use genie_channel::{Channel, Watched};
+use rustix::event::epoll::EventFlags;
+
+/// Makes the processes that workers are.
+pub trait Nursery {
+    /// Readable when [`Nursery::poll`] has something; it may be another after each poll.
+    fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Starts a worker. `channel` and `progress` are its ends.
+    fn start(&mut self, fork: Fork, channel: OwnedFd, progress: OwnedFd) -> Result<(), String>;
+
+    /// Ends a worker at once, if it still runs.
+    fn end(&mut self, worker: u64);
+
+    /// What became of workers.
+    fn poll(&mut self) -> Option<Told>;
+}
+
+/// What a [`Nursery`] tells.
+#[derive(Debug)]
+pub enum Told {
+    Forked(Forked),
+    Ended(Ended),
+    /// All workers are gone with the process that made them; the next start makes another.
+    Lost(String),
+}
+
+/// What every worker may use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkerLimits(pub Limits);
+
+pub(crate) struct Worker {
+    pub(crate) channel: Channel,
+    pub(crate) interest: EventFlags,
+    pub(crate) watched: Watched,
+    /// Whose it is, and for which device.
+    pub(crate) key: (String, u32),
+    pub(crate) pid: u32,
+    pub(crate) sessions: BTreeSet<u64>,
+    /// Since when it has had no session.
+    pub(crate) idle_since: Option<Instant>,
+    /// It was asked to end, or its channel ended: no session goes there any more. When to bury it
+    /// without a word of how it ended.
+    pub(crate) ending: Option<Instant>,
+    /// It ended because it was asked to.
+    pub(crate) asked: bool,
+}
+
+/// How a worker ended, for people.
+pub(crate) fn describe(ended: &Ended, operator: &str) -> String {
+    let how = match ended.signal {
+        0 if ended.status == 0 => "ended by itself".to_owned(),
+        0 => format!("ended with status {}", ended.status),
+        9 => "was killed (SIGKILL; the machine may be out of memory)".to_owned(),
+        signal => format!("ended by {}", signal_name(signal)),
+    };
+    match operator {
+        "" => how,
+        operator => format!("{how} while it ran {operator}"),
+    }
+}
+
+fn signal_name(signal: u32) -> String {
+    let name = match signal as i32 {
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGILL => "SIGILL",
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGSYS => "SIGSYS",
+        _ => return format!("signal {signal}"),
+    };
+    name.to_owned()
+}

@@ -1,0 +1,97 @@
+//! A worker, from its fork to its end.
+
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use anyhow::{Context, anyhow};
+use genie_aten::execute::Device;
+use genie_channel::message::{Confined, Fork};
+use genie_channel::{Channel, ChannelError, Message, Progress};
+use genie_executor::serve::{NodeFacts, ServeError, Server, ServerParts};
+use genie_executor::{Executor, ExecutorLimits, memory};
+use genie_sandbox::Sandbox;
+use genie_worker::aten::Aten;
+
+use crate::zygote::Inheritance;
+use crate::{SOFTWARE, cuda};
+
+/// What a worker begins with.
+pub struct Begin {
+    pub fork: Fork,
+    pub device: Device,
+    /// To the gate.
+    pub channel: OwnedFd,
+    pub progress: OwnedFd,
+}
+
+/// Serves until the gate says stop, or is gone, and ends the process.
+pub fn run(inheritance: Inheritance, begin: Begin) -> ! {
+    let served = catch_unwind(AssertUnwindSafe(|| serve(inheritance, begin)));
+    let status = match served {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => {
+            tracing::error!("a worker ends: {error:#}");
+            1
+        }
+        Err(_) => 101,
+    };
+    // SAFETY: libtorch's threads and destructors are not waited for; what the process holds goes
+    // back to the kernel.
+    unsafe { libc::_exit(status) }
+}
+
+fn serve(inheritance: Inheritance, begin: Begin) -> anyhow::Result<()> {
+    let Begin { fork, device, channel, progress } = begin;
+    memory::open();
+    let ops = match device.is_cpu() {
+        true => inheritance.cpu_ops.clone(),
+        false => {
+            cuda::devices().map_err(|reason| anyhow!("CUDA cannot be used: {reason}"))?;
+            device.ops(&inheritance.without).into()
+        }
+    };
+    let given = fork.limits.context("the gate gave no limits")?;
+    let limits = ExecutorLimits {
+        budget_bytes: given.memory_bytes,
+        client_bytes_max: given.memory_bytes,
+        unheld_bytes_max: given.unheld_bytes,
+        threads_max: given.threads_max,
+    };
+    let facts = NodeFacts {
+        software: SOFTWARE.to_owned(),
+        torch: inheritance.torch,
+        devices: fork.devices,
+        threads: given.threads,
+        pid: fork.node_pid,
+    };
+    let mut channel = Channel::over(channel);
+    channel.post(Message::Confined(confine(device, given.sandbox)?), vec![])?;
+    let server = Server::new(ServerParts {
+        executor: Executor::with_limits(Aten::new(device), limits),
+        facts,
+        ops,
+        device: fork.device,
+        channel,
+        progress: Progress::adopt(progress).context("the page of progress")?,
+        bytes_per_s: given.bytes_per_s,
+    })
+    .context("wait for events")?;
+    match server.run() {
+        Ok(()) | Err(ServeError::Gate(ChannelError::Closed)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Closes this process in, before it runs anything for its client. Returns what holds it.
+fn confine(device: Device, wanted: bool) -> anyhow::Result<Confined> {
+    if !wanted {
+        return Ok(Confined::default());
+    }
+    let sandbox = match device.is_cpu() {
+        true => Sandbox::cpu(),
+        false => Sandbox::cuda(vec![]),
+    };
+    let report = sandbox.enter().context("close the worker in")?;
+    tracing::debug!("a worker is closed in: {report}");
+    Ok(Confined { wanted, is_weak: !report.seccomp, missing: report.missing })
+}

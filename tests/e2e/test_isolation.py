@@ -1,0 +1,192 @@
+"""Clients of one node cannot read, change, stop or starve one another (SECURITY.md).
+
+A node on loopback, and hosts with certificates of their own: `desk` and `other` are two clients.
+"""
+
+import subprocess
+import time
+
+import psutil
+import pytest
+from conftest import GONE_SECONDS_MAX, alive, wait_until
+from far import READY_SECONDS_MAX, TORCH_LIB, Certificates, node_binary, tool
+
+pytestmark = pytest.mark.remote
+
+# Writes far outside its results. Eager PyTorch ends with the program that says so.
+CRASH = """
+def crash():
+    x = torch.ones(1, 1, 4, 4, device=DEVICE)
+    grad = torch.ones(1, 1, 2, 2, device=DEVICE)
+    indices = torch.full((1, 1, 2, 2), 1 << 50, dtype=torch.int64, device=DEVICE)
+    backward = torch.ops.aten.max_pool2d_with_indices_backward
+    return backward(grad, x, [2, 2], [2, 2], [0, 0], [1, 1], False, indices).sum().item()
+"""
+CRASHES = (
+    CRASH
+    + """
+try:
+    crash()
+    say(error=None)
+except genie.NodeLost as error:
+    say(error=str(error))
+genie.init()
+say(again=torch.ones(3, device=DEVICE).sum().item())
+"""
+)
+
+
+class Node:
+    """A genie-node on loopback, whose clients have certificates."""
+
+    def __init__(self, directory, *flags):
+        self.certificates = Certificates(directory / "certs")
+        self.other = directory / "certs-other"
+        tool("certs", "issue", "host", "other", "--dir", self.certificates.host, "--out", self.other)
+        own = self.certificates.node("127.0.0.1")
+        self.log = directory / "node.log"
+        self.process = subprocess.Popen(
+            [node_binary(), "--listen", "quic://127.0.0.1:0", "--certs", own, "--device", "cpu", *map(str, flags)],
+            stdout=subprocess.PIPE,
+            stderr=open(self.log, "w"),
+            env={"LD_LIBRARY_PATH": TORCH_LIB, "PATH": "/usr/bin:/bin"},
+            text=True,
+        )
+        self.address = self.process.stdout.readline().split()[1]
+
+    def of(self, certificates):
+        return {"GENIE_MODE": "remote", "GENIE_NODES": self.address, "GENIE_CERTS": certificates}
+
+    @property
+    def desk(self):
+        return self.of(self.certificates.host)
+
+    @property
+    def stranger(self):
+        return self.of(self.other)
+
+    def workers(self):
+        """The processes of the workers."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in below if process.name() == "genie-worker"]
+
+
+@pytest.fixture
+def node(tmp_path):
+    started = []
+
+    def start(*flags):
+        started.append(Node(tmp_path, *flags))
+        return started[-1]
+
+    yield start
+    for each in started:
+        tree = psutil.Process(each.process.pid).children(recursive=True)
+        each.process.kill()
+        each.process.wait(READY_SECONDS_MAX)
+        wait_until(lambda: not any(alive(p.pid) for p in tree), GONE_SECONDS_MAX, "the node's processes live on")
+
+
+def test_an_operator_that_crashes_costs_its_own_session(program):
+    """In the embedded default: the program is told which operator it was, and begins anew."""
+    running = program(CRASHES)
+    said = running.heard()
+    assert "max_pool2d_with_indices_backward" in said["error"] and "SIGSEGV" in said["error"], said
+    assert running.heard() == {"again": 3.0}
+    running.finish()
+
+
+def test_a_crash_is_not_noticed_by_another_client(node, program):
+    served = node()
+    steady = program(
+        """
+        x = torch.arange(1000, dtype=torch.float64, device=DEVICE)
+        rounds = 0
+        say(ready=True)
+        import select
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            assert (x * 2 + rounds).sum().item() == 999000.0 + 1000 * rounds
+            rounds += 1
+            if rounds % 200 == 0:
+                say(rounds=rounds)
+        say(rounds=rounds, pid=genie.stats()["node_pid"])
+        """,
+        env=served.desk,
+    )
+    assert steady.heard()["ready"]
+    for _ in range(3):
+        crashing = program(CRASHES, env=served.stranger)
+        assert "SIGSEGV" in crashing.heard()["error"]
+        assert crashing.heard() == {"again": 3.0}
+        crashing.finish()
+    before = steady.heard()["rounds"]
+    while steady.heard()["rounds"] < before + 400:
+        pass
+    steady.tell("enough")
+    assert steady.finish()[0]["pid"] == served.process.pid, "the node lives on"
+
+
+def test_memory_of_another_client_is_never_seen(node, program):
+    served = node()
+    secret = """
+    x = torch.full((16 << 20,), 0x5EC4E7, dtype=torch.int32, device=DEVICE)
+    say(sum=x.sum(dtype=torch.int64).item())
+    """
+    look = """
+    found = sum((torch.empty(4 << 20, dtype=torch.int32, device=DEVICE) == 0x5EC4E7).sum().item() for _ in range(8))
+    say(found=found)
+    """
+    said, _ = program(secret, env=served.stranger).finish()
+    assert said["sum"] == (16 << 20) * 0x5EC4E7
+    said, _ = program(look, env=served.desk).finish()
+    assert said == {"found": 0}
+
+
+def test_each_client_has_a_worker_that_is_closed_in(node, program):
+    served = node()
+    waits = "say(value=torch.ones(3, device=DEVICE).sum().item())\nsys.stdin.readline()"
+    programs = [program(waits, env=env) for env in (served.desk, served.stranger, served.desk)]
+    assert [each.heard()["value"] for each in programs] == [3.0] * 3
+    workers = served.workers()
+    assert len(workers) == 2, "one for each certificate"
+    for worker in workers:
+        status = open(f"/proc/{worker.pid}/status").read()
+        assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status, status
+        assert "CapEff:\t0000000000000000" in status, status
+    for each in programs:
+        each.tell()
+        each.finish()
+
+
+def test_an_operator_that_outlives_its_client_is_ended(node, program):
+    served = node("--operator-s", 1)
+    endless = program(
+        """
+        x = torch.ones(1, device=DEVICE)
+        say(value=x.sum().item())
+        y = x.expand(1 << 40).sum()
+        torch.remote_accelerator.synchronize()
+        """,
+        env=served.stranger,
+    )
+    endless.heard()
+    [worker] = served.workers()
+    idle = worker.cpu_times().user
+    wait_until(lambda: worker.cpu_times().user > idle + 0.3, GONE_SECONDS_MAX, "the operator does not run")
+    # Another client computes meanwhile.
+    said, _ = program("say(value=torch.ones(3, device=DEVICE).sum().item())", env=served.desk).finish()
+    assert said == {"value": 3.0}
+    endless.end()
+    wait_until(lambda: not alive(worker.pid), GONE_SECONDS_MAX, "the operator runs on")
+    assert "--operator-s" in served.log.read_text()
+    again, _ = program("say(value=torch.ones(3, device=DEVICE).sum().item())", env=served.stranger).finish()
+    assert again == {"value": 3.0}
+
+
+def test_a_worker_without_sessions_ends_after_a_while(node, program):
+    served = node("--linger-s", 0)
+    program("say(value=torch.ones(3, device=DEVICE).sum().item())", env=served.desk).finish()
+    wait_until(lambda: not served.workers(), GONE_SECONDS_MAX, "a worker that nobody uses lives on")
+    start = time.monotonic()
+    said, _ = program("say(value=torch.ones(3, device=DEVICE).sum().item())", env=served.desk).finish()
+    assert said == {"value": 3.0} and time.monotonic() - start < READY_SECONDS_MAX
