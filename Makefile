@@ -9,12 +9,13 @@
 #   SRC         conformance-hf: a source tree of transformers; MODELS="gpt2 t5": those only
 #   EXAMPLE     demo: only this example
 #   MINUTES, HOURS  soak: how long (default 10 minutes)
+#   CALLS, SEED, ONLY  fuzz-operators: how many, which, of one operator (aten::add.Tensor)
 #   QUICK=1     bench-net: five cells; CELLS="5g 1g,2ms": those only
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help build env demo test test-rust test-python deny test-soak soak test-zoo test-plugins test-libraries zoo lint conformance conformance-hf bench test-net test-matrix dpdk-deps test-dpdk test-dpdk-ci bench-dpdk clean
+.PHONY: help build env demo test test-rust test-python deny test-soak soak test-fuzz fuzz-operators test-zoo test-plugins test-libraries zoo lint conformance conformance-hf bench test-net test-matrix dpdk-deps test-dpdk test-dpdk-ci bench-dpdk clean
 
 export GENIE_VENV ?= $(CURDIR)/.venv
 export GENIE_CACHE ?= $(HOME)/.cache/genie
@@ -99,6 +100,14 @@ soak: build ## training, generation and sessions for long: what stays in memory 
 test-soak: build
 	@.ci/step "a slice of the soak: resident memory stays" "the whole: make soak; one alone: .venv/bin/python -m pytest tests/soak -k NAME" \
 	  env $(BUILT) $(PYTEST) tests/soak -q --tb=short
+
+fuzz-operators: build ## crafted calls of operators at a node that serves another client (CALLS=100000) -> docs/fuzz-operators.md
+	@$(BUILT) $(PY) tests/fuzz/operators.py --calls $(or $(CALLS),100000) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(ONLY),--only $(ONLY),--write docs/fuzz-operators.md)
+
+test-fuzz: build
+	@.ci/step "a slice of the fuzzed operators: nobody else notices" "the whole: make fuzz-operators; one alone: .venv/bin/python -m pytest tests/fuzz -k NAME" \
+	  env $(BUILT) $(PYTEST) tests/fuzz -q --tb=short
 
 deny: env
 	@.ci/step "licences, sources and bans of what cargo builds (cargo deny)" "mend what it names, or deny.toml" .ci/deny
