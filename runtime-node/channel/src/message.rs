@@ -282,3 +282,12 @@ pub struct Confined {
     #[prost(string, repeated, tag = "3")]
     pub missing: Vec<String>,
 }
+
+/// Whose weights these are: what a host says of its client holds within what the host itself proved
+/// to be.
+pub fn identity(peer: &str, client: &str) -> String {
+    match peer.is_empty() {
+        true => client.to_owned(),
+        false => format!("{peer}/{client}"),
+    }
+}

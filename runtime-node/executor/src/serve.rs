@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use genie_channel::message::{SessionEnded, Stop};
+use genie_channel::message::{SessionEnded, Stop, identity};
 use genie_channel::{Channel, ChannelError, Message, Progress};
 use genie_shm::UnixLink;
 use genie_transport::{Link, LinkError};
@@ -355,14 +355,6 @@ impl<B: Backend> Host<'_, B> {
         let threads = if hello.threads == 0 { self.facts.threads } else { hello.threads };
         let threads_fixed = hello.threads_fixed;
         SessionSettings { identity: identity(peer, &hello.identity), threads, threads_fixed }
-    }
-}
-
-/// What a host says of its client holds within what the host itself proved to be.
-pub fn identity(peer: &str, client: &str) -> String {
-    match peer.is_empty() {
-        true => client.to_owned(),
-        false => format!("{peer}/{client}"),
     }
 }
 

@@ -9,7 +9,6 @@ use genie_channel::message::{self, Fork, Stop};
 use genie_channel::{Channel, Message, Watched};
 use genie_remote::LinkSettings;
 use genie_shm::UnixLink;
-use genie_transport::transport::Cause;
 use genie_transport::{Link, LinkError};
 use genie_wire::control::{Device, Hello, Refusal, WeightFetch, WeightServe, WeightServing};
 use genie_wire::frame::FrameKind;
@@ -376,8 +375,8 @@ impl Gate {
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be watched");
                     let message = format!("the node cannot take one more connection: {error}");
-                    if let Ok(mut link) = newcomer.into_link() {
-                        refuse(link.as_mut(), ErrorCode::Unavailable, &message);
+                    if let Ok(link) = newcomer.into_link() {
+                        self.leave(link, &Refusal { code: ErrorCode::Unavailable as u32, message });
                     }
                 }
             }
@@ -419,7 +418,7 @@ impl Gate {
                     }
                 }
             }
-            Err(error) if is_refusable(&error) => {
+            Err(error) if error.is_refusable() => {
                 self.refuse_newcomer(id, ErrorCode::Protocol, error.to_string());
             }
             Err(_) => drop(self.take_newcomer(id)),
@@ -558,7 +557,7 @@ impl Gate {
                         self.end(id);
                     }
                 }
-                Err(RelayEnd::Host(error)) if is_refusable(&error) => {
+                Err(RelayEnd::Host(error)) if error.is_refusable() => {
                     self.refuse_session(id, ErrorCode::Protocol, &error.to_string());
                 }
                 Err(RelayEnd::Host(_)) => self.end(id),
@@ -585,10 +584,7 @@ impl Gate {
     /// The session ended in peace.
     fn part(&mut self, id: u64) {
         if let Some(Way::Relayed(relay)) = self.remove(id).map(|session| session.way) {
-            let mut host = relay.into_host();
-            if host.close("the session ended") {
-                self.lingering.push((host, Instant::now() + LINGER));
-            }
+            self.close(relay.into_host(), "the session ended");
         }
     }
 
@@ -620,10 +616,7 @@ impl Gate {
             }
         }
         if let Way::Relayed(relay) = session.way {
-            let mut host = relay.into_host();
-            if host.close("the session ended") {
-                self.lingering.push((host, Instant::now() + LINGER));
-            }
+            self.close(relay.into_host(), "the session ended");
         }
     }
 
@@ -659,7 +652,12 @@ impl Gate {
         if let Err(error) = link.post_send(FrameKind::Refusal, &[&words.encode_to_vec()], None) {
             tracing::debug!(%error, "the peer does not take its refusal");
         }
-        if link.close(&words.message) {
+        self.close(link, &words.message);
+    }
+
+    /// Ends a link in order, and sees that what was posted arrives.
+    fn close(&mut self, mut link: Box<dyn Link>, why: &str) {
+        if link.close(why) {
             self.lingering.push((link, Instant::now() + LINGER));
         }
     }
@@ -672,12 +670,17 @@ impl Gate {
 
     // Workers.
 
+    /// The worker of an identity on a device, if there is one.
+    fn worker_of(&self, key: &(String, u32)) -> Option<u64> {
+        let there = |worker: &Worker| worker.key == *key && worker.ending.is_none();
+        self.workers.iter().find(|(_, worker)| there(worker)).map(|(id, _)| *id)
+    }
+
     /// The worker of an identity on a device, which is started if there is none.
     fn worker(&mut self, identity: String, device: u32) -> Result<u64, String> {
         let key = (identity, device);
-        let there = |worker: &Worker| worker.key == key && worker.ending.is_none();
-        if let Some((id, _)) = self.workers.iter().find(|(_, worker)| there(worker)) {
-            return Ok(*id);
+        if let Some(id) = self.worker_of(&key) {
+            return Ok(id);
         }
         if self.workers.len() >= WORKERS_MAX {
             return Err(format!("the node has {WORKERS_MAX} workers already"));
@@ -709,6 +712,7 @@ impl Gate {
             idle_since: Some(Instant::now()),
             ending: None,
             asked: false,
+            overdue: false,
         };
         self.workers.insert(id, worker);
         Ok(id)
@@ -719,13 +723,7 @@ impl Gate {
         let Some(worker) = self.workers.get_mut(&id) else { return false };
         match worker.channel.post(message, fds) {
             Ok(()) => {
-                let mut flags = EventFlags::IN;
-                flags.set(EventFlags::OUT, worker.channel.wants_write());
-                if flags != worker.interest {
-                    worker.interest = flags;
-                    let data = epoll::EventData::new_u64(WORKER | id);
-                    let _ = epoll::modify(&self.epoll, worker.channel.event_fd(), data, flags);
-                }
+                self.watch_worker(id);
                 true
             }
             Err(error) => {
@@ -799,15 +797,18 @@ impl Gate {
                 _ => self.nursery.end(id),
             }
         }
-        // Its queue may have gone: it is not watched for room any more.
-        if let Some(worker) = self.workers.get_mut(&id) {
-            let mut flags = EventFlags::IN;
-            flags.set(EventFlags::OUT, worker.channel.wants_write());
-            if flags != worker.interest {
-                worker.interest = flags;
-                let data = epoll::EventData::new_u64(WORKER | id);
-                let _ = epoll::modify(&self.epoll, worker.channel.event_fd(), data, flags);
-            }
+        self.watch_worker(id);
+    }
+
+    /// Messages that a worker did not take at once go when it does.
+    fn watch_worker(&mut self, id: u64) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let mut flags = EventFlags::IN;
+        flags.set(EventFlags::OUT, worker.channel.wants_write());
+        if flags != worker.interest {
+            worker.interest = flags;
+            let data = epoll::EventData::new_u64(WORKER | id);
+            let _ = epoll::modify(&self.epoll, worker.channel.event_fd(), data, flags);
         }
     }
 
@@ -834,7 +835,7 @@ impl Gate {
                 }
                 Told::Ended(ended) => {
                     let Some(worker) = self.workers.get(&ended.worker) else { continue };
-                    let how = describe(&ended, &worker.watched.look().operator);
+                    let how = describe(&ended, &worker.watched.look().operator, worker.overdue);
                     self.bury(ended.worker, &how);
                 }
                 Told::Lost(why) => {
@@ -917,7 +918,7 @@ impl Gate {
             self.bury(id, "ended, nobody knows how");
         }
         for (id, begun, until) in std::mem::take(&mut self.forsaken) {
-            let Some(worker) = self.workers.get(&id) else { continue };
+            let Some(worker) = self.workers.get_mut(&id) else { continue };
             let doing = worker.watched.look();
             if doing.begun != begun || doing.connection.is_none() {
                 continue;
@@ -932,6 +933,8 @@ impl Gate {
                 doing.operator,
                 self.operator_max.as_secs()
             );
+            worker.overdue = true;
+            worker.ending.get_or_insert(now + OBITUARY_MAX);
             self.nursery.end(id);
         }
     }
@@ -980,7 +983,7 @@ impl Gate {
                     }
                 }
                 Ok(Some(frame)) => Some(format!("{:?} came where weights are served", frame.kind)),
-                Err(error) => is_refusable(&error).then(|| error.to_string()),
+                Err(error) => error.is_refusable().then(|| error.to_string()),
             };
             let link = self.serving.remove(&id).expect("it just spoke");
             let _ = epoll::delete(&self.epoll, link.event_fd());
@@ -995,9 +998,7 @@ impl Gate {
     fn serve(&mut self, id: u64, serve: &WeightServe) {
         let Some(link) = self.serving.get(&id) else { return };
         let peer = link.peer_identity();
-        let key = (peer.clone(), serve.device);
-        let there = |worker: &Worker| worker.key == key && worker.ending.is_none();
-        let worker = self.workers.iter().find(|(_, worker)| there(worker)).map(|(id, _)| *id);
+        let worker = self.worker_of(&(peer.clone(), serve.device));
         let count = self.facts.devices.len();
         let asked = match worker {
             _ if serve.device as usize >= count => {
@@ -1008,11 +1009,7 @@ impl Gate {
                 Err("the client's identity is too long".to_owned())
             }
             Some(worker) => {
-                let identity = match peer.is_empty() {
-                    true => serve.identity.clone(),
-                    false => format!("{peer}/{}", serve.identity),
-                };
-                self.moves.serve(serve, identity, id, worker)
+                self.moves.serve(serve, message::identity(&peer, &serve.identity), id, worker)
             }
         };
         if let Err(refused) = asked {
@@ -1069,14 +1066,6 @@ fn set_interests(epoll: &OwnedFd, id: u64, relay: &mut Relay) -> std::io::Result
     Ok(())
 }
 
-/// Tells the peer why it is left, if it still listens.
-fn refuse(link: &mut dyn Link, code: ErrorCode, message: &str) {
-    let refusal = Refusal { code: code as u32, message: message.to_owned() };
-    if let Err(error) = link.post_send(FrameKind::Refusal, &[&refusal.encode_to_vec()], None) {
-        tracing::debug!(%error, "the peer does not take its refusal");
-    }
-}
-
 fn watch(
     epoll: impl AsFd,
     source: BorrowedFd<'_>,
@@ -1084,13 +1073,4 @@ fn watch(
     flags: EventFlags,
 ) -> std::io::Result<()> {
     Ok(epoll::add(epoll, source, epoll::EventData::new_u64(name), flags)?)
-}
-
-/// Whether a link's error is the peer's fault and worth telling it.
-fn is_refusable(error: &LinkError) -> bool {
-    match error {
-        LinkError::Wire(_) | LinkError::Memory(_) => true,
-        LinkError::Transport(error) => error.cause == Cause::Protocol,
-        _ => false,
-    }
 }

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use genie_executor::serve::identity;
+use genie_channel::message::identity;
 use genie_remote::LinkSettings;
 use rustix::event::Timespec;
 

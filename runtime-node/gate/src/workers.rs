@@ -51,11 +51,14 @@ pub(crate) struct Worker {
     pub(crate) ending: Option<Instant>,
     /// It ended because it was asked to.
     pub(crate) asked: bool,
+    /// The gate ended it, for its operator went on after its client left.
+    pub(crate) overdue: bool,
 }
 
 /// How a worker ended, for people.
-pub(crate) fn describe(ended: &Ended, operator: &str) -> String {
+pub(crate) fn describe(ended: &Ended, operator: &str, overdue: bool) -> String {
     let how = match ended.signal {
+        _ if overdue => "was ended (--operator-s: another program of this client left)".to_owned(),
         0 if ended.status == 0 => "ended by itself".to_owned(),
         0 => format!("ended with status {}", ended.status),
         9 => "was killed (SIGKILL; the machine may be out of memory)".to_owned(),

@@ -138,6 +138,15 @@ pub enum LinkError {
 }
 
 impl LinkError {
+    /// Whether it is the peer's fault and worth telling it.
+    pub fn is_refusable(&self) -> bool {
+        match self {
+            LinkError::Wire(_) | LinkError::Memory(_) => true,
+            LinkError::Transport(error) => error.cause == Cause::Protocol,
+            _ => false,
+        }
+    }
+
     /// A transport's orderly end is an end like any other.
     pub fn from_transport(error: TransportError) -> Self {
         match error.cause {

@@ -3,7 +3,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use genie_transport::transport::Cause;
 use genie_transport::{Frame, Link, LinkError};
 use genie_wire::control::{
     Counter, Have, HaveAnswer, Hello, Refusal, Region, Status, StatusRequest, WeightFetch, Welcome,
@@ -72,7 +71,7 @@ enum End {
 
 impl From<LinkError> for End {
     fn from(error: LinkError) -> Self {
-        match is_refusable(&error) {
+        match error.is_refusable() {
             true => End::Refused(ErrorCode::Protocol, error.to_string()),
             false => End::Closed,
         }
@@ -391,15 +390,6 @@ pub(super) fn refuse(link: &mut dyn Link, code: ErrorCode, message: &str) {
     let refusal = Refusal { code: code as u32, message: message.to_owned() };
     if let Err(error) = link.post_send(FrameKind::Refusal, &[&refusal.encode_to_vec()], None) {
         tracing::debug!(%error, "the peer does not take its refusal");
-    }
-}
-
-/// Whether a link's error is the peer's fault and worth telling it.
-fn is_refusable(error: &LinkError) -> bool {
-    match error {
-        LinkError::Wire(_) | LinkError::Memory(_) => true,
-        LinkError::Transport(error) => error.cause == Cause::Protocol,
-        _ => false,
     }
 }
 
