@@ -16,10 +16,8 @@ from pathlib import Path
 
 ALLOWED = Path(__file__).with_name("skips.txt")
 # What cargo nextest and cargo test close with.
-CARGO = (
-    re.compile(r"Summary \[.*\] +\d+/?\d* tests? run: (?P<passed>\d+) passed"),
-    re.compile(r"test result: \w+\. (?P<passed>\d+) passed; (?P<failed>\d+) failed"),
-)
+NEXTEST = re.compile(r"Summary \[.*\] +\d+/?\d* tests? run: (?P<passed>\d+) passed(?P<rest>.*)")
+CARGO_TEST = re.compile(r"test result: \w+\. (?P<passed>\d+) passed; (?P<failed>\d+) failed")
 NEXTEST_FAILED = re.compile(r"(\d+) (?:failed|timed out)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -73,15 +71,14 @@ def one_line(text):
 
 def of_cargo(text):
     """Lines from what cargo nextest or cargo test printed."""
-    passed = failed = 0
-    for line in COLOUR.sub("", text).splitlines():
-        for pattern in CARGO:
-            if found := pattern.search(line):
-                passed += int(found["passed"])
-                failed += int(found.groupdict().get("failed") or 0)
-                if pattern is CARGO[0]:
-                    failed += sum(map(int, NEXTEST_FAILED.findall(line)))
-    return [f"passed {passed}", f"failed {failed}"]
+    text = COLOUR.sub("", text)
+    if summaries := list(NEXTEST.finditer(text)):
+        # It repeats what a test that failed printed, which looks as cargo test does.
+        failed = sum(int(count) for one in summaries for count in NEXTEST_FAILED.findall(one["rest"]))
+    else:
+        summaries = list(CARGO_TEST.finditer(text))
+        failed = sum(int(one["failed"]) for one in summaries)
+    return [f"passed {sum(int(one['passed']) for one in summaries)}", f"failed {failed}"]
 
 
 # The last line

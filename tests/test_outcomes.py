@@ -9,6 +9,7 @@ import outcomes
 import pytest
 
 NEXTEST = """
+    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 22 filtered out; finished in 60.17s
      Summary [  12.345s] 812 tests run: 809 passed (1 slow), 2 failed, 1 timed out, 3 skipped
 """
 CARGO = """

@@ -189,7 +189,7 @@ fn many_sessions_stream_at_once() {
 #[test]
 fn sessions_are_capped_with_a_clear_refusal() {
     let host = Host::start_with(&fake_node(), &["--max-sessions", "2"], &[]);
-    let (_one, _other) = (host.client(), host.client());
+    let (mut one, _other) = (host.client(), host.client());
     let mut third = host.stranger();
     third.send(FrameKind::Hello, &Hello::default().encode_to_vec());
     let error = third.reply().unwrap_err();
@@ -199,7 +199,9 @@ fn sessions_are_capped_with_a_clear_refusal() {
     let (status, out, err) = run(Command::new(host_binary()).args(["status", "--host", &address]));
     assert!(status.success() && out.contains("host.sessions "), "{out}{err}");
     assert!(err.contains("the node was not asked") && err.contains("--max-sessions"), "{err}");
-    // Those who say nothing are few.
+    // Those who say nothing are few; whoever was heard above has left.
+    drop(third);
+    eventually("two sessions are left", || one.counter("host.sessions") == 2);
     let mut silent: Vec<_> = (0..17).map(|_| host.stranger()).collect();
     let error = silent.last_mut().unwrap().reply().unwrap_err();
     assert!(error.contains("--max-sessions"), "{error}");

@@ -190,3 +190,82 @@ def test_a_worker_without_sessions_ends_after_a_while(node, program):
     start = time.monotonic()
     said, _ = program("say(value=torch.ones(3, device=DEVICE).sum().item())", env=served.desk).finish()
     assert said == {"value": 3.0} and time.monotonic() - start < READY_SECONDS_MAX
+
+
+MIB = 1 << 20
+# Asks for most of a small node's memory, each time it is told to.
+ASKS = """
+def ask():
+    try:
+        x = torch.ones(300 << 20, dtype=torch.uint8, device=DEVICE)
+        return dict(last=x[-1].item())
+    except torch.OutOfMemoryError as error:
+        return dict(error=str(error))
+
+say(ready=torch.ones(1, device=DEVICE).item())
+for _ in sys.stdin:
+    say(**ask())
+"""
+# Leaves a weight on the node that no tensor uses.
+LEAVES = """
+module = torch.nn.Linear(1, 75 << 20, bias=False).to(DEVICE)
+say(sum=module.weight.sum().item())
+del module
+torch.remote_accelerator.synchronize()
+say(unheld=genie.stats()["node.weight_bytes_unheld"])
+sys.stdin.readline()
+say(one=torch.ones(1, device=DEVICE).item())
+"""
+
+
+def test_memory_is_never_lent_twice(node, program):
+    """Clients without limits of their own share the node's, and what one frees is another's at once."""
+    served = node("--memory-bytes", 512 * MIB)
+    asks = program(ASKS, env=served.stranger)
+    holds = program(
+        """
+        x = torch.ones(300 << 20, dtype=torch.uint8, device=DEVICE)
+        say(last=x[-1].item())
+        sys.stdin.readline()
+        del x
+        torch.remote_accelerator.synchronize()
+        say(freed=True)
+        sys.stdin.readline()
+        """,
+        env=served.desk,
+    )
+    assert asks.heard() == {"ready": 1.0}
+    assert holds.heard() == {"last": 1}
+    asks.tell()
+    refused = asks.heard()
+    assert "other clients" in refused["error"] and "--memory-bytes" in refused["error"], refused
+    holds.tell()
+    assert holds.heard() == {"freed": True}
+    for _ in range(3):
+        asks.tell()
+        assert asks.heard() == {"last": 1}
+    holds.tell()
+    holds.finish()
+    asks.end()
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_weights_that_nobody_uses_make_room_for_another_client(node, program, stays):
+    served = node("--memory-bytes", 512 * MIB, "--weight-cache-bytes", 400 * MIB)
+    leaves = program(LEAVES, env=served.desk)
+    leaves.heard()
+    assert leaves.heard()["unheld"] >= 300 * MIB
+    [worker] = served.workers()
+    if not stays:
+        leaves.tell()
+        leaves.finish()
+    asks = program(ASKS, env=served.stranger)
+    asks.heard()
+    asks.tell()
+    assert asks.heard() == {"last": 1}
+    if stays:
+        leaves.tell()
+        assert leaves.finish()[0] == {"one": 1.0}
+    else:
+        wait_until(lambda: not alive(worker.pid), GONE_SECONDS_MAX, "a worker that nobody uses keeps memory")
+    asks.end()

@@ -600,6 +600,13 @@ void genie_execute_count_memory() { count_memory(); }
 
 void genie_execute_limit_memory(uint64_t bytes) { limit_memory(bytes); }
 
+void genie_execute_borrow_memory(uint64_t* in_use, const uint64_t* lease, bool (*more)(uint64_t)) {
+  using Word = std::atomic<uint64_t>;
+  static_assert(sizeof(Word) == sizeof(uint64_t) && Word::is_always_lock_free,
+                "the words are Rust's AtomicU64");
+  borrow_memory(reinterpret_cast<Word*>(in_use), reinterpret_cast<const Word*>(lease), more);
+}
+
 void genie_execute_memory_in_use(uint64_t* now, uint64_t* peak) {
   auto in_use = memory_in_use();
   *now = in_use.now;

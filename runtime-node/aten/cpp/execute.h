@@ -24,6 +24,7 @@ int genie_execute_init(GenieError* error);
 void genie_execute_count_memory();
 // Refuses allocations beyond so many bytes in use, until it is called again.
 void genie_execute_limit_memory(uint64_t bytes);
+void genie_execute_borrow_memory(uint64_t* in_use, const uint64_t* lease, bool (*more)(uint64_t));
 void genie_execute_memory_in_use(uint64_t* now, uint64_t* peak);
 // Gives warnings of operators to `tell`, which must live for ever, instead of stderr; for threads that
 // enter from now on.

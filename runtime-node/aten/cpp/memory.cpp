@@ -19,18 +19,27 @@ struct alignas(64) Header {
   uint64_t bytes;
 };
 
-std::atomic<uint64_t> in_use{0};
+constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
+
+std::atomic<uint64_t> own_count{0};
+const std::atomic<uint64_t> no_lease{kNoLimit};
+
+// Replaced once, before other threads allocate.
+std::atomic<uint64_t>* in_use = &own_count;
+const std::atomic<uint64_t>* lease = &no_lease;
+bool (*more)(uint64_t) = nullptr;
+
 std::atomic<uint64_t> peak{0};
-std::atomic<uint64_t> limit{std::numeric_limits<uint64_t>::max()};
+std::atomic<uint64_t> limit{kNoLimit};
 
 bool& unlimited() {
   thread_local bool here = false;
   return here;
 }
 
-[[noreturn]] void refuse(size_t bytes) {
+[[noreturn]] void refuse(size_t bytes, const char* why = "") {
   throw c10::OutOfMemoryError({__func__, __FILE__, __LINE__},
-                              std::to_string(bytes) + " bytes were asked for");
+                              std::to_string(bytes) + " bytes were asked for" + why);
 }
 
 // The allocator that was there before, which the counting one asks.
@@ -39,7 +48,7 @@ c10::Allocator* before = nullptr;
 void give_back(void* data) {
   if (!data) return;
   auto* header = static_cast<Header*>(data) - 1;
-  in_use.fetch_sub(header->bytes, std::memory_order_relaxed);
+  in_use->fetch_sub(header->bytes);
   before->raw_deallocate(header);
 }
 
@@ -51,10 +60,15 @@ class CountingAllocator final : public c10::Allocator {
   c10::DataPtr allocate(size_t bytes) const override {
 #endif
     if (bytes == 0) return {nullptr, nullptr, &give_back, c10::Device(c10::kCPU)};
-    uint64_t now = in_use.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+    // Sequentially consistent, as the lease is: see lease.rs.
+    uint64_t now = in_use->fetch_add(bytes) + bytes;
     if (C10_UNLIKELY(now > limit.load(std::memory_order_relaxed)) && !unlimited()) {
-      in_use.fetch_sub(bytes, std::memory_order_relaxed);
+      in_use->fetch_sub(bytes);
       refuse(bytes);
+    }
+    if (C10_UNLIKELY(now > lease->load()) && !unlimited() && !more(now)) {
+      in_use->fetch_sub(bytes);
+      refuse(bytes, ", more than the node's other clients leave of its memory");
     }
     auto* header = ask(bytes);
     header->bytes = bytes;
@@ -79,7 +93,7 @@ class CountingAllocator final : public c10::Allocator {
     } catch (const c10::Error&) {
       // It tells of a failed `posix_memalign`.
     }
-    in_use.fetch_sub(bytes, std::memory_order_relaxed);
+    in_use->fetch_sub(bytes);
     refuse(bytes);
   }
 };
@@ -98,8 +112,16 @@ void count_memory() {
 
 void limit_memory(uint64_t bytes) { limit.store(bytes, std::memory_order_relaxed); }
 
+void borrow_memory(std::atomic<uint64_t>* count, const std::atomic<uint64_t>* lent,
+                   bool (*ask)(uint64_t)) {
+  count->store(in_use->load());
+  more = ask;
+  lease = lent;
+  in_use = count;
+}
+
 MemoryInUse memory_in_use() {
-  return {in_use.load(std::memory_order_relaxed), peak.load(std::memory_order_relaxed)};
+  return {in_use->load(std::memory_order_relaxed), peak.load(std::memory_order_relaxed)};
 }
 
 Unlimited::Unlimited() : before_(std::exchange(unlimited(), true)) {}

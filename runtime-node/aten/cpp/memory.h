@@ -1,6 +1,7 @@
 // The CPU memory that libtorch has, counted where it is allocated: temporaries of operators and
 // results of unknown size too, of which the executor's books know nothing.
 #pragma once
+#include <atomic>
 #include <cstdint>
 
 namespace genie {
@@ -11,6 +12,13 @@ void count_memory();
 
 // What may be in use before an allocation is refused with c10::OutOfMemoryError.
 void limit_memory(uint64_t bytes);
+
+// Counts in `in_use` from now on, and lets nothing be in use beyond `lease` unless `more`, asked for
+// so many bytes in all, says that it was raised. Both words lie in memory that another process reads
+// and writes too (runtime-node/channel/src/lease.rs); all of it lasts as long as the process. On the
+// CPU's allocator, after `count_memory`.
+void borrow_memory(std::atomic<uint64_t>* in_use, const std::atomic<uint64_t>* lease,
+                   bool (*more)(uint64_t bytes));
 
 struct MemoryInUse {
   uint64_t now = 0;

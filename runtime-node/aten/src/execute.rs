@@ -5,6 +5,7 @@
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 
 use crate::{AtenError, GenieError};
 
@@ -132,6 +133,19 @@ pub fn count_memory() {
 pub fn limit_memory(bytes: u64) {
     // SAFETY: takes a plain value.
     unsafe { genie_execute_limit_memory(bytes) }
+}
+
+/// Counts in `in_use` what libtorch has allocated, from now on, and lets it have no more than `lease`
+/// unless `more`, asked for so many bytes in all, says that the lease was raised. Other processes see
+/// both words. After [`count_memory`], before other threads allocate.
+pub fn borrow_memory(
+    in_use: &'static AtomicU64,
+    lease: &'static AtomicU64,
+    more: extern "C" fn(u64) -> bool,
+) {
+    // SAFETY: the words last as long as the process, and C++ takes them for the atomics that they
+    // are.
+    unsafe { genie_execute_borrow_memory(in_use.as_ptr(), lease.as_ptr(), more) }
 }
 
 /// Bytes that libtorch has allocated since [`count_memory`] and not freed, now and at most.
@@ -486,6 +500,11 @@ unsafe extern "C" {
     fn genie_execute_init(error: *mut GenieError) -> i32;
     fn genie_execute_count_memory();
     fn genie_execute_limit_memory(bytes: u64);
+    fn genie_execute_borrow_memory(
+        in_use: *mut u64,
+        lease: *const u64,
+        more: extern "C" fn(u64) -> bool,
+    );
     fn genie_execute_memory_in_use(now: *mut u64, peak: *mut u64);
     fn genie_execute_tell_warnings(tell: extern "C" fn(*const c_char));
     fn genie_execute_enter(

@@ -1,8 +1,10 @@
 //! What libtorch allocates is counted and bounded, and lies where it lay before.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use genie_aten::execute::{
-    Device, Generator, Storage, Template as Bound, count_memory, enter, init, limit_memory,
-    memory_in_use,
+    Device, Generator, Storage, Template as Bound, borrow_memory, count_memory, enter, init,
+    limit_memory, memory_in_use,
 };
 use genie_wire::{DType, ErrorCode, OutputSpec, Template, TensorMeta, Value};
 
@@ -94,4 +96,30 @@ fn memory_is_counted_bounded_and_aligned() {
     let error = Storage::new(Device::CPU, u64::MAX - 7).err().unwrap();
     assert_eq!(error.code, ErrorCode::OutOfMemory as u8, "{error}");
     assert_eq!(memory_in_use().0, now);
+
+    // What is lent bounds too, and more is asked for before anything is refused.
+    let lent = || LEASE.load(Ordering::SeqCst);
+    LEASE.store(now + MIB, Ordering::SeqCst);
+    borrow_memory(&IN_USE, &LEASE, lend_at_most_16_mib);
+    assert_eq!((memory_in_use().0, IN_USE.load(Ordering::SeqCst)), (now, now));
+    let kept = Storage::new(Device::CPU, MIB).unwrap();
+    assert_eq!(lent(), now + MIB, "nothing was asked for");
+    large.run(&[], &[], &mut generator, 1, &mut Vec::new()).unwrap();
+    assert!(lent() > now + 9 * MIB);
+    let error = Storage::new(Device::CPU, 16 * MIB).err().unwrap();
+    assert_eq!(error.code, ErrorCode::OutOfMemory as u8, "{error}");
+    assert!(error.message.contains("other clients"), "{error}");
+    drop(kept);
+    assert_eq!(IN_USE.load(Ordering::SeqCst), now);
+}
+
+static IN_USE: AtomicU64 = AtomicU64::new(0);
+static LEASE: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn lend_at_most_16_mib(bytes: u64) -> bool {
+    let granted = bytes <= 16 * MIB;
+    if granted {
+        LEASE.store(bytes, Ordering::SeqCst);
+    }
+    granted
 }

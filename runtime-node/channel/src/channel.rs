@@ -22,7 +22,7 @@ pub const MESSAGE_BYTES_MAX: usize = 96 << 10;
 /// Messages that wait for a peer that does not read; a peer that leaves more lie is left.
 pub const QUEUE_MAX: usize = 1024;
 /// Descriptors of one message.
-const DESCRIPTORS_MAX: usize = 2;
+const DESCRIPTORS_MAX: usize = 4;
 
 /// A nonblocking socket that carries whole messages, each with the descriptors that it announces.
 #[derive(Debug)]
@@ -203,12 +203,13 @@ mod tests {
     #[test]
     fn messages_arrive_whole_in_order_and_with_their_descriptors() {
         let (mut one, mut other) = pair();
-        let (inner, passed) = Channel::pair().unwrap();
+        let pairs = [Channel::pair().unwrap(), Channel::pair().unwrap()];
+        let passed = pairs.into_iter().flat_map(|(one, other)| [one.socket, other]).collect();
         one.post(stop("first"), vec![]).unwrap();
-        one.post(Message::Fork(Default::default()), vec![passed, inner.socket]).unwrap();
+        one.post(Message::Fork(Default::default()), passed).unwrap();
         assert_eq!(other.poll().unwrap().unwrap().0, stop("first"));
         let (message, fds) = other.poll().unwrap().unwrap();
-        assert_eq!((message, fds.len()), (Message::Fork(Default::default()), 2));
+        assert_eq!((message, fds.len()), (Message::Fork(Default::default()), 4));
         assert!(other.poll().unwrap().is_none());
         drop(one);
         assert!(matches!(other.poll(), Err(ChannelError::Closed)));

@@ -7,7 +7,7 @@ use genie_wire::control::Device;
 pub struct Envelope {
     #[prost(
         oneof = "Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
     )]
     pub message: Option<Message>,
 }
@@ -20,7 +20,8 @@ pub enum Message {
     /// From the zygote, instead: it cannot be used.
     #[prost(message, tag = "2")]
     Unusable(Unusable),
-    /// To the zygote: fork a worker. With its end of the channel and its page of progress.
+    /// To the zygote: fork a worker. With its end of the channel, its page of progress, and the page
+    /// and the socket by which it borrows memory.
     #[prost(message, tag = "3")]
     Fork(Fork),
     /// From the zygote: a worker runs, or does not.
@@ -68,13 +69,19 @@ pub enum Message {
     /// To the zygote: end a worker at once.
     #[prost(message, tag = "18")]
     Kill(Kill),
+    /// To a worker: its device's memory is short; give up weights that no tensor uses.
+    #[prost(message, tag = "19")]
+    Shed(Shed),
+    /// From a worker: it gave up what it could.
+    #[prost(message, tag = "20")]
+    Lightened(Lightened),
 }
 
 impl Message {
     /// How many descriptors travel with it.
     pub fn descriptors(&self) -> usize {
         match self {
-            Message::Fork(_) => 2,
+            Message::Fork(_) => 4,
             Message::Session(_) | Message::Leaving(_) | Message::Fetch(_) => 1,
             _ => 0,
         }
@@ -171,6 +178,16 @@ pub struct Kill {
     #[prost(uint64, tag = "1")]
     pub worker: u64,
 }
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Shed {
+    /// How much would do.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Lightened {}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Session {

@@ -189,6 +189,11 @@ impl<B: Backend> Executor<B> {
         session.bind_if_stored(self, id, bytes, hash)
     }
 
+    /// Gives up weights that no storage refers to, for other clients of the device.
+    pub fn shed(&mut self, bytes: u64) {
+        self.holdings.shed(bytes);
+    }
+
     /// Bytes of tape and uploads so far.
     pub fn bytes_in(&self) -> u64 {
         self.counts.bytes_in + self.counts.upload_bytes

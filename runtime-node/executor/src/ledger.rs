@@ -114,6 +114,12 @@ impl Ledger {
         self.refusal(&format!("{bytes} bytes were asked for"), self.share_is_short(bytes))
     }
 
+    /// What the device refused although the books had room.
+    #[cold]
+    pub(crate) fn full_device(&self, refused: &str) -> Failure {
+        self.refusal(refused, self.share_is_tighter())
+    }
+
     /// What an operator was refused while it ran, with temporaries that nobody charges.
     #[cold]
     pub(crate) fn full_while_running(&self, refused: &str) -> Failure {

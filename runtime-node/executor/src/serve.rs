@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use genie_channel::message::{SessionEnded, Stop, identity};
+use genie_channel::message::{Lightened, SessionEnded, Stop, identity};
 use genie_channel::{Channel, ChannelError, Message, Progress};
 use genie_shm::UnixLink;
 use genie_transport::{Link, LinkError};
@@ -198,6 +198,10 @@ impl<B: Backend> Server<B> {
                 Message::Leave(leave) => {
                     let (answer, fds) = self.moves.leave(&leave, &mut self.executor);
                     self.channel.post(answer, fds)?;
+                }
+                Message::Shed(shed) => {
+                    self.executor.shed(shed.bytes);
+                    self.channel.post(Message::Lightened(Lightened {}), vec![])?;
                 }
                 Message::Left(left) => self.moves.left(&left, &mut self.executor),
                 Message::Fetched(fetched) => {

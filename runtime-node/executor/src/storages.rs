@@ -127,7 +127,7 @@ impl<S> Storages<S> {
             Slot::Shared(weight) if overwrite => Some(fresh(weight.bytes, backend, holdings)?),
             Slot::Shared(weight) => {
                 holdings.room(weight.bytes)?;
-                let storage = backend.duplicate(&weight.storage)?;
+                let storage = holdings.taking(|| backend.duplicate(&weight.storage))?;
                 holdings.ledger.charge(weight.bytes);
                 Some(Slot::Live { storage, bytes: weight.bytes })
             }
@@ -201,7 +201,7 @@ fn fresh<B: Backend>(
     holdings: &mut Holdings<B::Storage>,
 ) -> Result<Slot<B::Storage>, Failure> {
     holdings.room(bytes)?;
-    let storage = backend.allocate(bytes)?;
+    let storage = holdings.taking(|| backend.allocate(bytes))?;
     holdings.ledger.charge(bytes);
     Ok(Slot::Live { storage, bytes })
 }

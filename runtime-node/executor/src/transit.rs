@@ -155,7 +155,9 @@ impl<B: Backend> Executor<B> {
         bytes: u64,
     ) -> Result<Arriving<B::Storage>, Failure> {
         let copy = Staging::new(bytes, session.account(), &mut self.holdings)?;
-        let storage = self.holdings.room(bytes).and_then(|()| self.backend.allocate(bytes));
+        let (holdings, backend) = (&mut self.holdings, &self.backend);
+        let storage =
+            holdings.room(bytes).and_then(|()| holdings.taking(|| backend.allocate(bytes)));
         match storage {
             Ok(storage) => {
                 self.holdings.ledger.charge(bytes);

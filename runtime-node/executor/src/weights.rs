@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use genie_wire::ErrorCode;
 use genie_wire::record::WeightHash;
 
 use crate::Failure;
@@ -106,6 +107,36 @@ impl<S> Holdings<S> {
             }
         }
         Err(full)
+    }
+
+    /// Takes memory of the device. Less may be there than the books say, for other clients have it:
+    /// then weights that nobody holds make room. The error says what to do.
+    pub(crate) fn taking<R>(
+        &mut self,
+        take: impl Fn() -> Result<R, Failure>,
+    ) -> Result<R, Failure> {
+        let full = match take() {
+            Err(full) if full.code == ErrorCode::OutOfMemory => full,
+            done => return done,
+        };
+        let again = if self.make_all_room() { take() } else { Err(full) };
+        again.map_err(|full| match full.code {
+            ErrorCode::OutOfMemory => self.ledger.full_device(&full.message),
+            _ => full,
+        })
+    }
+
+    /// Drops weights that nobody holds, the least recently held first, until so many bytes are free.
+    pub(crate) fn shed(&mut self, bytes: u64) {
+        let mut freed = 0;
+        while freed < bytes
+            && let Some((_, oldest)) = self.unheld.first_key_value()
+        {
+            let oldest = *oldest;
+            let before = self.bytes;
+            self.evict(&oldest);
+            freed += before - self.bytes;
+        }
     }
 
     /// Drops the weights that nobody holds, for an operator that needs more while it runs than was

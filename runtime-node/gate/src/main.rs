@@ -100,6 +100,12 @@ struct Args {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceArg,
 
+    /// Serve the CPU as so many devices, each with its part of the memory: to try out a machine with
+    /// several
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpu_devices: u32,
+
     /// Sessions each device serves at a time
     #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -305,6 +311,9 @@ fn zygote(args: &Args) -> anyhow::Result<ZygoteSettings> {
     let device = args.device.to_possible_value().expect("no value is hidden");
     let mut arguments: Vec<OsString> =
         vec!["--device".into(), device.get_name().into(), "--log".into(), args.log.clone().into()];
+    if args.cpu_devices > 1 {
+        arguments.extend(["--cpu-devices".into(), args.cpu_devices.to_string().into()]);
+    }
     if !args.without.is_empty() {
         arguments.extend(["--without".into(), args.without.join(",").into()]);
     }
@@ -350,7 +359,7 @@ fn limits(args: &Args, budget_bytes: u64) -> WorkerLimits {
 /// With the bytes that sessions and weights may hold on it.
 fn with_budget(args: &Args, device: Device) -> Device {
     let memory_bytes = args.memory_bytes.unwrap_or_else(|| match device.memory_bytes {
-        0 => memory::default_budget_bytes(),
+        0 => memory::default_budget_bytes() / u64::from(args.cpu_devices),
         bytes => memory::share(bytes),
     });
     Device { memory_bytes, ..device }

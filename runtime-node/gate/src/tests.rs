@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use genie_channel::message::{Ended, Fork, Forked, Limits};
-use genie_channel::{Channel, Progress};
+use genie_channel::{Channel, Ends, Progress};
 use genie_executor::Executor;
 use genie_executor::fake::Fake;
 use genie_executor::serve::{Server, ServerParts};
@@ -46,7 +46,7 @@ impl Nursery for Threads {
         Some(std::os::fd::AsFd::as_fd(&*self.event))
     }
 
-    fn start(&mut self, fork: Fork, channel: OwnedFd, progress: OwnedFd) -> Result<(), String> {
+    fn start(&mut self, fork: Fork, ends: Ends) -> Result<(), String> {
         let (event, told, worker) = (self.event.clone(), self.told.clone(), fork.worker);
         let tell = move |news: Told| {
             told.lock().unwrap().push(news);
@@ -66,8 +66,8 @@ impl Nursery for Threads {
                 },
                 ops: [u64::from(fork.device)].into(),
                 device: fork.device,
-                channel: Channel::over(channel),
-                progress: Progress::adopt(progress).unwrap(),
+                channel: Channel::over(ends.channel),
+                progress: Progress::adopt(ends.progress).unwrap(),
                 bytes_per_s: limits.bytes_per_s,
             });
             let status = server.unwrap().run().is_err().into();

@@ -1,11 +1,11 @@
 //! The workers, as the gate knows them.
 
 use std::collections::BTreeSet;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use genie_channel::message::{Ended, Fork, Forked, Limits};
-use genie_channel::{Channel, Watched};
+use genie_channel::{Channel, Ends, Lender, Watched};
 use rustix::event::epoll::EventFlags;
 
 /// Makes the processes that workers are.
@@ -13,8 +13,8 @@ pub trait Nursery {
     /// Readable when [`Nursery::poll`] has something; it may be another after each poll.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Starts a worker. `channel` and `progress` are its ends.
-    fn start(&mut self, fork: Fork, channel: OwnedFd, progress: OwnedFd) -> Result<(), String>;
+    /// Starts a worker.
+    fn start(&mut self, fork: Fork, ends: Ends) -> Result<(), String>;
 
     /// Ends a worker at once, if it still runs.
     fn end(&mut self, worker: u64);
@@ -40,6 +40,8 @@ pub(crate) struct Worker {
     pub(crate) channel: Channel,
     pub(crate) interest: EventFlags,
     pub(crate) watched: Watched,
+    /// What it may take of its device's memory.
+    pub(crate) lender: Lender,
     /// Whose it is, and for which device.
     pub(crate) key: (String, u32),
     pub(crate) pid: u32,

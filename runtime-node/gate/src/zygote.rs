@@ -1,14 +1,14 @@
 //! The process that has libtorch loaded and forks the workers.
 
 use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use genie_channel::message::{Fork, Kill, Loaded};
-use genie_channel::{Channel, Message};
+use genie_channel::{Channel, Ends, Message};
 
 use crate::workers::{Nursery, Told};
 
@@ -86,9 +86,9 @@ impl Nursery for Zygote {
         self.running.as_ref().map(|running| running.channel.event_fd())
     }
 
-    fn start(&mut self, fork: Fork, channel: OwnedFd, progress: OwnedFd) -> Result<(), String> {
+    fn start(&mut self, fork: Fork, ends: Ends) -> Result<(), String> {
         let running = self.running()?;
-        let posted = running.channel.post(Message::Fork(fork), vec![channel, progress]);
+        let posted = running.channel.post(Message::Fork(fork), ends.into_fds());
         posted.map_err(|error| format!("the process that starts workers: {error}"))
     }
 

@@ -5,6 +5,7 @@
 //! (`genie_executor::serve`).
 
 mod cuda;
+mod lease;
 mod select;
 mod work;
 mod zygote;
@@ -31,6 +32,11 @@ struct Args {
     /// What to execute on; `auto` takes CUDA when it works and says why when it does not
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceArg,
+
+    /// As how many devices the CPU is served
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpu_devices: u32,
 
     /// Operators to leave to the clients
     #[arg(long, value_name = "OPS", value_delimiter = ',')]
@@ -72,7 +78,7 @@ fn main() -> anyhow::Result<()> {
     // What opens its standard input by accident finds nothing there.
     let null = std::fs::File::open("/dev/null").context("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).context("close the standard input")?;
-    zygote::run(gate, wanted, args.without)
+    zygote::run(gate, wanted, args.cpu_devices, args.without)
 }
 
 /// Which process this is, for `ps` and the like.

@@ -1,27 +1,25 @@
 //! A worker, from its fork to its end.
 
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, anyhow};
 use genie_aten::execute::Device;
 use genie_channel::message::{Confined, Fork};
-use genie_channel::{Channel, ChannelError, Message, Progress};
+use genie_channel::{Borrower, Channel, ChannelError, Ends, Message, Progress};
 use genie_executor::serve::{NodeFacts, ServeError, Server, ServerParts};
 use genie_executor::{Executor, ExecutorLimits, memory};
 use genie_sandbox::Sandbox;
 use genie_worker::aten::Aten;
 
 use crate::zygote::Inheritance;
-use crate::{SOFTWARE, cuda};
+use crate::{SOFTWARE, cuda, lease};
 
 /// What a worker begins with.
 pub struct Begin {
     pub fork: Fork,
     pub device: Device,
     /// To the gate.
-    pub channel: OwnedFd,
-    pub progress: OwnedFd,
+    pub ends: Ends,
 }
 
 /// Serves until the gate says stop, or is gone, and ends the process.
@@ -41,7 +39,7 @@ pub fn run(inheritance: Inheritance, begin: Begin) -> ! {
 }
 
 fn serve(inheritance: Inheritance, begin: Begin) -> anyhow::Result<()> {
-    let Begin { fork, device, channel, progress } = begin;
+    let Begin { fork, device, ends } = begin;
     memory::open();
     let ops = match device.is_cpu() {
         true => inheritance.cpu_ops.clone(),
@@ -64,15 +62,19 @@ fn serve(inheritance: Inheritance, begin: Begin) -> anyhow::Result<()> {
         threads: given.threads,
         pid: fork.node_pid,
     };
-    let mut channel = Channel::over(channel);
+    let mut channel = Channel::over(ends.channel);
     channel.post(Message::Confined(confine(device, given.sandbox)?), vec![])?;
+    let backend = Aten::new(device);
+    if device.is_cpu() {
+        lease::borrow(Borrower::adopt(ends.lease, ends.lender).context("the page of leases")?);
+    }
     let server = Server::new(ServerParts {
-        executor: Executor::with_limits(Aten::new(device), limits),
+        executor: Executor::with_limits(backend, limits),
         facts,
         ops,
         device: fork.device,
         channel,
-        progress: Progress::adopt(progress).context("the page of progress")?,
+        progress: Progress::adopt(ends.progress).context("the page of progress")?,
         bytes_per_s: given.bytes_per_s,
     })
     .context("wait for events")?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use genie_aten::execute::{self, Device};
 use genie_channel::message::{Ended, Fork, Forked, Loaded, Unusable};
-use genie_channel::{Channel, ChannelError, Message};
+use genie_channel::{Channel, ChannelError, Ends, Message};
 use genie_wire::control;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -33,16 +33,24 @@ struct Child {
 }
 
 /// Serves the gate until it is gone; the kernel ends the workers with this process.
-pub fn run(gate: OwnedFd, wanted: Wanted, without: Vec<String>) -> anyhow::Result<()> {
+pub fn run(
+    gate: OwnedFd,
+    wanted: Wanted,
+    cpu_devices: u32,
+    without: Vec<String>,
+) -> anyhow::Result<()> {
     call_oneself("genie-zygote");
-    match serve(Channel::over(gate), wanted, without) {
+    match serve(Channel::over(gate), || load(wanted, cpu_devices, without)) {
         Err(error) if matches!(error.downcast_ref(), Some(ChannelError::Closed)) => Ok(()),
         ended => ended,
     }
 }
 
-fn serve(mut gate: Channel, wanted: Wanted, without: Vec<String>) -> anyhow::Result<()> {
-    let (inheritance, loaded) = match load(wanted, without) {
+fn serve(
+    mut gate: Channel,
+    load: impl FnOnce() -> anyhow::Result<(Inheritance, Loaded)>,
+) -> anyhow::Result<()> {
+    let (inheritance, loaded) = match load() {
         Ok(both) => both,
         Err(error) => {
             let reason = format!("{error:#}");
@@ -102,7 +110,11 @@ fn serve(mut gate: Channel, wanted: Wanted, without: Vec<String>) -> anyhow::Res
     }
 }
 
-fn load(wanted: Wanted, without: Vec<String>) -> anyhow::Result<(Inheritance, Loaded)> {
+fn load(
+    wanted: Wanted,
+    cpu_devices: u32,
+    without: Vec<String>,
+) -> anyhow::Result<(Inheritance, Loaded)> {
     // The driver is not touched here: what it opens does not survive a fork.
     let found = std::cell::RefCell::new(None);
     let selected = select(wanted, || {
@@ -128,8 +140,9 @@ fn load(wanted: Wanted, without: Vec<String>) -> anyhow::Result<(Inheritance, Lo
             };
             let no_cuda = reason.unwrap_or_default();
             let ops = cpu_ops.len() as u64;
-            let loaded = Loaded { devices: vec![device], no_cuda, ops, ..Loaded::default() };
-            (vec![Device::CPU], loaded)
+            let devices = vec![device; cpu_devices as usize];
+            let loaded = Loaded { devices, no_cuda, ops, ..Loaded::default() };
+            (vec![Device::CPU; cpu_devices as usize], loaded)
         }
     };
     loaded.torch = torch.clone();
@@ -145,9 +158,8 @@ enum Forking {
     Worker(Box<work::Begin>),
 }
 
-fn fork(inheritance: &Inheritance, fork: Fork, mut fds: Vec<OwnedFd>) -> anyhow::Result<Forking> {
-    let progress = fds.pop().context("no page of progress came")?;
-    let channel = fds.pop().context("no channel came")?;
+fn fork(inheritance: &Inheritance, fork: Fork, fds: Vec<OwnedFd>) -> anyhow::Result<Forking> {
+    let ends = Ends::from_fds(fds).context("other descriptors than a worker has came")?;
     let device =
         inheritance.devices.get(fork.device as usize).context("there is no such device")?;
     let (worker, device, zygote) = (fork.worker, *device, getpid());
@@ -158,7 +170,7 @@ fn fork(inheritance: &Inheritance, fork: Fork, mut fds: Vec<OwnedFd>) -> anyhow:
         0 => {
             end_with(zygote);
             call_oneself("genie-worker");
-            Ok(Forking::Worker(Box::new(work::Begin { fork, device, channel, progress })))
+            Ok(Forking::Worker(Box::new(work::Begin { fork, device, ends })))
         }
         pid => {
             let raw = Pid::from_raw(pid).context("fork gave no process")?;
