@@ -15,7 +15,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help build env demo test test-rust test-python deny test-soak soak test-fuzz fuzz-operators test-zoo test-plugins test-libraries zoo lint conformance conformance-hf bench test-net test-matrix dpdk-deps test-dpdk test-dpdk-ci bench-dpdk clean
+.PHONY: help build env demo test test-rust test-python deny test-soak soak test-fuzz fuzz-operators test-zoo test-plugins test-libraries zoo lint conformance conformance-hf bench bench-node test-net test-matrix dpdk-deps test-dpdk test-dpdk-ci bench-dpdk clean
 
 export GENIE_VENV ?= $(CURDIR)/.venv
 export GENIE_CACHE ?= $(HOME)/.cache/genie
@@ -90,6 +90,9 @@ bench: build ## ratios to eager run side by side -> docs/benchmarks.md
 
 bench-net: build ## what transports make of a link, beside kernel TCP (root, namespaces) -> docs/network.md
 	@$(BUILT) $(PY) tests/net/run.py --write docs $(if $(QUICK),--quick) $(if $(CELLS),--cells $(CELLS))
+
+bench-node: build ## what a node costs beside its work: memory, first session, idle, links -> docs/node.md
+	@$(BUILT) $(PY) tests/bench/node.py --write docs/node.md
 
 bench-plugins: build ## what a call into a plugin costs, against the same code called natively
 	@.ci/bench-plugins

@@ -269,3 +269,45 @@ def test_weights_that_nobody_uses_make_room_for_another_client(node, program, st
     else:
         wait_until(lambda: not alive(worker.pid), GONE_SECONDS_MAX, "a worker that nobody uses keeps memory")
     asks.end()
+
+
+# A weight of 32 MiB, the same for whoever runs it.
+SAME_WEIGHT = """
+torch.manual_seed(0)
+module = torch.nn.Linear(8 << 20, 1, bias=False)
+expected = module.weight.double().sum().item()
+module = module.to(DEVICE)
+assert module.weight.double().sum().item() == expected
+stats = genie.stats()
+say(shared=stats["node.weights_shared"], uploaded=stats["node.upload_bytes"])
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_weights_are_shared_by_those_who_are_named_and_stay_each_ones_own(node, program, shares):
+    served = node(*(["--share-weights", "desk,other"] if shares else []))
+    first = program(SAME_WEIGHT + "say(same=module.weight.double().sum().item() == expected)", env=served.desk)
+    assert first.heard() == {"shared": 0, "uploaded": 32 * MIB}
+    second = program(
+        SAME_WEIGHT
+        + """
+with torch.no_grad():
+    module.weight.zero_()
+say(sum=module.weight.double().sum().item())
+sys.stdin.readline()
+""",
+        env=served.stranger,
+    )
+    assert second.heard() == ({"shared": 1, "uploaded": 0} if shares else {"shared": 0, "uploaded": 32 * MIB})
+    second.tell()
+    assert second.heard() == {"sum": 0.0}
+    first.tell()
+    assert first.finish()[0] == {"same": True}, "what another client writes is its own"
+    second.tell()
+    second.finish()
+    # The one who brought it is gone; whoever comes finds it with the other.
+    again = program(SAME_WEIGHT, env=served.desk)
+    again.heard()
+    again.tell()
+    again.finish()

@@ -600,6 +600,8 @@ void genie_execute_count_memory() { count_memory(); }
 
 void genie_execute_limit_memory(uint64_t bytes) { limit_memory(bytes); }
 
+void genie_execute_scrub_memory() { scrub_memory(); }
+
 void genie_execute_borrow_memory(uint64_t* in_use, const uint64_t* lease, bool (*more)(uint64_t)) {
   using Word = std::atomic<uint64_t>;
   static_assert(sizeof(Word) == sizeof(uint64_t) && Word::is_always_lock_free,
@@ -884,6 +886,16 @@ int genie_template_run_dynamic(GenieTemplate* tmpl, GenieStorage* const* inputs,
 
 int genie_storage_new(GenieDevice device, uint64_t bytes, GenieStorage** out, GenieError* error) {
   return guarded(error, [&] { *out = handle(new_storage(torch_device(device), bytes)); });
+}
+
+int genie_storage_over(void* data, uint64_t bytes, void* owner, void (*let_go)(void*),
+                       GenieStorage** out, GenieError* error) {
+  c10::DataPtr memory(data, owner, let_go, at::kCPU);
+  return guarded(error, [&] {
+    *out = handle(c10::make_intrusive<c10::StorageImpl>(
+        c10::StorageImpl::use_byte_size_t(), static_cast<size_t>(bytes), std::move(memory),
+        c10::GetAllocator(at::kCPU), /*resizable=*/false));
+  });
 }
 
 void genie_storage_free(GenieStorage* storage) { StoragePtr::reclaim(impl(storage)); }

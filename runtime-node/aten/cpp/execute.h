@@ -24,6 +24,7 @@ int genie_execute_init(GenieError* error);
 void genie_execute_count_memory();
 // Refuses allocations beyond so many bytes in use, until it is called again.
 void genie_execute_limit_memory(uint64_t bytes);
+void genie_execute_scrub_memory();
 void genie_execute_borrow_memory(uint64_t* in_use, const uint64_t* lease, bool (*more)(uint64_t));
 void genie_execute_memory_in_use(uint64_t* now, uint64_t* peak);
 // Gives warnings of operators to `tell`, which must live for ever, instead of stderr; for threads that
@@ -61,6 +62,9 @@ int genie_template_new(const uint8_t* bytes, size_t len, GenieDevice device, Gen
 void genie_template_free(GenieTemplate* tmpl);
 
 int genie_storage_new(GenieDevice device, uint64_t bytes, GenieStorage** out, GenieError* error);
+// Over memory of others on the CPU; `let_go(owner)` is called once, when nothing uses it any more.
+int genie_storage_over(void* data, uint64_t bytes, void* owner, void (*let_go)(void*),
+                       GenieStorage** out, GenieError* error);
 void genie_storage_free(GenieStorage* storage);
 uint64_t genie_storage_bytes(const GenieStorage* storage);
 // Host pointer of a CPU storage, or nullptr.

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <atomic>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
@@ -29,6 +30,7 @@ std::atomic<uint64_t>* in_use = &own_count;
 const std::atomic<uint64_t>* lease = &no_lease;
 bool (*more)(uint64_t) = nullptr;
 
+std::atomic<bool> scrub{false};
 std::atomic<uint64_t> peak{0};
 std::atomic<uint64_t> limit{kNoLimit};
 
@@ -48,6 +50,7 @@ c10::Allocator* before = nullptr;
 void give_back(void* data) {
   if (!data) return;
   auto* header = static_cast<Header*>(data) - 1;
+  if (scrub.load(std::memory_order_relaxed)) std::memset(data, 0, header->bytes);
   in_use->fetch_sub(header->bytes);
   before->raw_deallocate(header);
 }
@@ -111,6 +114,8 @@ void count_memory() {
 }
 
 void limit_memory(uint64_t bytes) { limit.store(bytes, std::memory_order_relaxed); }
+
+void scrub_memory() { scrub.store(true, std::memory_order_relaxed); }
 
 void borrow_memory(std::atomic<uint64_t>* count, const std::atomic<uint64_t>* lent,
                    bool (*ask)(uint64_t)) {

@@ -13,6 +13,9 @@ void count_memory();
 // What may be in use before an allocation is refused with c10::OutOfMemoryError.
 void limit_memory(uint64_t bytes);
 
+// Zeroes memory from now on when it is given back.
+void scrub_memory();
+
 // Counts in `in_use` from now on, and lets nothing be in use beyond `lease` unless `more`, asked for
 // so many bytes in all, says that it was raised. Both words lie in memory that another process reads
 // and writes too (runtime-node/channel/src/lease.rs); all of it lasts as long as the process. On the

@@ -148,6 +148,12 @@ pub fn borrow_memory(
     unsafe { genie_execute_borrow_memory(in_use.as_ptr(), lease.as_ptr(), more) }
 }
 
+/// Zeroes memory from now on when libtorch gives it back. After [`count_memory`].
+pub fn scrub_memory() {
+    // SAFETY: takes nothing.
+    unsafe { genie_execute_scrub_memory() }
+}
+
 /// Bytes that libtorch has allocated since [`count_memory`] and not freed, now and at most.
 pub fn memory_in_use() -> (u64, u64) {
     let (mut now, mut peak) = (0, 0);
@@ -375,6 +381,27 @@ impl Storage {
         Storage::make(|out, error| unsafe { genie_storage_new(device, bytes, out, error) })
     }
 
+    /// A CPU storage over memory that is there already; `owner` is dropped when nothing uses it any
+    /// more. It does not grow.
+    ///
+    /// # Safety
+    /// The memory is readable and writable for `bytes` bytes, and nobody else's, while `owner` lives.
+    pub unsafe fn over<T: Send + 'static>(
+        address: *mut u8,
+        bytes: u64,
+        owner: Box<T>,
+    ) -> Result<Self, AtenError> {
+        extern "C" fn let_go<T>(owner: *mut c_void) {
+            // SAFETY: the pointer that `over` gave to C++, which calls this once.
+            drop(unsafe { Box::from_raw(owner.cast::<T>()) });
+        }
+        let owner: *mut c_void = Box::into_raw(owner).cast();
+        // SAFETY: the caller's promise; C++ takes the owner, whether or not it makes a storage.
+        Storage::make(|out, error| unsafe {
+            genie_storage_over(address.cast(), bytes, owner, let_go::<T>, out, error)
+        })
+    }
+
     pub fn bytes(&self) -> u64 {
         // SAFETY: the pointer is valid while `self` lives.
         unsafe { genie_storage_bytes(self.0.as_ptr()) }
@@ -500,6 +527,7 @@ unsafe extern "C" {
     fn genie_execute_init(error: *mut GenieError) -> i32;
     fn genie_execute_count_memory();
     fn genie_execute_limit_memory(bytes: u64);
+    fn genie_execute_scrub_memory();
     fn genie_execute_borrow_memory(
         in_use: *mut u64,
         lease: *const u64,
@@ -551,6 +579,14 @@ unsafe extern "C" {
         n_outputs: *mut u64,
         write: extern "C" fn(*mut c_void, *const u8, usize),
         context: *mut c_void,
+        error: *mut GenieError,
+    ) -> i32;
+    fn genie_storage_over(
+        data: *mut c_void,
+        bytes: u64,
+        owner: *mut c_void,
+        let_go: extern "C" fn(*mut c_void),
+        out: *mut *mut RawStorage,
         error: *mut GenieError,
     ) -> i32;
     fn genie_storage_new(

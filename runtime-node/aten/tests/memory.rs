@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use genie_aten::execute::{
     Device, Generator, Storage, Template as Bound, borrow_memory, count_memory, enter, init,
-    limit_memory, memory_in_use,
+    limit_memory, memory_in_use, scrub_memory,
 };
 use genie_wire::{DType, ErrorCode, OutputSpec, Template, TensorMeta, Value};
 
@@ -111,6 +111,18 @@ fn memory_is_counted_bounded_and_aligned() {
     assert!(error.message.contains("other clients"), "{error}");
     drop(kept);
     assert_eq!(IN_USE.load(Ordering::SeqCst), now);
+
+    // What was freed is seen again, unless that is asked for.
+    let sevens_seen = || {
+        let blocks = || (0..100).map(|_| Storage::new(Device::CPU, 4096).unwrap());
+        let mut written: Vec<Storage> = blocks().collect();
+        written.iter_mut().for_each(|block| block.as_mut_slice().unwrap().fill(7));
+        drop(written);
+        blocks().filter(|block| block.as_slice().unwrap()[64..].contains(&7)).count()
+    };
+    assert!(sevens_seen() > 0);
+    scrub_memory();
+    assert_eq!(sevens_seen(), 0);
 }
 
 static IN_USE: AtomicU64 = AtomicU64::new(0);

@@ -22,7 +22,7 @@ pub const MESSAGE_BYTES_MAX: usize = 96 << 10;
 /// Messages that wait for a peer that does not read; a peer that leaves more lie is left.
 pub const QUEUE_MAX: usize = 1024;
 /// Descriptors of one message.
-const DESCRIPTORS_MAX: usize = 4;
+const DESCRIPTORS_MAX: usize = 5;
 
 /// A nonblocking socket that carries whole messages, each with the descriptors that it announces.
 #[derive(Debug)]
@@ -203,13 +203,12 @@ mod tests {
     #[test]
     fn messages_arrive_whole_in_order_and_with_their_descriptors() {
         let (mut one, mut other) = pair();
-        let pairs = [Channel::pair().unwrap(), Channel::pair().unwrap()];
-        let passed = pairs.into_iter().flat_map(|(one, other)| [one.socket, other]).collect();
+        let passed = (0..5).map(|_| Channel::pair().unwrap().1).collect();
         one.post(stop("first"), vec![]).unwrap();
         one.post(Message::Fork(Default::default()), passed).unwrap();
         assert_eq!(other.poll().unwrap().unwrap().0, stop("first"));
         let (message, fds) = other.poll().unwrap().unwrap();
-        assert_eq!((message, fds.len()), (Message::Fork(Default::default()), 4));
+        assert_eq!((message, fds.len()), (Message::Fork(Default::default()), 5));
         assert!(other.poll().unwrap().is_none());
         drop(one);
         assert!(matches!(other.poll(), Err(ChannelError::Closed)));

@@ -13,16 +13,18 @@ pub struct Ends {
     pub lease: OwnedFd,
     /// The socket of [`crate::Borrower`].
     pub lender: OwnedFd,
+    /// Of the [`crate::Channel`] over which it asks for shared weights.
+    pub shelf: OwnedFd,
 }
 
 impl Ends {
     pub fn into_fds(self) -> Vec<OwnedFd> {
-        vec![self.channel, self.progress, self.lease, self.lender]
+        vec![self.channel, self.progress, self.lease, self.lender, self.shelf]
     }
 
     /// `None` when they are not as many.
     pub fn from_fds(fds: Vec<OwnedFd>) -> Option<Self> {
-        let [channel, progress, lease, lender] = <[OwnedFd; 4]>::try_from(fds).ok()?;
-        Some(Ends { channel, progress, lease, lender })
+        let [channel, progress, lease, lender, shelf] = <[OwnedFd; 5]>::try_from(fds).ok()?;
+        Some(Ends { channel, progress, lease, lender, shelf })
     }
 }

@@ -7,7 +7,8 @@ use genie_wire::control::Device;
 pub struct Envelope {
     #[prost(
         oneof = "Message",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, \
+                23, 24, 25"
     )]
     pub message: Option<Message>,
 }
@@ -20,8 +21,7 @@ pub enum Message {
     /// From the zygote, instead: it cannot be used.
     #[prost(message, tag = "2")]
     Unusable(Unusable),
-    /// To the zygote: fork a worker. With its end of the channel, its page of progress, and the page
-    /// and the socket by which it borrows memory.
+    /// To the zygote: fork a worker. With its [`crate::Ends`].
     #[prost(message, tag = "3")]
     Fork(Fork),
     /// From the zygote: a worker runs, or does not.
@@ -75,14 +75,30 @@ pub enum Message {
     /// From a worker: it gave up what it could.
     #[prost(message, tag = "20")]
     Lightened(Lightened),
+    /// From a worker: is this weight shared?
+    #[prost(message, tag = "21")]
+    Seek(Seek),
+    /// To a worker: it is; the worker has it from now on. With its memory.
+    #[prost(message, tag = "22")]
+    Found(Found),
+    /// From a worker: a weight that it has, to share. With its memory.
+    #[prost(message, tag = "23")]
+    Offer(Offer),
+    /// To a worker: a weight is not shared, or an offer is taken or not.
+    #[prost(message, tag = "24")]
+    Shelved(Shelved),
+    /// From a worker: it does not have a shared weight any more.
+    #[prost(message, tag = "25")]
+    Unshelve(Unshelve),
 }
 
 impl Message {
     /// How many descriptors travel with it.
     pub fn descriptors(&self) -> usize {
         match self {
-            Message::Fork(_) => 4,
+            Message::Fork(_) => 5,
             Message::Session(_) | Message::Leaving(_) | Message::Fetch(_) => 1,
+            Message::Found(_) | Message::Offer(_) => 1,
             _ => 0,
         }
     }
@@ -148,6 +164,12 @@ pub struct Limits {
     /// Whether it is closed in (`genie_sandbox`).
     #[prost(bool, tag = "6")]
     pub sandbox: bool,
+    /// Whether its weights are shared with other workers ([`crate::Shelf`]).
+    #[prost(bool, tag = "7")]
+    pub shares: bool,
+    /// Whether memory is zeroed when a tensor gives it back.
+    #[prost(bool, tag = "8")]
+    pub scrub: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -188,6 +210,47 @@ pub struct Shed {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Lightened {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Seek {
+    /// The worker's number for the question.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Found {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Offer {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Shelved {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(bool, tag = "2")]
+    pub taken: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Unshelve {
+    #[prost(bytes = "vec", tag = "1")]
+    pub hash: Vec<u8>,
+}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Session {

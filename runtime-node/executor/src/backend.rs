@@ -1,6 +1,6 @@
 //! What the executor needs of a device.
 
-use genie_transport::SharedMemory;
+use genie_transport::{FrozenMemory, SharedMemory};
 
 use crate::Failure;
 pub use crate::pinned::Pinned;
@@ -43,6 +43,11 @@ pub trait Backend {
     fn allocate(&self, bytes: u64) -> Result<Self::Storage, Failure>;
     fn bytes(&self, storage: &Self::Storage) -> u64;
     fn duplicate(&self, storage: &Self::Storage) -> Result<Self::Storage, Failure>;
+    /// A storage over memory that other processes read and none can change; it is never written
+    /// where others see it. `None` where the device has memory of its own.
+    fn adopt(&self, _memory: FrozenMemory) -> Option<Self::Storage> {
+        None
+    }
     fn resize(&self, storage: &mut Self::Storage, bytes: u64) -> Result<(), Failure>;
 
     /// The storage's bytes when the host can reach them directly.

@@ -39,6 +39,7 @@ pub(crate) struct Counts {
     pub(crate) read_bytes: u64,
     pub(crate) weight_hits: u64,
     pub(crate) weight_copies: u64,
+    pub(crate) weights_shared: u64,
     pub(crate) moved_in: Moved,
     pub(crate) moved_out: Moved,
 }
@@ -216,6 +217,7 @@ impl<B: Backend> Executor<B> {
             ("node.weight_bytes_unheld", holdings.unheld_bytes()),
             ("node.weight_hits", counts.weight_hits),
             ("node.weight_copies", counts.weight_copies),
+            ("node.weights_shared", counts.weights_shared),
             ("node.weights_evicted", holdings.evicted()),
             ("node.weights_moved_in", counts.moved_in.weights),
             ("node.weight_bytes_moved_in", counts.moved_in.bytes),

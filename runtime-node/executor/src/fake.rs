@@ -1,6 +1,6 @@
 //! A backend in plain memory, to test the state machine without libtorch.
 
-use genie_transport::SharedMemory;
+use genie_transport::{FrozenMemory, SharedMemory};
 use genie_wire::{ErrorCode, Template};
 
 use crate::{Backend, Failure};
@@ -141,6 +141,10 @@ impl Backend for Fake {
 
     fn duplicate(&self, storage: &FakeStorage) -> Result<FakeStorage, Failure> {
         Ok(FakeStorage(storage.bytes().to_vec().into()))
+    }
+
+    fn adopt(&self, memory: FrozenMemory) -> Option<FakeStorage> {
+        (!self.remote).then(|| FakeStorage(memory.as_slice().to_vec().into()))
     }
 
     fn resize(&self, storage: &mut FakeStorage, bytes: u64) -> Result<(), Failure> {

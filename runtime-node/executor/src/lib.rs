@@ -23,6 +23,7 @@ mod pinned;
 mod region;
 pub mod serve;
 mod session;
+mod sharing;
 mod storages;
 pub mod transit;
 mod weights;

@@ -190,7 +190,7 @@ impl<B: Backend> Session<B> {
             Some(_) if state.storages.bytes(id) != Some(bytes) => return Ok(false),
             _ => {}
         }
-        let Some(weight) = node.holdings.hold(state.account, hash) else {
+        let Some(weight) = node.hold_or_seek(state.account, hash, bytes) else {
             return Ok(false);
         };
         if weight.bytes != bytes {
@@ -704,7 +704,11 @@ impl<B: Backend> State<B> {
         }
         match node.holdings.hold(self.account, &hash) {
             Some(stored) => self.storages.put(id, Slot::Shared(stored), &mut node.holdings)?,
-            None => self.storages.share(id, hash, &mut node.holdings),
+            None => {
+                let shelved =
+                    Executor::shelve(&node.backend, &mut node.holdings.shelf, storage, &hash);
+                self.storages.share(id, hash, shelved, &mut node.holdings);
+            }
         }
         Ok(())
     }

@@ -179,8 +179,15 @@ impl<S> Storages<S> {
         }
     }
 
-    /// Turns a session's own storage into a stored weight that it keeps holding.
-    pub(crate) fn share(&mut self, id: StorageId, hash: WeightHash, holdings: &mut Holdings<S>) {
+    /// Turns a session's own storage into a stored weight that it keeps holding; `shelved` is its
+    /// content in memory that other clients map too.
+    pub(crate) fn share(
+        &mut self,
+        id: StorageId,
+        hash: WeightHash,
+        shelved: Option<S>,
+        holdings: &mut Holdings<S>,
+    ) {
         if !matches!(self.slots.get(&id.0), Some(Slot::Live { .. })) {
             return;
         }
@@ -189,7 +196,9 @@ impl<S> Storages<S> {
         };
         // The ledger's charge passes on to the weight.
         let account = holdings.ledger.current();
-        let weight = Arc::new(Weight { storage, bytes, hash, account });
+        let is_shelved = shelved.is_some();
+        let storage = shelved.unwrap_or(storage);
+        let weight = Arc::new(Weight { storage, bytes, hash, account, shelved: is_shelved });
         holdings.store(&weight);
         self.slots.insert(id.0, Slot::Shared(weight));
     }

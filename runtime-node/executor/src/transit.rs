@@ -210,7 +210,7 @@ impl<B: Backend> Executor<B> {
                 let Arriving { storage, copy, .. } = arriving;
                 copy.give_up(&mut self.holdings.ledger);
                 // The storage's charge passes on to the weight.
-                let weight = Arc::new(Weight { storage, bytes, hash, account });
+                let weight = Arc::new(Weight { storage, bytes, hash, account, shelved: false });
                 self.holdings.store(&weight);
                 weight
             }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use genie_channel::Shelf;
 use genie_wire::ErrorCode;
 use genie_wire::record::WeightHash;
 
@@ -23,6 +24,8 @@ pub(crate) struct Weight<S> {
     pub(crate) hash: WeightHash,
     /// A hash gives access only within the identity of this account.
     pub(crate) account: Account,
+    /// Its memory is the gate's, which other workers map too.
+    pub(crate) shelved: bool,
 }
 
 type Key = (Account, WeightHash);
@@ -46,6 +49,8 @@ pub(crate) struct Holdings<S> {
     unheld_bytes_max: u64,
     clock: u64,
     evicted: u64,
+    /// Where weights are shared with other clients, if they may be.
+    pub(crate) shelf: Option<Shelf>,
 }
 
 impl<S> Holdings<S> {
@@ -59,6 +64,7 @@ impl<S> Holdings<S> {
             unheld_bytes_max,
             clock: 0,
             evicted: 0,
+            shelf: None,
         }
     }
 
@@ -207,6 +213,11 @@ impl<S> Holdings<S> {
         self.ledger.release(weight.bytes);
         self.ledger.enter(current);
         self.evicted += 1;
+        let (hash, shelved) = (weight.hash, weight.shelved);
+        drop(weight);
+        if shelved && let Some(shelf) = &mut self.shelf {
+            shelf.leave(&hash);
+        }
     }
 }
 
@@ -229,7 +240,8 @@ mod tests {
     impl Bench {
         fn store(&mut self, number: u64, bytes: u64) -> Arc<Weight<()>> {
             self.holdings.ledger.charge(bytes);
-            let weight = Weight { storage: (), bytes, hash: hash(number), account: self.account };
+            let (hash, account) = (hash(number), self.account);
+            let weight = Weight { storage: (), bytes, hash, account, shelved: false };
             let weight = Arc::new(weight);
             self.holdings.store(&weight);
             weight

@@ -4,9 +4,10 @@ mod admission;
 mod leases;
 mod serving;
 mod sessions;
+mod shelf;
 mod supervision;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ use crate::moves::Moves;
 use crate::newcomers::Newcomer;
 use crate::quotas::Quotas;
 use crate::sessions::{Session, Way, last_word};
+use shelf::Shelf;
+
 use crate::workers::{Nursery, Worker, WorkerLimits};
 
 /// What a node tells its clients.
@@ -49,6 +52,8 @@ pub struct GateParts {
     pub linger: Duration,
     /// How long an operator may run after its client left.
     pub operator_max: Duration,
+    /// Clients, by what their certificates name, that share weights with each other.
+    pub sharing: Vec<BTreeSet<String>>,
     /// The transports by which weights move between nodes; without them none do.
     pub links: Option<Arc<LinkSettings>>,
     /// What [`Gate::run`] returns for when it is readable.
@@ -75,6 +80,7 @@ pub struct Gate {
     serving: BTreeMap<u64, Box<dyn Link>>,
     workers: BTreeMap<u64, Worker>,
     moves: Moves,
+    shelf: Shelf,
     /// Operators whose client left: worker, operators begun then, and when that is too long.
     forsaken: Vec<(u64, u64, Instant)>,
     /// Workers whose operators wait for memory of others.
@@ -122,6 +128,7 @@ const RELAYED: u64 = 6 << 56;
 const SERVING: u64 = 7 << 56;
 const WORKER: u64 = 8 << 56;
 const LENDER: u64 = 10 << 56;
+const SHELF: u64 = 11 << 56;
 pub(crate) const MOVE: u64 = 9 << 56;
 
 /// How long a link's last words may take.
@@ -142,7 +149,7 @@ const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 impl Gate {
     pub fn new(parts: GateParts) -> std::io::Result<Self> {
         let GateParts { facts, doors, quotas, limits, nursery, .. } = parts;
-        let GateParts { linger, operator_max, links, interrupt, .. } = parts;
+        let GateParts { linger, operator_max, sharing, links, interrupt, .. } = parts;
         assert_eq!(facts.devices.len(), limits.len(), "each device has its limits");
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (index, door) in doors.iter().enumerate() {
@@ -170,6 +177,7 @@ impl Gate {
             serving: BTreeMap::new(),
             workers: BTreeMap::new(),
             moves: Moves::new(links),
+            shelf: Shelf::new(sharing),
             forsaken: Vec::new(),
             waiting: Vec::new(),
             lingering: Vec::new(),
@@ -320,6 +328,7 @@ impl Gate {
             SERVING => self.serve_host(id),
             WORKER => self.hear_worker(id),
             LENDER => self.hear_lender(id),
+            SHELF => self.hear_shelf(id),
             MOVE => self.moves.notice(id),
             _ => {}
         }

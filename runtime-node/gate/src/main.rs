@@ -7,6 +7,7 @@ mod doctor;
 mod listen;
 mod signals;
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::io::Write;
@@ -23,6 +24,7 @@ use genie_gate::{
     ZygoteSettings, memory,
 };
 use genie_remote::cli::{PROBE, RemoteArgs};
+use genie_tls::{Identity, Role};
 use genie_wire::control::Device;
 use rustix::event::epoll;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -171,10 +173,37 @@ struct ClientArgs {
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1 << 10..))]
     client_bytes_per_s: Option<u64>,
 
+    /// Clients that share weights: names of their certificates, as of `genie-host certs issue host
+    /// NAME`; may be given several times. Who is not named shares with nobody. On a CPU the weights
+    /// lie in memory once; each client still counts them as its own
+    #[arg(long, value_name = "NAME,NAME", value_parser = sharing)]
+    share_weights: Vec<Sharing>,
+
+    /// Zero the memory of tensors when they are freed, so that a client's later sessions do not see
+    /// what its earlier ones had; other clients never do (CPU only)
+    #[arg(long)]
+    scrub: bool,
+
     /// Bytes of weights kept on each device while no tensor uses them; above it the least recently
     /// used are dropped [default: a quarter of its memory, at most 8 GiB]
     #[arg(long, value_name = "BYTES")]
     weight_cache_bytes: Option<u64>,
+}
+
+/// What links say of the clients that share weights.
+#[derive(Clone)]
+struct Sharing(BTreeSet<String>);
+
+fn sharing(names: &str) -> Result<Sharing, String> {
+    let identity = |name: &str| match Identity::new(Role::Host, name.trim()) {
+        Ok(identity) => Ok(format!("{}/{}", identity.role(), identity.name())),
+        Err(error) => Err(error.to_string()),
+    };
+    let identities: BTreeSet<String> = names.split(',').map(identity).collect::<Result<_, _>>()?;
+    match identities.len() {
+        0 | 1 => Err("name two clients or more, with commas between".to_owned()),
+        _ => Ok(Sharing(identities)),
+    }
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -225,6 +254,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         sessions_max: args.max_sessions as usize,
     };
     let sessions_max = args.clients.client_sessions.unwrap_or(u32::MAX);
+    let sharing = args.clients.share_weights.iter().map(|one| one.0.clone()).collect();
     let links = doors.iter().find_map(Door::links).cloned();
     let mut gate = Gate::new(GateParts {
         facts,
@@ -234,6 +264,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         nursery: Box::new(zygote),
         linger: Duration::from_secs(args.linger_s.into()),
         operator_max: Duration::from_secs(args.operator_s.into()),
+        sharing,
         links,
         interrupt: Some(either(signals.as_fd(), parent.as_ref())?),
     })
@@ -353,6 +384,8 @@ fn limits(args: &Args, budget_bytes: u64) -> WorkerLimits {
         threads: args.threads.unwrap_or(cores),
         threads_max: args.threads.unwrap_or(THREADS_MAX),
         sandbox: !args.no_sandbox,
+        shares: false,
+        scrub: clients.scrub,
     })
 }
 

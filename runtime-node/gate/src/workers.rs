@@ -42,6 +42,8 @@ pub(crate) struct Worker {
     pub(crate) watched: Watched,
     /// What it may take of its device's memory.
     pub(crate) lender: Lender,
+    /// For the weights that it shares with others.
+    pub(crate) shelf: Channel,
     /// Whose it is, and for which device.
     pub(crate) key: (String, u32),
     pub(crate) pid: u32,

@@ -4,7 +4,7 @@ use genie_aten::AtenError;
 use genie_aten::execute::{
     Device, Generator, Storage, Template, count_memory, enter, leave, limit_memory, memory_in_use,
 };
-use genie_transport::SharedMemory;
+use genie_transport::{FrozenMemory, SharedMemory};
 use genie_wire::ErrorCode;
 
 use genie_executor::Pinned;
@@ -79,6 +79,18 @@ impl Backend for Aten {
 
     fn duplicate(&self, storage: &Storage) -> Result<Storage, Failure> {
         storage.duplicate().map_err(failure)
+    }
+
+    fn adopt(&self, memory: FrozenMemory) -> Option<Storage> {
+        if !self.device.is_cpu() {
+            return None;
+        }
+        let (address, bytes) = (memory.address(), memory.bytes());
+        // SAFETY: the memory is mapped for its bytes while `memory` lives, which the storage keeps;
+        // nobody else in this process knows the address.
+        unsafe { Storage::over(address, bytes, Box::new(memory)) }
+            .inspect_err(|error| tracing::warn!(error = error.message, "a weight is not shared"))
+            .ok()
     }
 
     fn resize(&self, storage: &mut Storage, bytes: u64) -> Result<(), Failure> {

@@ -3,9 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, anyhow};
-use genie_aten::execute::Device;
+use genie_aten::execute::{Device, scrub_memory};
 use genie_channel::message::{Confined, Fork};
-use genie_channel::{Borrower, Channel, ChannelError, Ends, Message, Progress};
+use genie_channel::{Borrower, Channel, ChannelError, Ends, Message, Progress, Shelf};
 use genie_executor::serve::{NodeFacts, ServeError, Server, ServerParts};
 use genie_executor::{Executor, ExecutorLimits, memory};
 use genie_sandbox::Sandbox;
@@ -68,8 +68,15 @@ fn serve(inheritance: Inheritance, begin: Begin) -> anyhow::Result<()> {
     if device.is_cpu() {
         lease::borrow(Borrower::adopt(ends.lease, ends.lender).context("the page of leases")?);
     }
+    if given.scrub {
+        scrub_memory();
+    }
+    let mut executor = Executor::with_limits(backend, limits);
+    if given.shares {
+        executor.share_weights(Shelf::over(ends.shelf));
+    }
     let server = Server::new(ServerParts {
-        executor: Executor::with_limits(backend, limits),
+        executor,
         facts,
         ops,
         device: fork.device,

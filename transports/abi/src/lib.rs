@@ -18,6 +18,7 @@ pub mod abi;
 #[cfg(feature = "tokio")]
 pub mod asynchronous;
 pub mod export;
+mod frozen;
 pub mod import;
 #[cfg(feature = "kit")]
 pub mod kit;
@@ -31,5 +32,6 @@ pub mod transport;
 #[cfg(feature = "load")]
 pub mod vet;
 
+pub use frozen::FrozenMemory;
 pub use link::{Frame, Link, LinkError, LinkWay, SEND_QUEUE_BYTES_MAX};
 pub use memory::{MemoryError, SharedMemory};

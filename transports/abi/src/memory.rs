@@ -148,13 +148,13 @@ unsafe impl Send for SharedMemory {}
 // SAFETY: as above; concurrent copies of the same bytes by peers are expected.
 unsafe impl Sync for SharedMemory {}
 
-fn check_size(bytes: u64) -> Result<(), MemoryError> {
+pub(crate) fn check_size(bytes: u64) -> Result<(), MemoryError> {
     if bytes == 0 || bytes > REGION_BYTES_MAX {
         return Err(MemoryError::TooLarge { bytes });
     }
     Ok(())
 }
 
-fn os(what: &'static str) -> impl Fn(rustix::io::Errno) -> MemoryError {
+pub(crate) fn os(what: &'static str) -> impl Fn(rustix::io::Errno) -> MemoryError {
     move |errno| MemoryError::Os { what, source: errno.into() }
 }

@@ -98,11 +98,31 @@ impl Gate {
         self.limits[device].0.memory_bytes.min(self.facts.devices[device].memory_bytes)
     }
 
+    /// What all workers of a device may have in use.
+    fn lent_max(&self, device: u32) -> u64 {
+        let total = self.facts.devices[device as usize].memory_bytes;
+        total.saturating_sub(self.shelf.bytes(device))
+    }
+
+    /// Whether a device has so many bytes left for what workers share.
+    pub(super) fn has_room(&mut self, device: u32, bytes: u64) -> bool {
+        let total = self.lent_max(device);
+        let workers = self.workers.values_mut().filter(|worker| worker.key.1 == device);
+        let mut lenders: Vec<&mut Lender> = workers.map(|worker| &mut worker.lender).collect();
+        let lent: u64 = lenders.iter().map(|lender| lender.lease()).sum();
+        let mut free = total.saturating_sub(lent);
+        for lender in &mut lenders {
+            if free < bytes {
+                free += lender.take_back();
+            }
+        }
+        free >= bytes
+    }
+
     /// Whether the worker may have so many bytes in use, after this.
     fn lend(&mut self, id: u64, wanted: u64) -> bool {
         let Some(device) = self.workers.get(&id).map(|worker| worker.key.1) else { return false };
-        let (max, total) =
-            (self.worker_max(device), self.facts.devices[device as usize].memory_bytes);
+        let (max, total) = (self.worker_max(device), self.lent_max(device));
         let mut asker = None;
         let mut others = Vec::new();
         for (other, worker) in self.workers.iter_mut().filter(|(_, worker)| worker.key.1 == device)

@@ -10,7 +10,7 @@ use genie_wire::control::WeightFetch;
 use prost::Message as _;
 use rustix::event::epoll::{self, EventFlags};
 
-use super::{Gate, LENDER, MESSAGES_AT_ONCE, NURSERY, OBITUARY_MAX, WORKER, watch};
+use super::{Gate, LENDER, MESSAGES_AT_ONCE, NURSERY, OBITUARY_MAX, SHELF, WORKER, watch};
 use crate::sessions::{Session, Way};
 use crate::workers::{Told, Worker, describe};
 
@@ -38,18 +38,24 @@ impl Gate {
         let (watched, progress) = Watched::new().map_err(|error| failed(&error))?;
         let (lender, lease, its_lender) = Lender::new().map_err(|error| failed(&error))?;
         let id = self.number();
+        let (shelf, its_shelf) = Channel::pair().map_err(|error| failed(&error))?;
         let interest = EventFlags::IN;
         watch(&self.epoll, channel.event_fd(), WORKER | id, interest)
-            .and_then(|()| watch(&self.epoll, lender.event_fd(), LENDER | id, EventFlags::IN))
+            .and_then(|()| watch(&self.epoll, lender.event_fd(), LENDER | id, interest))
+            .and_then(|()| watch(&self.epoll, shelf.event_fd(), SHELF | id, interest))
             .map_err(|error| failed(&error))?;
+        let mut limits = self.limits[device as usize].0.clone();
+        // A GPU's worker has no memory that another could map.
+        limits.shares = self.shelf.group(&key.0).is_some()
+            && self.facts.devices[device as usize].kind != "cuda";
         let fork = Fork {
             worker: id,
             device,
-            limits: Some(self.limits[device as usize].0.clone()),
+            limits: Some(limits),
             devices: self.facts.devices.clone(),
             node_pid: std::process::id(),
         };
-        let ends = Ends { channel: other, progress, lease, lender: its_lender };
+        let ends = Ends { channel: other, progress, lease, lender: its_lender, shelf: its_shelf };
         let started = self.nursery.start(fork, ends);
         self.watch_nursery();
         started?;
@@ -58,6 +64,7 @@ impl Gate {
             interest,
             watched,
             lender,
+            shelf,
             key,
             pid: 0,
             sessions: Default::default(),
@@ -209,6 +216,8 @@ impl Gate {
         let Some(worker) = self.workers.remove(&id) else { return };
         let _ = epoll::delete(&self.epoll, worker.channel.event_fd());
         let _ = epoll::delete(&self.epoll, worker.lender.event_fd());
+        let _ = epoll::delete(&self.epoll, worker.shelf.event_fd());
+        self.shelf.leave_all(id);
         self.forsaken.retain(|(forsaken, _, _)| *forsaken != id);
         self.waiting.retain(|one| !one.is_of(id));
         self.memory_came(id);
