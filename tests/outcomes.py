@@ -59,7 +59,9 @@ class Told:
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(Told(), "genie-outcomes")
+    # With several processes (pytest-xdist), the first hears of all tests.
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Told(), "genie-outcomes")
 
 
 def one_line(text):

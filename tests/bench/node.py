@@ -43,13 +43,6 @@ torch.set_num_threads(1)
 def say(**fields):
     print("BENCH " + json.dumps(fields), flush=True)
 """
-HOLDS = """
-devices = [torch.device(f"remote_accelerator:{i}") for i in range(COUNT)]
-assert torch.remote_accelerator.device_count() >= COUNT, torch.remote_accelerator.device_count()
-kept = [torch.ones(1000, device=device) for device in devices]
-say(sums=[x.sum().item() for x in kept])
-sys.stdin.readline()
-"""
 READS = """
 x = torch.ones(1, device="remote_accelerator")
 times = []
@@ -107,7 +100,7 @@ class Node:
     def __init__(self, directory, clients, listen, *flags):
         self.directory = Path(directory)
         tool("certs", "init", "--dir", self.directory / "authority")
-        tool("certs", "issue", "node", "127.0.0.1", "--dir", self.directory / "authority", "--out", self.directory / "node")
+        tool("certs", "issue", "node", "here", "--address", "127.0.0.1", "--dir", self.directory / "authority", "--out", self.directory / "node")
         self.clients = []
         for number in range(clients):
             own = self.directory / f"client-{number}"
@@ -125,6 +118,17 @@ class Node:
 
     def of(self, client):
         return {"GENIE_MODE": "remote", "GENIE_NODES": self.address, "GENIE_CERTS": str(self.clients[client])}
+
+    @contextlib.contextmanager
+    def host(self, client):
+        """The socket of a host of this client."""
+        command = [BIN / "genie-host", "serve", "--plugins", "none", "--node", self.address, "--certs", self.clients[client]]
+        started = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+        try:
+            yield started.stdout.readline().split()[1].removeprefix("unix:")
+        finally:
+            started.terminate()
+            started.communicate(timeout=PROGRAM_SECONDS_MAX)
 
     def processes(self):
         """{name: its processes}"""
@@ -170,11 +174,13 @@ def wake_ups(process):
 
 
 def idle_costs(devices, clients):
-    with node(clients, "quic://127.0.0.1:0", "--cpu-devices", devices) as served:
+    with contextlib.ExitStack() as stack:
+        served = stack.enter_context(node(clients, "quic://127.0.0.1:0", "--cpu-devices", devices))
         alone = memory(served.gate)[0]
-        programs = [Program(HOLDS.replace("COUNT", str(devices)), served.of(client)) for client in range(clients)]
-        for program in programs:
-            assert program.heard()["sums"] == [1000.0] * devices
+        for client in range(clients):
+            host = stack.enter_context(served.host(client))
+            for device in range(devices):
+                stack.enter_context(Session(host, device))
         named = served.processes()
         assert len(named["worker"]) == devices * clients, named
         time.sleep(1)
@@ -184,8 +190,6 @@ def idle_costs(devices, clients):
         woken = {name: sum(wake_ups(p) - before[p] for p in named[name]) / IDLE_SECONDS for name in named}
         spent = sum(sum(p.cpu_times()[:2]) - cpu[p] for p in everybody)
         used = {name: [memory(process) for process in named[name]] for name in named}
-        for program in programs:
-            program.end()
         return {
             "gate_alone": alone,
             "own": {name: statistics.median(own for own, _ in used[name]) for name in used},
@@ -196,17 +200,24 @@ def idle_costs(devices, clients):
         }
 
 
-def greet(path):
-    """Seconds from a hello at a node's socket to its welcome."""
-    hello = bytes([0x08, PROTOCOL, 0x20, 1])
-    with socket.socket(socket.AF_UNIX) as link:
-        link.connect(str(path))
+class Session:
+    """A session that asks for nothing, at a host's or node's socket; it keeps how long its welcome took."""
+
+    def __init__(self, path, device=0):
+        hello = bytes([0x08, PROTOCOL, 0x20, 1, 0x30, device])
+        self.link = socket.socket(socket.AF_UNIX)
+        self.link.connect(str(path))
         start = time.perf_counter()
-        link.sendall(struct.pack("<IB3x", len(hello), HELLO) + hello)
-        answer = link.recv(8, socket.MSG_WAITALL)
-        took = time.perf_counter() - start
-        assert answer[4] == WELCOME or answer[0] == WELCOME, answer
-        return took
+        self.link.sendall(struct.pack("<IB3x", len(hello), HELLO) + hello)
+        answer = self.link.recv(8, socket.MSG_WAITALL)
+        self.seconds = time.perf_counter() - start
+        assert answer[4] == WELCOME, answer + self.link.recv(1000)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.link.close()
 
 
 def first_sessions():
@@ -215,12 +226,13 @@ def first_sessions():
         for _ in range(STARTS):
             while served.processes()["worker"]:
                 time.sleep(0.01)
-            times.append(greet(served.socket))
+            with Session(served.socket) as session:
+                times.append(session.seconds)
         return times
 
 
 def read_times():
-    """{way: median us}: the embedded default, and a node over loopback."""
+    """{way: median us}: the embedded default, and a node over loopback; and the own memory of a worker that ran operators."""
     found = {"embedded": [], "quic": [], "tcp": []}
     with node(1, "quic://127.0.0.1:0") as quic, node(1, "tcp://127.0.0.1:0") as tcp:
         for _ in range(3):
@@ -228,7 +240,9 @@ def read_times():
                 program = Program(READS, environment)
                 found[way].append(program.heard()["us"])
                 program.end()
-    return {way: statistics.median(times) for way, times in found.items()}
+        [worker] = quic.processes()["worker"]
+        own = memory(worker)[0]
+    return {way: statistics.median(times) for way, times in found.items()}, own
 
 
 def throughput(listen, **environment):
@@ -257,13 +271,14 @@ def main():
     print("first sessions ...", file=sys.stderr)
     starts = sorted(first_sessions())
     print("reads ...", file=sys.stderr)
-    reads = read_times()
+    reads, worked = read_times()
     print("throughput ...", file=sys.stderr)
     moved = {way: throughput(f"{way}://127.0.0.1:0") for way in ("quic", "tcp")}
     rows = [
         ("gate, no client: own memory", f"{idle['gate_alone']:.0f} MiB", "<= 15"),
         (f"gate, {options.clients} clients: own memory", f"{idle['own']['gate']:.0f} MiB", ""),
-        ("idle worker: own memory (median)", f"{idle['own']['worker']:.0f} MiB", "<= 40"),
+        ("worker, no operator yet: own memory (median)", f"{idle['own']['worker']:.0f} MiB", "<= 40"),
+        ("worker, after operators: own memory", f"{worked:.0f} MiB", "<= 40"),
         ("zygote: own memory", f"{idle['own']['zygote']:.0f} MiB", ""),
         (f"all processes, {idle['workers']} workers: memory, shared pages once", f"{idle['all']:.0f} MiB", "< 2048"),
         ("gate: wake-ups a second, idle", f"{idle['woken']['gate']:.1f}", "0"),
@@ -277,8 +292,8 @@ def main():
     text = "# What a node costs\n\n"
     text += f"Written by `make bench-node` on {datetime.date.today()}: {platform.system()} {platform.release()}, {os.cpu_count()} cores, "
     text += f"torch {torch.__version__}, load average {os.getloadavg()[0]:.1f}. A CPU served as {options.devices} devices to {options.clients} clients\n"
-    text += "with certificates of their own, one worker for each client and device; everything on one machine, over loopback.\n"
-    text += "Own memory is what no other process has (USS); an idle worker has run one operator.\n\n"
+    text += "with certificates of their own, one worker for each client and device; all on one machine, over loopback.\n"
+    text += "Own memory is what no other process has (USS).\n\n"
     text += "| what | measured | wanted |\n|---|---|---|\n" + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in rows)
     print(text)
     if options.write:

@@ -3,6 +3,7 @@
 A node on loopback, and hosts with certificates of their own: `desk` and `other` are two clients.
 """
 
+import os
 import subprocess
 import time
 
@@ -153,6 +154,7 @@ def test_each_client_has_a_worker_that_is_closed_in(node, program):
         status = open(f"/proc/{worker.pid}/status").read()
         assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status, status
         assert "CapEff:\t0000000000000000" in status, status
+        assert os.getsid(worker.pid) == worker.pid, "the scheduler shares between sessions"
     for each in programs:
         each.tell()
         each.finish()
@@ -181,6 +183,26 @@ def test_an_operator_that_outlives_its_client_is_ended(node, program):
     assert "--operator-s" in served.log.read_text()
     again, _ = program("say(value=torch.ones(3, device=DEVICE).sum().item())", env=served.stranger).finish()
     assert again == {"value": 3.0}
+
+
+def test_no_operator_takes_longer_than_the_node_allows(node, program):
+    served = node("--client-operator-s", 1)
+    endless = """
+    x = torch.ones(1, device=DEVICE)
+    for _ in range(2000):
+        x = x * 1
+    say(value=x.sum().item())
+    try:
+        x.expand(1 << 40).sum().item()
+    except genie.NodeLost as error:
+        say(error=str(error))
+    """
+    running = program(endless, env=served.stranger)
+    assert running.heard() == {"value": 1.0}
+    said, _ = program("say(value=torch.ones(3, device=DEVICE).sum().item())", env=served.desk).finish()
+    assert said == {"value": 3.0}
+    said, _ = running.finish()
+    assert "aten::sum" in said["error"] and "--client-operator-s" in said["error"], said
 
 
 def test_a_worker_without_sessions_ends_after_a_while(node, program):

@@ -52,6 +52,8 @@ pub struct GateParts {
     pub linger: Duration,
     /// How long an operator may run after its client left.
     pub operator_max: Duration,
+    /// How long any operator may run.
+    pub client_operator_max: Option<Duration>,
     /// Clients, by what their certificates name, that share weights with each other.
     pub sharing: Vec<BTreeSet<String>>,
     /// The transports by which weights move between nodes; without them none do.
@@ -72,6 +74,7 @@ pub struct Gate {
     nursery: Box<dyn Nursery>,
     linger: Duration,
     operator_max: Duration,
+    client_operator_max: Option<Duration>,
     /// In the wait set while the gate lives.
     _interrupt: Option<OwnedFd>,
     newcomers: BTreeMap<u64, Newcomer>,
@@ -137,6 +140,8 @@ pub(crate) const LINGER: Duration = Duration::from_secs(1);
 pub(crate) const LINGER_STEP: Duration = Duration::from_millis(20);
 /// How long one may take to say it.
 const HELLO_MAX: Duration = Duration::from_secs(10);
+/// How often an operator is looked at in the time that it may take.
+const OPERATOR_LOOKS: u32 = 8;
 /// How long it may take until one hears how a worker ended.
 const OBITUARY_MAX: Duration = Duration::from_secs(1);
 /// Messages of one worker between two looks at the others.
@@ -149,7 +154,8 @@ const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 impl Gate {
     pub fn new(parts: GateParts) -> std::io::Result<Self> {
         let GateParts { facts, doors, quotas, limits, nursery, .. } = parts;
-        let GateParts { linger, operator_max, sharing, links, interrupt, .. } = parts;
+        let GateParts { linger, operator_max, client_operator_max, .. } = parts;
+        let GateParts { sharing, links, interrupt, .. } = parts;
         assert_eq!(facts.devices.len(), limits.len(), "each device has its limits");
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (index, door) in doors.iter().enumerate() {
@@ -171,6 +177,7 @@ impl Gate {
             nursery,
             linger,
             operator_max,
+            client_operator_max,
             _interrupt: interrupt,
             newcomers: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -305,7 +312,12 @@ impl Gate {
             .chain(workers)
             .chain(forsaken)
             .chain(self.moves.due());
-        let due = due.chain(until).min().map(|at| at.saturating_duration_since(now));
+        let due = due
+            .chain(self.next_look_at_operators(now))
+            .chain(self.nursery.due())
+            .chain(until)
+            .min()
+            .map(|at| at.saturating_duration_since(now));
         let linger = (!self.lingering.is_empty()).then_some(LINGER_STEP);
         let wait = due.into_iter().chain(linger).min()?;
         // Rounded up, so that the moment has come when the wait ends.
@@ -318,7 +330,10 @@ impl Gate {
             DOOR => self.accept(id as usize),
             NEWCOMER => self.greet(id),
             HOST | RELAYED => match self.sessions.get_mut(&id).map(|session| &mut session.way) {
-                Some(Way::Relayed(relay)) => relay.runnable = true,
+                Some(Way::Relayed(relay)) => {
+                    relay.runnable = true;
+                    relay.worker_speaks |= name & KIND == RELAYED;
+                }
                 // It is watched for its end alone.
                 Some(Way::Direct(_)) if flags.intersects(EventFlags::HUP | EventFlags::ERR) => {
                     self.end(id);
@@ -331,6 +346,34 @@ impl Gate {
             SHELF => self.hear_shelf(id),
             MOVE => self.moves.notice(id),
             _ => {}
+        }
+    }
+
+    /// When operators are looked at again that may not take long.
+    fn next_look_at_operators(&self, now: Instant) -> Option<Instant> {
+        let max = self.client_operator_max?;
+        let used = self.workers.values().any(|worker| !worker.sessions.is_empty());
+        used.then(|| now + max / OPERATOR_LOOKS)
+    }
+
+    /// Ends workers whose operator runs for too long, whoever waits for it.
+    fn end_long_operators(&mut self, now: Instant) {
+        let Some(max) = self.client_operator_max else { return };
+        for (id, worker) in &mut self.workers {
+            let doing = worker.watched.look();
+            worker.running = match (doing.connection, worker.running) {
+                (None, _) => None,
+                (_, Some((begun, since))) if begun == doing.begun => Some((begun, since)),
+                _ => Some((doing.begun, now)),
+            };
+            if worker.ending.is_none()
+                && worker.running.is_some_and(|(_, since)| since + max <= now)
+            {
+                tracing::warn!(pid = worker.pid, "{} runs for too long", doing.operator);
+                worker.overdue = Some("its operator took longer than --client-operator-s allows");
+                worker.ending = Some(now + OBITUARY_MAX);
+                self.nursery.end(*id);
+            }
         }
     }
 
@@ -389,10 +432,11 @@ impl Gate {
                 doing.operator,
                 self.operator_max.as_secs()
             );
-            worker.overdue = true;
+            worker.overdue = Some("--operator-s: another program of this client left");
             worker.ending.get_or_insert(now + OBITUARY_MAX);
             self.nursery.end(id);
         }
+        self.end_long_operators(now);
     }
 }
 

@@ -173,6 +173,11 @@ struct ClientArgs {
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1 << 10..))]
     client_bytes_per_s: Option<u64>,
 
+    /// Seconds that one operator of a client may take; then its process is ended, and its sessions are
+    /// told [default: no limit]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    client_operator_s: Option<u32>,
+
     /// Clients that share weights: names of their certificates, as of `genie-host certs issue host
     /// NAME`; may be given several times. Who is not named shares with nobody. On a CPU the weights
     /// lie in memory once; each client still counts them as its own
@@ -255,6 +260,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
     };
     let sessions_max = args.clients.client_sessions.unwrap_or(u32::MAX);
     let sharing = args.clients.share_weights.iter().map(|one| one.0.clone()).collect();
+    let client_operator_max = args.clients.client_operator_s.map(|s| Duration::from_secs(s.into()));
     let links = doors.iter().find_map(Door::links).cloned();
     let mut gate = Gate::new(GateParts {
         facts,
@@ -264,6 +270,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         nursery: Box::new(zygote),
         linger: Duration::from_secs(args.linger_s.into()),
         operator_max: Duration::from_secs(args.operator_s.into()),
+        client_operator_max,
         sharing,
         links,
         interrupt: Some(either(signals.as_fd(), parent.as_ref())?),

@@ -25,6 +25,8 @@ pub(crate) struct Relay {
     parted: bool,
     /// There is more to do at once.
     pub(crate) runnable: bool,
+    /// The worker said something, perhaps.
+    pub(crate) worker_speaks: bool,
     pub(crate) host_interest: EventFlags,
     pub(crate) worker_interest: EventFlags,
 }
@@ -44,6 +46,7 @@ impl Relay {
             worker,
             parted: false,
             runnable: true,
+            worker_speaks: true,
             host_interest: EventFlags::IN,
             worker_interest: EventFlags::IN,
         }
@@ -112,12 +115,15 @@ impl Relay {
             }
             return Ok(false);
         }
-        if self.parted {
+        if self.parted || !self.worker_speaks {
             return Ok(false);
         }
         let polled = self.worker.poll();
         self.parted = polled.is_err();
-        let Some(frame) = polled.map_err(RelayEnd::Worker)? else { return Ok(false) };
+        let Some(frame) = polled.map_err(RelayEnd::Worker)? else {
+            self.worker_speaks = false;
+            return Ok(false);
+        };
         let passed = match frame.kind {
             FrameKind::Payload => match Payload::decode(&frame.body[..]) {
                 Ok(Payload { region, offset, bytes }) => {

@@ -132,6 +132,7 @@ pub(super) fn node_with(
             nursery: Box::new(Threads::new()),
             linger: Duration::from_secs(600),
             operator_max: Duration::from_secs(10),
+            client_operator_max: None,
             sharing: vec![],
             links,
             interrupt,

@@ -21,6 +21,11 @@ pub trait Nursery {
 
     /// What became of workers.
     fn poll(&mut self) -> Option<Told>;
+
+    /// When to call [`Nursery::poll`] although nothing was readable.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// What a [`Nursery`] tells.
@@ -55,18 +60,20 @@ pub(crate) struct Worker {
     pub(crate) ending: Option<Instant>,
     /// It ended because it was asked to.
     pub(crate) asked: bool,
-    /// The gate ended it, for its operator went on after its client left.
-    pub(crate) overdue: bool,
+    /// The operator that it was seen to run, by their number, and since when.
+    pub(crate) running: Option<(u64, Instant)>,
+    /// The gate ended it, for its operator took too long: the flag that says so.
+    pub(crate) overdue: Option<&'static str>,
 }
 
 /// How a worker ended, for people.
-pub(crate) fn describe(ended: &Ended, operator: &str, overdue: bool) -> String {
-    let how = match ended.signal {
-        _ if overdue => "was ended (--operator-s: another program of this client left)".to_owned(),
-        0 if ended.status == 0 => "ended by itself".to_owned(),
-        0 => format!("ended with status {}", ended.status),
-        9 => "was killed (SIGKILL; the machine may be out of memory)".to_owned(),
-        signal => format!("ended by {}", signal_name(signal)),
+pub(crate) fn describe(ended: &Ended, operator: &str, overdue: Option<&'static str>) -> String {
+    let how = match (ended.signal, overdue) {
+        (_, Some(why)) => format!("was ended ({why})"),
+        (0, None) if ended.status == 0 => "ended by itself".to_owned(),
+        (0, None) => format!("ended with status {}", ended.status),
+        (9, None) => "was killed (SIGKILL; the machine may be out of memory)".to_owned(),
+        (signal, None) => format!("ended by {}", signal_name(signal)),
     };
     match operator {
         "" => how,

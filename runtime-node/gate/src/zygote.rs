@@ -35,25 +35,35 @@ pub struct Zygote {
 struct Running {
     child: Child,
     channel: Channel,
+    /// When it must have loaded libtorch, while it has not.
+    loads_until: Option<Instant>,
 }
 
 impl Zygote {
     /// Starts the process and waits until libtorch is loaded.
     pub fn start(settings: ZygoteSettings) -> anyhow::Result<(Self, Loaded)> {
-        let (running, loaded) = start(&settings)?;
+        let (running, loaded) = load(&settings)?;
         Ok((Zygote { settings, running: Some(running), lost: None }, loaded))
     }
 
+    /// What is posted before libtorch is loaded waits in its channel.
     fn running(&mut self) -> Result<&mut Running, String> {
         if self.running.is_none() {
-            let (running, _) = start(&self.settings).map_err(|error| format!("{error:#}"))?;
-            self.running = Some(running);
+            self.running = Some(spawn(&self.settings).map_err(|error| format!("{error:#}"))?);
         }
         Ok(self.running.as_mut().expect("it was just started"))
     }
+
+    /// All workers are gone.
+    fn lose(&mut self, why: impl std::fmt::Display) -> Option<Told> {
+        let mut running = self.running.take()?;
+        let _ = running.child.kill();
+        let status = running.child.wait().map(|status| status.to_string()).unwrap_or_default();
+        Some(Told::Lost(format!("ended with the process that made it ({why}; {status})")))
+    }
 }
 
-fn start(settings: &ZygoteSettings) -> anyhow::Result<(Running, Loaded)> {
+fn spawn(settings: &ZygoteSettings) -> anyhow::Result<Running> {
     let (channel, other) = Channel::pair()?;
     let child = Command::new(&settings.binary)
         .args(&settings.arguments)
@@ -67,9 +77,17 @@ fn start(settings: &ZygoteSettings) -> anyhow::Result<(Running, Loaded)> {
                 settings.binary.display()
             )
         })?;
-    let mut running = Running { child, channel };
+    Ok(Running { child, channel, loads_until: Some(Instant::now() + LOAD_MAX) })
+}
+
+/// Starts the process and waits until libtorch is loaded.
+fn load(settings: &ZygoteSettings) -> anyhow::Result<(Running, Loaded)> {
+    let mut running = spawn(settings)?;
     match running.channel.wait(Some(LOAD_MAX)) {
-        Ok(Some((Message::Loaded(loaded), _))) => Ok((running, loaded)),
+        Ok(Some((Message::Loaded(loaded), _))) => {
+            running.loads_until = None;
+            Ok((running, loaded))
+        }
         Ok(Some((Message::Unusable(unusable), _))) => bail!("{}", unusable.reason),
         Ok(Some(_)) => bail!("{} is of another version", settings.binary.display()),
         Ok(None) => bail!("libtorch was not loaded within {} s", LOAD_MAX.as_secs()),
@@ -108,16 +126,22 @@ impl Nursery for Zygote {
         match running.channel.flush().and_then(|()| running.channel.poll()) {
             Ok(Some((Message::Forked(forked), _))) => Some(Told::Forked(forked)),
             Ok(Some((Message::Ended(ended), _))) => Some(Told::Ended(ended)),
-            Ok(Some(_)) => None,
-            Ok(None) => None,
-            Err(error) => {
-                let mut running = self.running.take().expect("it was just heard");
-                let _ = running.child.kill();
-                let status = running.child.wait().map(|status| status.to_string());
-                let status = status.unwrap_or_default();
-                Some(Told::Lost(format!("ended with the process that made it ({error}; {status})")))
+            Ok(Some((Message::Loaded(_), _))) => {
+                running.loads_until = None;
+                None
             }
+            Ok(Some((Message::Unusable(unusable), _))) => self.lose(unusable.reason),
+            Ok(Some(_)) => None,
+            Ok(None) if running.loads_until.is_some_and(|until| until <= Instant::now()) => {
+                self.lose(format!("libtorch was not loaded within {} s", LOAD_MAX.as_secs()))
+            }
+            Ok(None) => None,
+            Err(error) => self.lose(error),
         }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.running.as_ref()?.loads_until
     }
 }
 

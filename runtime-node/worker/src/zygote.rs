@@ -182,6 +182,9 @@ fn fork(inheritance: &Inheritance, fork: Fork, fds: Vec<OwnedFd>) -> anyhow::Res
 
 /// In a fork: end when the zygote does.
 fn end_with(zygote: Pid) {
+    // A session of its own: where the kernel groups by sessions (autogroup), workers get the same part
+    // of the processor each, whatever their threads.
+    let _ = rustix::process::setsid();
     let set = set_parent_process_death_signal(Some(Signal::KILL));
     if set.is_err() || getppid() != Some(zygote) {
         // It ended before it could be watched.

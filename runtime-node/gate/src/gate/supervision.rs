@@ -71,7 +71,8 @@ impl Gate {
             idle_since: Some(Instant::now()),
             ending: None,
             asked: false,
-            overdue: false,
+            running: None,
+            overdue: None,
         };
         self.workers.insert(id, worker);
         self.lend_first(id);
@@ -234,6 +235,7 @@ impl Gate {
             if let Some(Session { way: Way::Relayed(relay), .. }) = self.sessions.get_mut(&session)
             {
                 // What it said before is passed on.
+                relay.worker_speaks = true;
                 let _ = relay.turn();
             }
             self.refuse_session(session, ErrorCode::NodeLost, &message);
