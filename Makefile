@@ -50,8 +50,7 @@ test-rust: env
 
 test-python: build
 	@.ci/step "end-to-end tests (pytest, real host and node processes)" "run one alone: .venv/bin/python -m pytest tests/e2e -k NAME" \
-	  env $(BUILT) $(PYTEST) tests/e2e tests/layering tests/test_outcomes.py -m "not slow" \
-	  --ignore tests/e2e/test_remote_dpdk.py -q --tb=short --durations=8
+	  .ci/e2e
 	@.ci/step "conformance, a bounded slice (the whole: make conformance)" "see the failures above; one alone: OPS=name make conformance" \
 	  env $(BUILT) $(PY) tests/conformance/run.py --every 8 --grad --allow tests/conformance/known_failures.txt
 

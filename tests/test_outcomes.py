@@ -34,12 +34,12 @@ def test_what_cargo_says(text, expected):
 def ran(tmp_path):
     """Runs these programs by pytest with the plugin; the directory of their outcomes."""
 
-    def run(*names):
+    def run(*names, **variables):
         left = tmp_path / "outcomes"
         left.mkdir()
         for name in names:
             (tmp_path / f"test_{name}.py").write_text(PROGRAMS[name])
-        env = {**os.environ, "GENIE_OUTCOMES": str(left), "PYTHONPATH": str(Path(outcomes.__file__).parent)}
+        env = {**os.environ, "GENIE_OUTCOMES": str(left), "PYTHONPATH": str(Path(outcomes.__file__).parent)} | variables
         files = [f"test_{name}.py" for name in names]
         subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "outcomes", *files], cwd=tmp_path, env=env, capture_output=True)
         return left
@@ -72,3 +72,8 @@ def test_failures_are_counted_and_never_well(ran):
     assert not is_well and "FAILED: test-python: 1 passed, 2 failed, 1 skipped" in line
     # Also where a part forgets to say so by its exit status.
     assert not outcomes.close(left, [], 9, is_ci=False)[1]
+
+
+def test_what_is_run_once_more_is_not_counted_before(ran):
+    counts, _ = outcomes.collect(ran("bad", "inside", OUTCOMES_AGAIN="1"))
+    assert counts == {"passed": 1}

@@ -75,7 +75,7 @@ def test_a_language_model_is_told_with_its_phases_and_caches(decoder):
         first["nothing"]
     kept = {each.residency for each in told.residency}
     assert {"kv_cache", "weight"} <= kept
-    assert told.plan["policy"] == "balanced"
+    assert told.plan["policy"] == "balanced", str(told)
     assert sum(region["ops"] for region in told.plan["regions"]) == told.ops_total
     text = str(told)
     assert "workload: llm" in text and "llm.decode" in text and "kv_cache" in text
