@@ -91,6 +91,8 @@ pub struct Gate {
     /// Links whose last words are on their way, and when they are dropped anyway.
     lingering: Vec<(Box<dyn Link>, Instant)>,
     next: u64,
+    /// The nursery said something, perhaps.
+    nursery_speaks: bool,
     /// It was told that workers are not closed in.
     told_weak: bool,
 }
@@ -189,6 +191,7 @@ impl Gate {
             waiting: Vec::new(),
             lingering: Vec::new(),
             next: 1,
+            nursery_speaks: true,
             told_weak: false,
         };
         gate.watch_nursery();
@@ -225,7 +228,10 @@ impl Gate {
                 interrupted |= event.data.u64() == INTERRUPT;
                 self.notice(event.data.u64(), event.flags);
             }
-            self.hear_nursery();
+            let due = self.nursery.due().is_some_and(|due| due <= Instant::now());
+            if std::mem::take(&mut self.nursery_speaks) || due {
+                self.hear_nursery();
+            }
             self.open_doors();
             self.take_turns();
             self.move_weights();
@@ -344,6 +350,7 @@ impl Gate {
             WORKER => self.hear_worker(id),
             LENDER => self.hear_lender(id),
             SHELF => self.hear_shelf(id),
+            NURSERY => self.nursery_speaks = true,
             MOVE => self.moves.notice(id),
             _ => {}
         }

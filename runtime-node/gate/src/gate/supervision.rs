@@ -58,6 +58,7 @@ impl Gate {
         let ends = Ends { channel: other, progress, lease, lender: its_lender, shelf: its_shelf };
         let started = self.nursery.start(fork, ends);
         self.watch_nursery();
+        self.nursery_speaks = true;
         started?;
         let worker = Worker {
             channel,
