@@ -278,6 +278,8 @@ def main():
     reads, worked = read_times()
     print("throughput ...", file=sys.stderr)
     moved = {way: throughput("quic://127.0.0.1:0", GENIE_DATA=way) for way in ("udp", "tcp", "quic")}
+    with tempfile.TemporaryDirectory() as directory:
+        moved["shm"] = throughput(f"shm://{directory}/node")
     rows = [
         ("gate, no client: own memory", f"{idle['gate_alone']:.0f} MiB", "<= 15"),
         (f"gate, {options.clients} clients: own memory", f"{idle['own']['gate']:.0f} MiB", ""),
@@ -292,7 +294,7 @@ def main():
         ("first session of a client: hello to welcome, median", f"{statistics.median(starts) * 1e3:.0f} ms", "<= 150"),
         (f"the slowest of {STARTS}", f"{starts[-1] * 1e3:.0f} ms", "<= 150"),
         *((f"`(x + 1).item()`, {way}", f"{us:.0f} us", "") for way, us in reads.items()),
-        *((f"tensors over {way}: rate, and for each core of the gate", f"{rate:.1f}, {core:.1f} Gb/s", ">= 5") for way, (rate, core) in moved.items()),
+        *((f"tensors over {way}: rate, and for each core of the gate", f"{rate:.1f}, {core:.0f} Gb/s", ">= 5") for way, (rate, core) in moved.items()),
     ]
     text = "# What a node costs\n\n"
     text += f"Written by `make bench-node` on {datetime.date.today()}: {platform.system()} {platform.release()}, {os.cpu_count()} cores, "

@@ -93,6 +93,8 @@ pub struct Gate {
     next: u64,
     /// The nursery said something, perhaps.
     nursery_speaks: bool,
+    /// The node ends, and its workers with it.
+    ends: bool,
     /// It was told that workers are not closed in.
     told_weak: bool,
 }
@@ -192,6 +194,7 @@ impl Gate {
             lingering: Vec::new(),
             next: 1,
             nursery_speaks: true,
+            ends: false,
             told_weak: false,
         };
         gate.watch_nursery();
@@ -259,6 +262,7 @@ impl Gate {
         }
         // Their last words pass through here; those that cannot say any are spoken for.
         self.turned_away = Some(why.to_owned());
+        self.ends = true;
         self.linger = Duration::ZERO;
         let mut events = Vec::with_capacity(EVENTS_MAX);
         while !self.workers.is_empty() && Instant::now() < until {

@@ -102,8 +102,8 @@ struct Args {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceArg,
 
-    /// Serve the CPU as so many devices, each with its part of the memory: to try out a machine with
-    /// several
+    /// Serve the CPU as so many devices, each with its part of the memory: to measure what a machine
+    /// with several costs. Programs use the first as yet
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=64))]
     cpu_devices: u32,
@@ -178,8 +178,8 @@ struct ClientArgs {
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     client_operator_s: Option<u32>,
 
-    /// Clients that share weights: names of their certificates, as of `genie-host certs issue host
-    /// NAME`; may be given several times. Who is not named shares with nobody. On a CPU the weights
+    /// Clients that share weights: names of their certificates, as `genie-host certs show` tells them
+    /// there; may be given several times. Who is not named shares with nobody. On a CPU the weights
     /// lie in memory once; each client still counts them as its own
     #[arg(long, value_name = "NAME,NAME", value_parser = sharing)]
     share_weights: Vec<Sharing>,

@@ -49,9 +49,12 @@ fn serve(inheritance: Inheritance, begin: Begin) -> anyhow::Result<()> {
         }
     };
     let given = fork.limits.context("the gate gave no limits")?;
+    // The whole worker is one client's; which of the two limits it is decides what an error advises.
+    let device_bytes = fork.devices.get(fork.device as usize).map_or(0, |it| it.memory_bytes);
+    let is_quota = given.memory_bytes < device_bytes;
     let limits = ExecutorLimits {
         budget_bytes: given.memory_bytes,
-        client_bytes_max: given.memory_bytes,
+        client_bytes_max: if is_quota { given.memory_bytes } else { u64::MAX },
         unheld_bytes_max: given.unheld_bytes,
         threads_max: given.threads_max,
     };

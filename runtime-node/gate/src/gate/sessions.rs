@@ -71,12 +71,16 @@ impl Gate {
     pub(super) fn refuse_session(&mut self, id: u64, code: ErrorCode, message: &str) {
         match self.remove(id).map(|session| session.way) {
             Some(Way::Direct(socket)) => {
-                tracing::warn!(message, "a session is refused");
+                if !self.ends {
+                    tracing::warn!(message, "a session is ended");
+                }
                 last_word(&socket, code, message);
             }
             Some(Way::Relayed(relay)) => {
                 let host = relay.into_host();
-                tracing::warn!(peer = host.peer(), message, "a session is refused");
+                if !self.ends {
+                    tracing::warn!(peer = host.peer(), message, "a session is ended");
+                }
                 self.leave(host, &Refusal { code: code as u32, message: message.to_owned() });
             }
             None => {}

@@ -225,14 +225,20 @@ impl Gate {
         self.memory_came(id);
         self.moves.worker_gone(id, &self.epoll);
         let sessions = worker.sessions.len();
-        if !worker.asked || sessions > 0 {
+        // Its own end, or one that was asked for while nobody used it, is no news.
+        if !self.ends && (!worker.asked || sessions > 0) {
             tracing::warn!(pid = worker.pid, sessions, "a worker is gone: {how}");
         }
-        let message = format!(
-            "the process that ran this session's operators on the node {how}; its tensors are lost, \
-             sessions of other clients are not touched"
-        );
+        let turn = worker.watched.look().connection;
         for session in worker.sessions {
+            let whose = match turn {
+                Some(turn) if turn != session => "another session of this client ran that, ",
+                _ => "",
+            };
+            let message = format!(
+                "the process that ran this session's operators on the node {how}; its tensors are \
+                 lost, {whose}sessions of other clients are not touched"
+            );
             if let Some(Session { way: Way::Relayed(relay), .. }) = self.sessions.get_mut(&session)
             {
                 // What it said before is passed on.
