@@ -197,12 +197,27 @@ def test_no_operator_takes_longer_than_the_node_allows(node, program):
     except genie.NodeLost as error:
         say(error=str(error))
     """
+    beside = """
+    x = torch.ones(1, device=DEVICE)
+    say(value=x.sum().item())
+    sys.stdin.readline()
+    try:
+        x.sum().item()
+    except genie.NodeLost as error:
+        say(error=str(error))
+    """
+    innocent = program(beside, env=served.stranger)
+    assert innocent.heard() == {"value": 1.0}
     running = program(endless, env=served.stranger)
     assert running.heard() == {"value": 1.0}
     said, _ = program("say(value=torch.ones(3, device=DEVICE).sum().item())", env=served.desk).finish()
     assert said == {"value": 3.0}
     said, _ = running.finish()
     assert "aten::sum" in said["error"] and "--client-operator-s" in said["error"], said
+    assert "another session" not in said["error"], said
+    innocent.tell()
+    said, _ = innocent.finish()
+    assert "another session of this client ran that" in said["error"], said
 
 
 def test_a_worker_without_sessions_ends_after_a_while(node, program):
@@ -217,16 +232,16 @@ def test_a_worker_without_sessions_ends_after_a_while(node, program):
 MIB = 1 << 20
 # Asks for most of a small node's memory, each time it is told to.
 ASKS = """
-def ask():
+def ask(mebibytes):
     try:
-        x = torch.ones(300 << 20, dtype=torch.uint8, device=DEVICE)
+        x = torch.ones(mebibytes << 20, dtype=torch.uint8, device=DEVICE)
         return dict(last=x[-1].item())
     except torch.OutOfMemoryError as error:
         return dict(error=str(error))
 
 say(ready=torch.ones(1, device=DEVICE).item())
-for _ in sys.stdin:
-    say(**ask())
+for line in sys.stdin:
+    say(**ask(int(line)))
 """
 # Leaves a weight on the node that no tensor uses.
 LEAVES = """
@@ -258,14 +273,17 @@ def test_memory_is_never_lent_twice(node, program):
     )
     assert asks.heard() == {"ready": 1.0}
     assert holds.heard() == {"last": 1}
-    asks.tell()
+    asks.tell("300")
     refused = asks.heard()
-    assert "other clients" in refused["error"] and "--memory-bytes" in refused["error"], refused
+    assert "other clients" in refused["error"] and "with --memory-bytes" in refused["error"], refused
     holds.tell()
     assert holds.heard() == {"freed": True}
     for _ in range(3):
-        asks.tell()
+        asks.tell("300")
         assert asks.heard() == {"last": 1}
+    asks.tell("600")
+    refused = asks.heard()
+    assert "with --memory-bytes" in refused["error"], f"nobody has a quota: {refused}"
     holds.tell()
     holds.finish()
     asks.end()
@@ -283,7 +301,7 @@ def test_weights_that_nobody_uses_make_room_for_another_client(node, program, st
         leaves.finish()
     asks = program(ASKS, env=served.stranger)
     asks.heard()
-    asks.tell()
+    asks.tell("300")
     assert asks.heard() == {"last": 1}
     if stays:
         leaves.tell()
