@@ -77,13 +77,13 @@ pub enum Message {
     Lightened(Lightened),
     /// From a worker: is this weight shared?
     #[prost(message, tag = "21")]
-    Seek(Seek),
+    Seek(SharedWeight),
     /// To a worker: it is; the worker has it from now on. With its memory.
     #[prost(message, tag = "22")]
     Found(Found),
     /// From a worker: a weight that it has, to share. With its memory.
     #[prost(message, tag = "23")]
-    Offer(Offer),
+    Offer(SharedWeight),
     /// To a worker: a weight is not shared, or an offer is taken or not.
     #[prost(message, tag = "24")]
     Shelved(Shelved),
@@ -212,7 +212,7 @@ pub struct Shed {
 pub struct Lightened {}
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Seek {
+pub struct SharedWeight {
     /// The worker's number for the question.
     #[prost(uint64, tag = "1")]
     pub number: u64,
@@ -226,16 +226,6 @@ pub struct Seek {
 pub struct Found {
     #[prost(uint64, tag = "1")]
     pub number: u64,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Offer {
-    #[prost(uint64, tag = "1")]
-    pub number: u64,
-    #[prost(bytes = "vec", tag = "2")]
-    pub hash: Vec<u8>,
-    #[prost(uint64, tag = "3")]
-    pub bytes: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

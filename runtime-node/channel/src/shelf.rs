@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use genie_transport::FrozenMemory;
 use genie_wire::record::WeightHash;
 
-use crate::message::{Found, Offer, Seek, Shelved, Unshelve};
+use crate::message::{Found, SharedWeight, Shelved, Unshelve};
 use crate::{Channel, Message};
 
 /// Smaller weights are not shared: each takes a descriptor, and is uploaded soon.
@@ -31,7 +31,7 @@ impl Shelf {
     /// bytes are to be checked.
     pub fn seek(&mut self, hash: &WeightHash, bytes: u64) -> Option<FrozenMemory> {
         let number = self.next();
-        let seek = Message::Seek(Seek { number, hash: hash.to_vec(), bytes });
+        let seek = Message::Seek(SharedWeight { number, hash: hash.to_vec(), bytes });
         let (Message::Found(_), fds) = self.ask(seek, vec![], number)? else { return None };
         let memory = FrozenMemory::adopt(fds.first()?.as_fd(), bytes);
         if memory.is_err() {
@@ -45,7 +45,7 @@ impl Shelf {
         let (memory, fd) = FrozenMemory::of(content).ok()?;
         let number = self.next();
         let bytes = content.len() as u64;
-        let offer = Message::Offer(Offer { number, hash: hash.to_vec(), bytes });
+        let offer = Message::Offer(SharedWeight { number, hash: hash.to_vec(), bytes });
         match self.ask(offer, vec![fd], number)? {
             (Message::Shelved(Shelved { taken: true, .. }), _) => Some(memory),
             _ => None,

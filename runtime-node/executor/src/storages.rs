@@ -157,7 +157,7 @@ impl<S> Storages<S> {
         let before = self.bytes(id).unwrap_or(0);
         let storage = self.own(id, false, backend, holdings)?;
         holdings.room(bytes.saturating_sub(before))?;
-        backend.resize(storage, bytes)?;
+        holdings.taking(|| backend.resize(storage, bytes))?;
         self.recount(id, backend, holdings);
         Ok(())
     }

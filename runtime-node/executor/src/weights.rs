@@ -119,7 +119,7 @@ impl<S> Holdings<S> {
     /// then weights that nobody holds make room. The error says what to do.
     pub(crate) fn taking<R>(
         &mut self,
-        take: impl Fn() -> Result<R, Failure>,
+        mut take: impl FnMut() -> Result<R, Failure>,
     ) -> Result<R, Failure> {
         let full = match take() {
             Err(full) if full.code == ErrorCode::OutOfMemory => full,

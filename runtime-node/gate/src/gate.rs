@@ -26,9 +26,8 @@ use crate::moves::Moves;
 use crate::newcomers::Newcomer;
 use crate::quotas::Quotas;
 use crate::sessions::{Session, Way, last_word};
-use shelf::Shelf;
-
 use crate::workers::{Nursery, Worker, WorkerLimits};
+use shelf::Shelf;
 
 /// What a node tells its clients.
 #[derive(Debug, Clone)]
@@ -75,6 +74,8 @@ pub struct Gate {
     linger: Duration,
     operator_max: Duration,
     client_operator_max: Option<Duration>,
+    /// When operators were looked at that may not take long.
+    looked: Instant,
     /// In the wait set while the gate lives.
     _interrupt: Option<OwnedFd>,
     newcomers: BTreeMap<u64, Newcomer>,
@@ -134,9 +135,9 @@ const HOST: u64 = 5 << 56;
 const RELAYED: u64 = 6 << 56;
 const SERVING: u64 = 7 << 56;
 const WORKER: u64 = 8 << 56;
+pub(crate) const MOVE: u64 = 9 << 56;
 const LENDER: u64 = 10 << 56;
 const SHELF: u64 = 11 << 56;
-pub(crate) const MOVE: u64 = 9 << 56;
 
 /// How long a link's last words may take.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
@@ -182,6 +183,7 @@ impl Gate {
             linger,
             operator_max,
             client_operator_max,
+            looked: Instant::now(),
             _interrupt: interrupt,
             newcomers: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -323,7 +325,7 @@ impl Gate {
             .chain(forsaken)
             .chain(self.moves.due());
         let due = due
-            .chain(self.next_look_at_operators(now))
+            .chain(self.next_look_at_operators())
             .chain(self.nursery.due())
             .chain(until)
             .min()
@@ -361,15 +363,19 @@ impl Gate {
     }
 
     /// When operators are looked at again that may not take long.
-    fn next_look_at_operators(&self, now: Instant) -> Option<Instant> {
+    fn next_look_at_operators(&self) -> Option<Instant> {
         let max = self.client_operator_max?;
         let used = self.workers.values().any(|worker| !worker.sessions.is_empty());
-        used.then(|| now + max / OPERATOR_LOOKS)
+        used.then(|| self.looked + max / OPERATOR_LOOKS)
     }
 
     /// Ends workers whose operator runs for too long, whoever waits for it.
     fn end_long_operators(&mut self, now: Instant) {
         let Some(max) = self.client_operator_max else { return };
+        if self.next_look_at_operators().is_none_or(|next| next > now) {
+            return;
+        }
+        self.looked = now;
         for (id, worker) in &mut self.workers {
             let doing = worker.watched.look();
             worker.running = match (doing.connection, worker.running) {

@@ -28,8 +28,6 @@ pub struct ZygoteSettings {
 pub struct Zygote {
     settings: ZygoteSettings,
     running: Option<Running>,
-    /// It has to be told that the last one ended.
-    lost: Option<String>,
 }
 
 struct Running {
@@ -43,7 +41,7 @@ impl Zygote {
     /// Starts the process and waits until libtorch is loaded.
     pub fn start(settings: ZygoteSettings) -> anyhow::Result<(Self, Loaded)> {
         let (running, loaded) = load(&settings)?;
-        Ok((Zygote { settings, running: Some(running), lost: None }, loaded))
+        Ok((Zygote { settings, running: Some(running) }, loaded))
     }
 
     /// What is posted before libtorch is loaded waits in its channel.
@@ -119,9 +117,6 @@ impl Nursery for Zygote {
     }
 
     fn poll(&mut self) -> Option<Told> {
-        if let Some(why) = self.lost.take() {
-            return Some(Told::Lost(why));
-        }
         let running = self.running.as_mut()?;
         match running.channel.flush().and_then(|()| running.channel.poll()) {
             Ok(Some((Message::Forked(forked), _))) => Some(Told::Forked(forked)),

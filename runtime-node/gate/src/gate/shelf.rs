@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
-use genie_channel::message::{Found, Offer, Seek, Shelved, Unshelve};
+use genie_channel::message::{Found, SharedWeight, Shelved, Unshelve};
 use genie_channel::{ChannelError, Message, SHARED_BYTES_MIN};
 use genie_transport::FrozenMemory;
 
@@ -93,12 +93,13 @@ impl Gate {
             let heard = worker.shelf.flush().and_then(|()| worker.shelf.poll());
             let answer = match (heard, group) {
                 (Ok(None), _) => return,
-                (Ok(Some((Message::Seek(Seek { number, hash, bytes }), _))), Some(group)) => {
-                    match self.shelf.take(&(group, key.1, hash), bytes, id) {
-                        Some(memory) => (Message::Found(Found { number }), vec![memory]),
-                        None => (Message::Shelved(Shelved { number, taken: false }), vec![]),
-                    }
-                }
+                (
+                    Ok(Some((Message::Seek(SharedWeight { number, hash, bytes }), _))),
+                    Some(group),
+                ) => match self.shelf.take(&(group, key.1, hash), bytes, id) {
+                    Some(memory) => (Message::Found(Found { number }), vec![memory]),
+                    None => (Message::Shelved(Shelved { number, taken: false }), vec![]),
+                },
                 (Ok(Some((Message::Offer(offer), fds))), Some(group)) => {
                     let number = offer.number;
                     let taken = self.shelve(id, group, key.1, offer, fds);
@@ -129,10 +130,10 @@ impl Gate {
         id: u64,
         group: usize,
         device: u32,
-        offer: Offer,
+        offer: SharedWeight,
         mut fds: Vec<OwnedFd>,
     ) -> bool {
-        let Offer { hash, bytes, .. } = offer;
+        let SharedWeight { hash, bytes, .. } = offer;
         let memory = fds.pop().expect("the channel checked that it came");
         // Its content is checked by whoever takes it.
         bytes >= SHARED_BYTES_MIN
