@@ -39,7 +39,8 @@ def ran(tmp_path):
         left.mkdir()
         for name in names:
             (tmp_path / f"test_{name}.py").write_text(PROGRAMS[name])
-        env = {**os.environ, "GENIE_OUTCOMES": str(left), "PYTHONPATH": str(Path(outcomes.__file__).parent)} | variables
+        inherited = {name: value for name, value in os.environ.items() if name != "OUTCOMES_AGAIN"}
+        env = {**inherited, "GENIE_OUTCOMES": str(left), "PYTHONPATH": str(Path(outcomes.__file__).parent)} | variables
         files = [f"test_{name}.py" for name in names]
         subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "outcomes", *files], cwd=tmp_path, env=env, capture_output=True)
         return left

@@ -42,8 +42,9 @@ pub const STALL_FACTOR: u32 = 5;
 pub const STOP_MARGIN_PERCENT: u32 = 20;
 /// Stack that a thread needs beyond the guest's, for the host's side of a call.
 pub const STACK_RESERVE_BYTES: usize = 256 << 10;
-/// Calls without failure after which a strike is forgotten.
-pub const STRIKES_FADE_CALLS: u32 = 1_000;
+/// Calls in a row without failure after which a strike is forgotten: what fails once in so many costs less than
+/// it gives. A host of many programs meets large graphs on a busy machine now and then, and keeps its plugins.
+pub const STRIKES_FADE_CALLS: u32 = 32;
 /// Plugins of one directory.
 pub const PLUGINS_MAX: usize = 256;
 /// The largest manifest.

@@ -386,8 +386,9 @@ pub trait Connection: Send {
 
     fn register(&mut self, memory: Memory) -> Result<MemoryKey>;
 
-    /// Gives memory up, at the latest when this returns. Refused with `Invalid` while a window or a
-    /// message that is not yet written uses it.
+    /// Gives memory up, when this returns or, of a closed connection, as soon as the device has done
+    /// with it: the memory's owner lives until then, and the call does not wait. Refused with
+    /// `Invalid` while a window or a message that is not yet written uses it.
     fn unregister(&mut self, key: MemoryKey) -> Result<()>;
 
     /// Lets the peer write to this memory, and tells it so.

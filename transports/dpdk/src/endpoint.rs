@@ -24,6 +24,14 @@ const BURSTS_A_TURN: usize = 4;
 const QUEUED_MAX: usize = 4 * BURST;
 /// How long packets wait for a device that takes none, before they are dropped.
 const STUCK: Duration = Duration::from_millis(20);
+/// How long the device of a connection whose user is gone may take to give back its memory. After
+/// that the packets keep it: it is given up with the last.
+const GIVE_BACK: Duration = Duration::from_secs(1);
+/// How long the last user of a device waits for it to have sent everything: the last words (a close,
+/// mostly) may still lie there, and closing it would take them along.
+const LAST_WORDS: Duration = Duration::from_millis(10);
+/// How often it is asked whether it has.
+const PARTING_STEP: Duration = Duration::from_millis(1);
 /// The ports given to those who do not ask for one (RFC 6335).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
@@ -31,7 +39,16 @@ const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 #[derive(Default)]
 pub struct Endpoints {
     list: Vec<Endpoint>,
+    partings: Vec<Parting>,
     next: u64,
+}
+
+/// A user of a device who has gone while the device has packets of it. It counts as a user.
+struct Parting {
+    endpoint: Number,
+    /// Whose memory packets may still be attached to.
+    shared: Option<Arc<Shared>>,
+    until: Instant,
 }
 
 /// Names an endpoint, or a connection of it, for jobs.
@@ -115,6 +132,9 @@ impl Endpoints {
         let name = |device: &str| device.split(',').next().map(str::to_owned);
         let same =
             |endpoint: &&mut Endpoint| name(&endpoint.settings.device) == name(&settings.device);
+        if let Some(left) = self.list.iter_mut().find(same).map(|endpoint| endpoint.number) {
+            self.hurry(left);
+        }
         if let Some(open) = self.list.iter_mut().find(same) {
             if open.settings != *settings {
                 return Err(DpdkError::DeviceBusy { device: settings.device.clone() });
@@ -152,9 +172,43 @@ impl Endpoints {
         self.get(number).map(|endpoint| endpoint.users += 1).is_some()
     }
 
+    /// One user less, as soon as the device has sent what it has of it and gives back the memory of
+    /// the connection that it had; the last closes the device.
+    pub fn part(&mut self, endpoint: Number, shared: Option<Arc<Shared>>, now: Instant) {
+        let patience = if shared.is_some() { GIVE_BACK } else { LAST_WORDS };
+        self.partings.push(Parting { endpoint, shared, until: now + patience });
+        self.let_go(now);
+    }
+
+    /// A device that nobody has but those who part is not waited for.
+    fn hurry(&mut self, endpoint: Number) {
+        let parting = self.partings.iter().filter(|parting| parting.endpoint == endpoint).count();
+        if self.get(endpoint).is_some_and(|endpoint| endpoint.users == parting) {
+            self.partings.retain(|parting| parting.endpoint != endpoint);
+            self.list.retain(|open| open.number != endpoint);
+        }
+    }
+
+    fn let_go(&mut self, now: Instant) {
+        for parting in std::mem::take(&mut self.partings) {
+            let Some(endpoint) = self.get(parting.endpoint) else { continue };
+            endpoint.port.flush();
+            endpoint.port.reclaim();
+            let is_back = parting.shared.as_ref().is_none_or(|shared| {
+                let mut state = shared.lock();
+                state.settle_out();
+                !state.memories.has_out()
+            });
+            match now >= parting.until || (is_back && self.may_leave(parting.endpoint)) {
+                true => self.leave(parting.endpoint),
+                false => self.partings.push(parting),
+            }
+        }
+    }
+
     /// Whether a user may leave without taking packets along that the device has not sent: others
     /// stay, or all buffers are back.
-    pub fn may_leave(&mut self, number: Number) -> bool {
+    fn may_leave(&mut self, number: Number) -> bool {
         let Some(endpoint) = self.get(number) else { return true };
         if endpoint.users > 1 {
             return true;
@@ -183,6 +237,10 @@ impl Endpoints {
         let mut turn = Turn::default();
         for endpoint in &mut self.list {
             endpoint.turn(now, &mut turn);
+        }
+        if !self.partings.is_empty() {
+            self.let_go(now);
+            turn.due((!self.partings.is_empty()).then(|| now + PARTING_STEP));
         }
         turn
     }

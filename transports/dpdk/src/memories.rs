@@ -44,6 +44,8 @@ struct Registered {
     gpu: Option<(Gpu, ForeignMapping)>,
     /// Windows and messages that use it.
     uses: usize,
+    /// The caller gave it up while packets of messages that are over were out; it goes with them.
+    given_up: bool,
 }
 
 /// A message on its way.
@@ -82,6 +84,7 @@ pub struct Memories {
     messages: HashMap<u64, Sending>,
     /// Messages that are over while packets are out, and what is to be told when they are back.
     out: Vec<(Option<Ended>, Sending)>,
+    is_closed: bool,
 }
 
 /// Memory that is about to be registered: mapped, where that is needed.
@@ -160,12 +163,18 @@ impl Memories {
         self.next += 1;
         let Prepared { memory, gpu } = prepared;
         let foreign = Arc::new(Foreign { external: OnceLock::new(), memory });
-        self.registered.insert(self.next, Registered { foreign, gpu, uses: 0 });
+        self.registered.insert(self.next, Registered { foreign, gpu, uses: 0, given_up: false });
         Ok(MemoryKey(self.next))
     }
 
+    /// Gives memory up: now, or when the packets are back if only they use it and their connection
+    /// is closed.
     pub fn unregister(&mut self, key: MemoryKey) -> Result<()> {
         let uses = self.get(key)?.uses;
+        if uses > 0 && self.is_closed && self.is_only_out(key) {
+            self.get(key)?.given_up = true;
+            return Ok(());
+        }
         if uses > 0 {
             let packets = self.references_to(key);
             let key = key.0;
@@ -323,6 +332,7 @@ impl Memories {
 
     /// The connection is closed: nothing reads or writes any more but packets that are out.
     pub fn release_all(&mut self) {
+        self.is_closed = true;
         self.windows.clear();
         self.registered.values_mut().for_each(|registered| registered.uses = 0);
         let messages = std::mem::take(&mut self.messages).into_values();
@@ -338,7 +348,8 @@ impl Memories {
 
     fn get(&mut self, key: MemoryKey) -> Result<&mut Registered> {
         let unknown = || invalid(format!("memory {} is not registered", key.0));
-        self.registered.get_mut(&key.0).ok_or_else(unknown)
+        let registered = self.registered.get_mut(&key.0).filter(|registered| !registered.given_up);
+        registered.ok_or_else(unknown)
     }
 
     fn use_one(&mut self, key: MemoryKey) {
@@ -350,6 +361,9 @@ impl Memories {
     fn release(&mut self, key: MemoryKey) {
         if let Some(registered) = self.registered.get_mut(&key.0) {
             registered.uses -= 1;
+            if registered.given_up && registered.uses == 0 {
+                self.registered.remove(&key.0);
+            }
         }
     }
 }

@@ -20,11 +20,6 @@ use crate::lane::{Lane, Shared, State, ended, next_number, time};
 use crate::memories::Prepared;
 use crate::settings::{Settings, ZeroCopy};
 
-/// How long the last user of a device waits for it to have sent everything.
-const LAST_WORDS_MS: u32 = 10;
-/// How long a closed connection waits for the device to give back the caller's memory. After that
-/// the packets keep it: it is given up with the last.
-const GIVE_BACK: Duration = Duration::from_secs(1);
 /// Connections that wait to be accepted.
 const ACCEPTED_MAX: usize = 16;
 
@@ -87,6 +82,8 @@ pub fn cost_of_thread() -> Option<Cost> {
 struct Seat {
     eal: &'static Eal,
     endpoint: Number,
+    /// The connection whose memory the device may have when it is given up.
+    last: Option<Arc<Shared>>,
 }
 
 impl Seat {
@@ -100,7 +97,7 @@ impl Seat {
             Ok((number, bytes))
         });
         let (endpoint, bytes) = opened.and_then(|opened| opened).map_err(refused)?;
-        Ok((Seat { eal, endpoint }, bytes))
+        Ok((Seat { eal, endpoint, last: None }, bytes))
     }
 
     /// Another user of the same device.
@@ -110,7 +107,7 @@ impl Seat {
         if !joined {
             return Err(refused(DpdkError::Ended));
         }
-        Ok(Seat { eal: self.eal, endpoint })
+        Ok(Seat { eal: self.eal, endpoint, last: None })
     }
 
     /// The user's datagrams may be sent from where they lie, if the settings do not forbid it.
@@ -135,21 +132,6 @@ impl Seat {
         Ok(true)
     }
 
-    /// Waits until the device has given back what `is_back` asks for, at most [`GIVE_BACK`].
-    fn wait_for_packets(&self, mut is_back: impl FnMut() -> bool) {
-        let until = Instant::now() + GIVE_BACK;
-        while !is_back() && Instant::now() < until {
-            let asked = self.run(|endpoint| {
-                endpoint.port().flush();
-                endpoint.port().reclaim();
-            });
-            if asked.is_err() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
     fn run<R: Send + 'static>(
         &self,
         job: impl FnOnce(&mut crate::endpoint::Endpoint) -> R + Send + 'static,
@@ -162,17 +144,9 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let endpoint = self.endpoint;
-        // The last words (a close, mostly) may still lie in the device, and closing it would take
-        // them along. Waited for here, not on the thread, which others use too.
-        for _ in 0..LAST_WORDS_MS {
-            let settled = self.eal.run(move |endpoints| endpoints.may_leave(endpoint));
-            if settled.unwrap_or(true) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let _ = self.eal.run(move |endpoints| endpoints.leave(endpoint));
+        let (endpoint, last) = (self.endpoint, self.last.take());
+        // What the device still has is waited for on the thread, not here.
+        let _ = self.eal.run(move |endpoints| endpoints.part(endpoint, last, Instant::now()));
     }
 }
 
@@ -256,13 +230,9 @@ impl Connection for DpdkConnection {
     }
 
     fn unregister(&mut self, key: MemoryKey) -> Result<()> {
-        // Of a closed connection packets may still be out, for a moment.
-        self.seat.wait_for_packets(|| {
-            let mut state = self.lock();
-            state.settle_out();
-            !state.memories.is_only_out(key)
-        });
-        self.lock().memories.unregister(key)
+        let mut state = self.lock();
+        state.settle_out();
+        state.memories.unregister(key)
     }
 
     fn offer(&mut self, window: u32, part: Part) -> Result<()> {
@@ -386,14 +356,11 @@ impl DpdkConnection {
 
 impl Drop for DpdkConnection {
     fn drop(&mut self) {
-        // Waited for: when this returns the thread touches nothing of the caller's any more.
+        // When this returns the thread touches nothing of the caller's any more; the device may, and
+        // what it reads is kept while it does.
         let number = self.number;
         let _ = self.seat.run(move |endpoint| endpoint.remove(number));
-        self.seat.wait_for_packets(|| {
-            let mut state = self.lock();
-            state.settle_out();
-            !state.memories.has_out()
-        });
+        self.seat.last = Some(self.shared.clone());
     }
 }
 
