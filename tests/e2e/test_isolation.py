@@ -230,6 +230,71 @@ def test_a_worker_without_sessions_ends_after_a_while(node, program):
 
 
 MIB = 1 << 20
+
+
+def test_what_an_operator_takes_beside_tensors_is_bounded(node, program):
+    """Four million rows as tensors of their own: a gigabyte that libtorch's allocator never sees."""
+    served = node("--client-memory-bytes", 256 * MIB, "--threads", 2)
+    said, _ = program(
+        """
+        x = torch.arange(1 << 22, dtype=torch.int8, device=DEVICE).reshape(-1, 1)
+        say(rows=len(torch.unique(x[:1000], dim=0)))
+        try:
+            torch.unique(x, dim=0)
+            say(error=None)
+        except torch.OutOfMemoryError as error:
+            say(error=str(error), after=x[:5].sum().item())
+        """,
+        env=served.desk,
+    ).finish()
+    assert said["after"] == 10 and "unique_dim" in said["error"] and "beside tensors" in said["error"], said
+    [worker] = served.workers()
+    adjusted = int(open(f"/proc/{worker.pid}/oom_score_adj").read())
+    gate = int(open(f"/proc/{served.process.pid}/oom_score_adj").read())
+    assert adjusted > gate, "the kernel takes a worker before the gate"
+
+
+def grouped():
+    """Whether nodes may make control groups here, as they tell it themselves."""
+    told = subprocess.run([node_binary(), "doctor"], capture_output=True, text=True, env={"LD_LIBRARY_PATH": TORCH_LIB})
+    return "workers are in control groups" in told.stdout
+
+
+def test_a_client_gets_its_part_of_the_processor(node, program):
+    if not grouped():
+        pytest.skip("no control groups here (genie-node doctor says why)")
+    served = node("--client-weight", "desk=8", "--threads", 1)
+    # On one core, so that they are in each other's way.
+    psutil.Process(served.process.pid).cpu_affinity([0])
+    for child in psutil.Process(served.process.pid).children(recursive=True):
+        child.cpu_affinity([0])
+    busy = """
+    x = torch.ones(400, 400, device=DEVICE) / 400
+    say(ready=x[0, 0].item())
+    sys.stdin.readline()
+    for _ in range(1_000_000):
+        x = x @ x
+    """
+    programs, pids = [], []
+    for env in (served.desk, served.stranger):
+        programs.append(program(busy, env=env))
+        programs[-1].heard()
+        pids += [worker.pid for worker in served.workers() if worker.pid not in pids]
+    heavy, light = map(psutil.Process, pids)
+    assert "genie-node-" in open(f"/proc/{heavy.pid}/cgroup").read()
+    for each in programs:
+        each.tell()
+    used = lambda: (heavy.cpu_times().user, light.cpu_times().user)
+    before = used()
+    wait_until(lambda: used()[1] > before[1] + 0.3, GONE_SECONDS_MAX, "the lighter client does not run")
+    middle = used()
+    wait_until(lambda: used()[1] > middle[1] + 0.3, GONE_SECONDS_MAX, "the lighter client starves")
+    parts = [now - then for now, then in zip(used(), middle)]
+    assert parts[0] > 3 * parts[1], parts
+    for each in programs:
+        each.end()
+
+
 # Asks for most of a small node's memory, each time it is told to.
 ASKS = """
 def ask(mebibytes):

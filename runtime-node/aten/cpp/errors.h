@@ -40,7 +40,7 @@ int guarded(GenieError* error, Body&& body) {
                   what.find("out of memory") != std::string::npos;
     return fail(error, memory ? kOutOfMemory : kRuntime, what.c_str());
   } catch (const std::bad_alloc&) {
-    return fail(error, kOutOfMemory, "out of memory");
+    return fail(error, kOutOfMemory, "buffers beside tensors took more than their process may have");
   } catch (const std::exception& e) {
     return fail(error, kRuntime, e.what());
   } catch (...) {

@@ -141,6 +141,9 @@ pub struct Fork {
     /// The node's process, as clients are told.
     #[prost(uint32, tag = "5")]
     pub node_pid: u32,
+    /// The files by which it joins its control groups.
+    #[prost(string, repeated, tag = "6")]
+    pub groups: Vec<String>,
 }
 
 /// What a worker may use.
@@ -170,6 +173,9 @@ pub struct Limits {
     /// Whether memory is zeroed when a tensor gives it back.
     #[prost(bool, tag = "8")]
     pub scrub: bool,
+    /// Bytes of its process beside what it shares with others, tensors among them; 0: no bound.
+    #[prost(uint64, tag = "9")]
+    pub own_bytes: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

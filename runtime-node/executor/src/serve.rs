@@ -3,12 +3,13 @@
 //! Connections come from the node's gate, over the [`Channel`] that this process began with; their
 //! frames are read here. Nothing is handed between threads on the way of a record: the thread that
 //! reads a frame runs its operators and writes the answer. Sessions take turns bounded in records
-//! and in time.
+//! and in time, and who has had least goes first.
 
 mod connection;
 mod moves;
 mod rate;
 mod relayed;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,6 +29,7 @@ use connection::{Connection, Turn};
 use moves::Moves;
 use rate::Rate;
 use relayed::RelayedLink;
+use turns::Turns;
 
 /// What a node tells its clients.
 #[derive(Debug, Clone)]
@@ -72,6 +74,7 @@ pub struct Server<B: Backend> {
     rate: Rate,
     moves: Moves<B>,
     connections: BTreeMap<u64, Connection<B>>,
+    turns: Turns,
     next_session: u64,
 }
 
@@ -113,6 +116,7 @@ impl<B: Backend> Server<B> {
             rate: Rate::new(bytes_per_s),
             moves: Moves::new(),
             connections: BTreeMap::new(),
+            turns: Turns::default(),
             next_session: 1,
         })
     }
@@ -233,14 +237,22 @@ impl<B: Backend> Server<B> {
     }
 
     fn take_turns(&mut self) {
-        let runnable: Vec<u64> = self
+        let mut runnable: Vec<u64> = self
             .connections
             .iter()
             .filter(|(_, connection)| connection.runnable)
             .map(|(id, _)| *id)
             .collect();
+        // One alone, which is the usual, is not timed.
+        let mut last = (self.connections.len() > 1).then(Instant::now);
+        self.turns.choose(&mut runnable);
         for id in runnable {
             self.with_connection(id, |connection, host| connection.turn(host));
+            if let Some(before) = last {
+                let now = Instant::now();
+                self.turns.took(id, now - before);
+                last = Some(now);
+            }
         }
     }
 
@@ -323,6 +335,7 @@ impl<B: Backend> Server<B> {
 
     fn end(&mut self, id: u64) {
         let mut said: Vec<Message> = self.moves.cancel(id, &mut self.executor);
+        self.turns.forget(id);
         if let Some(connection) = self.connections.remove(&id) {
             // Closing the descriptor would do as well, were the gate's not the same connection.
             if let Err(error) = epoll::delete(&self.epoll, connection.link.event_fd()) {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use genie_gate::{Zygote, ZygoteSettings};
+use genie_gate::{Groups, Zygote, ZygoteSettings};
 use genie_sandbox::Sandbox;
 
 /// Prints a line for each thing. A failure's line says what to do.
@@ -35,6 +35,11 @@ pub fn examine(zygote: ZygoteSettings) -> anyhow::Result<ExitCode> {
             healthy = false;
             println!("FAILED  workers cannot be closed in: {error}");
         }
+    }
+    let groups = Groups::take();
+    match groups.missing.join("; ") {
+        none if none.is_empty() => println!("ok      workers are in control groups: memory, cpu"),
+        why => println!("        workers are not in control groups: {why}"),
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -22,6 +22,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::event::{Timespec, epoll};
 
 use crate::door::Door;
+use crate::groups::Groups;
 use crate::moves::Moves;
 use crate::newcomers::Newcomer;
 use crate::quotas::Quotas;
@@ -55,6 +56,12 @@ pub struct GateParts {
     pub client_operator_max: Option<Duration>,
     /// Clients, by what their certificates name, that share weights with each other.
     pub sharing: Vec<BTreeSet<String>>,
+    /// Where workers' control groups are made.
+    pub groups: Groups,
+    /// Parts of the processor of clients that have more than one, by what their certificates name.
+    pub weights: BTreeMap<String, u32>,
+    /// Bytes of the regions of one session.
+    pub session_bytes: u64,
     /// The transports by which weights move between nodes; without them none do.
     pub links: Option<Arc<LinkSettings>>,
     /// What [`Gate::run`] returns for when it is readable.
@@ -74,6 +81,9 @@ pub struct Gate {
     linger: Duration,
     operator_max: Duration,
     client_operator_max: Option<Duration>,
+    groups: Groups,
+    weights: BTreeMap<String, u32>,
+    session_bytes: u64,
     /// When operators were looked at that may not take long.
     looked: Instant,
     /// In the wait set while the gate lives.
@@ -160,7 +170,7 @@ impl Gate {
     pub fn new(parts: GateParts) -> std::io::Result<Self> {
         let GateParts { facts, doors, quotas, limits, nursery, .. } = parts;
         let GateParts { linger, operator_max, client_operator_max, .. } = parts;
-        let GateParts { sharing, links, interrupt, .. } = parts;
+        let GateParts { sharing, groups, weights, session_bytes, links, interrupt, .. } = parts;
         assert_eq!(facts.devices.len(), limits.len(), "each device has its limits");
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (index, door) in doors.iter().enumerate() {
@@ -183,6 +193,9 @@ impl Gate {
             linger,
             operator_max,
             client_operator_max,
+            groups,
+            weights,
+            session_bytes,
             looked: Instant::now(),
             _interrupt: interrupt,
             newcomers: BTreeMap::new(),

@@ -10,6 +10,7 @@
 
 mod door;
 mod gate;
+mod groups;
 pub mod memory;
 mod moves;
 mod newcomers;
@@ -21,6 +22,7 @@ mod zygote;
 
 pub use door::Door;
 pub use gate::{Gate, GateError, GateParts, NodeFacts, Why};
+pub use groups::{Groups, WEIGHT_MAX};
 pub use quotas::{QuotaLimits, Quotas};
 pub use workers::{Nursery, Told, WorkerLimits};
 pub use zygote::{Zygote, ZygoteSettings};

@@ -7,7 +7,7 @@ mod doctor;
 mod listen;
 mod signals;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::io::Write;
@@ -20,8 +20,8 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use genie_channel::message::Limits;
 use genie_gate::{
-    Door, Gate, GateParts, NodeFacts, QuotaLimits, Quotas, Why, WorkerLimits, Zygote,
-    ZygoteSettings, memory,
+    Door, Gate, GateParts, Groups, NodeFacts, QuotaLimits, Quotas, WEIGHT_MAX, Why, WorkerLimits,
+    Zygote, ZygoteSettings, memory,
 };
 use genie_remote::cli::{PROBE, RemoteArgs};
 use genie_tls::{Identity, Role};
@@ -48,6 +48,11 @@ const OPERATOR_S: u32 = 10;
 const THREADS_MAX: u32 = 256;
 /// How long the workers may take to end when the node does.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Memory of a worker beside its tensors: libtorch's own, what operators take past its allocator,
+/// and a thread's stack as it is reserved.
+const WORKER_BYTES: u64 = 512 << 20;
+const STACK_BYTES: u64 = 8 << 20;
 
 const SOFTWARE: &str = concat!("genie-node ", env!("CARGO_PKG_VERSION"));
 
@@ -184,6 +189,12 @@ struct ClientArgs {
     #[arg(long, value_name = "NAME,NAME", value_parser = sharing)]
     share_weights: Vec<Sharing>,
 
+    /// How much of the processor a client gets where others want it too, beside clients that have 1; by
+    /// the name of its certificate. Needs control groups (`genie-node doctor`); may be given several
+    /// times
+    #[arg(long, value_name = "NAME=N", value_parser = weight)]
+    client_weight: Vec<(String, u32)>,
+
     /// Zero the memory of tensors when they are freed, so that a client's later sessions do not see
     /// what its earlier ones had; other clients never do (CPU only)
     #[arg(long)]
@@ -199,11 +210,23 @@ struct ClientArgs {
 #[derive(Clone)]
 struct Sharing(BTreeSet<String>);
 
-fn sharing(names: &str) -> Result<Sharing, String> {
-    let identity = |name: &str| match Identity::new(Role::Host, name.trim()) {
+/// What links say of a client whose certificate has this name.
+fn identity(name: &str) -> Result<String, String> {
+    match Identity::new(Role::Host, name.trim()) {
         Ok(identity) => Ok(format!("{}/{}", identity.role(), identity.name())),
         Err(error) => Err(error.to_string()),
-    };
+    }
+}
+
+fn weight(text: &str) -> Result<(String, u32), String> {
+    let (name, weight) = text.split_once('=').ok_or("say NAME=N")?;
+    match weight.trim().parse() {
+        Ok(weight @ 1..=WEIGHT_MAX) => Ok((identity(name)?, weight)),
+        _ => Err(format!("the weight of {name} is a number from 1 to {WEIGHT_MAX}")),
+    }
+}
+
+fn sharing(names: &str) -> Result<Sharing, String> {
     let identities: BTreeSet<String> = names.split(',').map(identity).collect::<Result<_, _>>()?;
     match identities.len() {
         0 | 1 => Err("name two clients or more, with commas between".to_owned()),
@@ -238,6 +261,16 @@ fn serve(args: Args) -> anyhow::Result<()> {
     let signals = EndingSignals::block()?;
     let parent = args.parent_pid.map(parent).transpose()?;
     genie_remote::cli::raise_descriptor_limit();
+    // A host's own node is one user's, on the user's machine.
+    let groups = if parent.is_some() { Groups::default() } else { Groups::take() };
+    for what in &groups.missing {
+        tracing::info!("workers are not in control groups: {what}");
+    }
+    let weights: BTreeMap<String, u32> = args.clients.client_weight.iter().cloned().collect();
+    if !weights.is_empty() && !groups.are_there().1 {
+        let why = groups.missing.join("; ");
+        tracing::warn!("--client-weight has no effect: no control group for the processor ({why})");
+    }
     let (doors, addresses) = listen::open(&args.listen, &args.remote, link_limits(&args))?;
     let (zygote, loaded) = Zygote::start(zygote(&args)?)?;
     if !loaded.no_cuda.is_empty() {
@@ -252,7 +285,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
     );
     let devices: Vec<Device> =
         loaded.devices.into_iter().map(|device| with_budget(&args, device)).collect();
-    let limits = devices.iter().map(|device| limits(&args, device.memory_bytes)).collect();
+    let limits = devices.iter().map(|device| limits(&args, device)).collect();
     let facts = NodeFacts {
         software: SOFTWARE.to_owned(),
         devices,
@@ -272,6 +305,9 @@ fn serve(args: Args) -> anyhow::Result<()> {
         operator_max: Duration::from_secs(args.operator_s.into()),
         client_operator_max,
         sharing,
+        groups,
+        weights,
+        session_bytes: args.clients.client_message_bytes,
         links,
         interrupt: Some(either(signals.as_fd(), parent.as_ref())?),
     })
@@ -379,17 +415,21 @@ fn link_limits(args: &Args) -> LinkLimits {
 }
 
 /// What each worker of a device may use.
-fn limits(args: &Args, budget_bytes: u64) -> WorkerLimits {
+fn limits(args: &Args, device: &Device) -> WorkerLimits {
     let clients = &args.clients;
-    let memory_bytes = clients.client_memory_bytes.unwrap_or(u64::MAX).min(budget_bytes);
+    let memory_bytes = clients.client_memory_bytes.unwrap_or(u64::MAX).min(device.memory_bytes);
     let unheld = WEIGHT_CACHE_BYTES.min(memory_bytes / 4);
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    let threads_max = args.threads.unwrap_or(THREADS_MAX);
+    let beside = memory_bytes / 4 + WORKER_BYTES + u64::from(threads_max) * STACK_BYTES;
     WorkerLimits(Limits {
         memory_bytes,
+        // A GPU's driver takes of the machine's memory what it wants.
+        own_bytes: if device.kind == "cuda" { 0 } else { memory_bytes.saturating_add(beside) },
         unheld_bytes: clients.weight_cache_bytes.unwrap_or(unheld),
         bytes_per_s: clients.client_bytes_per_s.unwrap_or(u64::MAX),
         threads: args.threads.unwrap_or(cores),
-        threads_max: args.threads.unwrap_or(THREADS_MAX),
+        threads_max,
         sandbox: !args.no_sandbox,
         shares: false,
         scrub: clients.scrub,

@@ -1,5 +1,6 @@
 //! A gate over real sockets, whose workers run on threads, on a backend in plain memory.
 
+use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -134,6 +135,9 @@ pub(super) fn node_with(
             operator_max: Duration::from_secs(10),
             client_operator_max: None,
             sharing: vec![],
+            groups: Groups::default(),
+            weights: BTreeMap::new(),
+            session_bytes: 0,
             links,
             interrupt,
         })

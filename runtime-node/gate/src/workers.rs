@@ -8,6 +8,8 @@ use genie_channel::message::{Ended, Fork, Forked, Limits};
 use genie_channel::{Channel, Ends, Lender, Watched};
 use rustix::event::epoll::EventFlags;
 
+use crate::groups::Group;
+
 /// Makes the processes that workers are.
 pub trait Nursery {
     /// Readable when [`Nursery::poll`] has something; it may be another after each poll.
@@ -45,6 +47,8 @@ pub(crate) struct Worker {
     pub(crate) channel: Channel,
     pub(crate) interest: EventFlags,
     pub(crate) watched: Watched,
+    /// What bounds its process.
+    pub(crate) group: Group,
     /// What it may take of its device's memory.
     pub(crate) lender: Lender,
     /// For the weights that it shares with others.
@@ -66,9 +70,17 @@ pub(crate) struct Worker {
     pub(crate) overdue: Option<&'static str>,
 }
 
-/// How a worker ended, for people.
-pub(crate) fn describe(ended: &Ended, operator: &str, overdue: Option<&'static str>) -> String {
-    let how = match (ended.signal, overdue) {
+impl Worker {
+    /// How it ended, for people.
+    pub(crate) fn describe(&self, ended: &Ended) -> String {
+        let full = (ended.signal == libc::SIGKILL as u32 && self.group.was_full())
+            .then_some("it took more memory than the client's control group has");
+        describe(ended, &self.watched.look().operator, self.overdue.or(full))
+    }
+}
+
+fn describe(ended: &Ended, operator: &str, why: Option<&'static str>) -> String {
+    let how = match (ended.signal, why) {
         (_, Some(why)) => format!("was ended ({why})"),
         (0, None) if ended.status == 0 => "ended by itself".to_owned(),
         (0, None) => format!("ended with status {}", ended.status),

@@ -111,6 +111,30 @@ impl Drop for Node {
     }
 }
 
+/// What all of a worker may take is the kernel's to enforce, where the node may make control groups.
+#[test]
+fn a_control_group_bounds_whatever_takes_memory() {
+    let groups = genie_gate::Groups::take();
+    if !groups.are_there().0 {
+        eprintln!("not tried: {:?}", groups.missing);
+        return;
+    }
+    let group = groups.make(1, 32 << 20, 1).unwrap();
+    let door = group.doors().remove(0);
+    let hog = |bytes: &str| {
+        let joins = format!("echo 0 > {door} && exec head -c {bytes} /dev/zero | tail -c 300M");
+        let ran = Command::new("sh").args(["-c", &joins]).stdout(Stdio::null()).status().unwrap();
+        assert_eq!(ran.success(), !group.was_full(), "{ran}");
+        group.was_full()
+    };
+    assert!(!hog("1M"));
+    assert!(hog("200M"));
+    let dir = PathBuf::from(&door).parent().unwrap().to_owned();
+    assert!(dir.exists());
+    drop(group);
+    assert!(!dir.exists(), "an empty group is removed");
+}
+
 struct Client {
     link: UnixLink,
     tape: TapeWriter,

@@ -4,7 +4,7 @@
 //! were not written against attackers. What the worker's process cannot do, whoever takes it over
 //! cannot do either. Each layer stands alone, so that a kernel that lacks one still has the others:
 //!
-//! 1. `limits`: no core file, a bound on descriptors;
+//! 1. `limits`: no core file, a bound on descriptors and on memory of its own;
 //! 2. `network`: an empty network namespace, where the node may make one;
 //! 3. `privileges`: no capabilities, nothing to gain by an `exec`, closed to debuggers;
 //! 4. `landlock`: no file, no TCP, no signal and no abstract socket of others;
@@ -13,7 +13,6 @@
 //! Descriptors that are open when the sandbox is entered, or that are passed in later, work as
 //! before: they are the worker's only way out. Close what it must not have before [`Sandbox::enter`],
 //! and let libraries read what they read once, such as `/proc/cpuinfo`.
-//! Memory is not bounded here: that is for a control group, which only the system's manager may give.
 
 mod calls;
 mod fork;
@@ -49,6 +48,9 @@ pub enum Profile {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {
     pub profile: Profile,
+    /// How much the process's own memory may grow: what is allocated, and stacks of threads; not what
+    /// it shares with others, which only a control group bounds.
+    pub own_bytes: Option<u64>,
 }
 
 /// Why a sandbox was not entered. What a kernel lacks is no error: [`Report::missing`] tells it.
@@ -65,12 +67,12 @@ pub enum Error {
 impl Sandbox {
     /// For a worker that computes on the CPU.
     pub fn cpu() -> Self {
-        Self { profile: Profile::Cpu }
+        Self::default()
     }
 
     /// For a worker with an NVIDIA device; see [`Profile::Cuda`].
     pub fn cuda(libraries: Vec<PathBuf>) -> Self {
-        Self { profile: Profile::Cuda { libraries } }
+        Self { profile: Profile::Cuda { libraries }, own_bytes: None }
     }
 
     /// Closes this process in, for good. To be called right after the fork, before the first thread
@@ -85,7 +87,7 @@ impl Sandbox {
         let filters = seccomp::Filters::new(&self.profile)?;
         // In this order: a namespace needs a capability, Landlock's rules open files, and system
         // calls are closed last.
-        limits::set(&mut report);
+        limits::set(self.own_bytes, &mut report);
         network::leave(&mut report);
         privileges::give_up(&mut report);
         landlock::restrict(&self.profile, &mut report);

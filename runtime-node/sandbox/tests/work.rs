@@ -11,7 +11,7 @@ use std::panic::catch_unwind;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use genie_sandbox::{Error, OPEN_FILES, Profile, Report, Sandbox};
+use genie_sandbox::{Error, OPEN_FILES, Report, Sandbox};
 use inside::{Outside, SIGNAL, WORKED, World, call, forked, read, worlds};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
@@ -331,7 +331,7 @@ fn a_device_profile_opens_only_what_the_driver_reads() {
         let late = outside.directory.join("late");
         std::fs::create_dir(&late).unwrap();
         std::fs::write(late.join("library.so"), "code").unwrap();
-        let sandbox = Sandbox { profile: Profile::Cuda { libraries: vec![late.clone()] } };
+        let sandbox = Sandbox::cuda(vec![late.clone()]);
         let report = sandbox.enter().unwrap();
         if report.landlock_abi.is_none() {
             assert!(report.missing.iter().any(|what| what.contains("files closed")));

@@ -66,7 +66,10 @@ fn serve(inheritance: Inheritance, begin: Begin) -> anyhow::Result<()> {
         pid: fork.node_pid,
     };
     let mut channel = Channel::over(ends.channel);
-    channel.post(Message::Confined(confine(device, given.sandbox)?), vec![])?;
+    let outside = join(&fork.groups);
+    let mut confined = confine(device, given.sandbox, given.own_bytes)?;
+    confined.missing.extend(outside);
+    channel.post(Message::Confined(confined), vec![])?;
     let backend = Aten::new(device);
     if device.is_cpu() {
         lease::borrow(Borrower::adopt(ends.lease, ends.lender).context("the page of leases")?);
@@ -94,13 +97,22 @@ fn serve(inheritance: Inheritance, begin: Begin) -> anyhow::Result<()> {
     }
 }
 
+/// Joins its control groups; returns those that would not have it.
+fn join(doors: &[String]) -> Vec<String> {
+    let joined = |door: &String| match std::fs::write(door, "0") {
+        Ok(()) => None,
+        Err(error) => Some(format!("control group: {door}: {error}")),
+    };
+    doors.iter().filter_map(joined).collect()
+}
+
 /// Closes this process in, before it runs anything for its client. Returns what holds it.
-fn confine(device: Device, wanted: bool) -> anyhow::Result<Confined> {
+fn confine(device: Device, wanted: bool, own_bytes: u64) -> anyhow::Result<Confined> {
     if !wanted {
         return Ok(Confined::default());
     }
     let sandbox = match device.is_cpu() {
-        true => Sandbox::cpu(),
+        true => Sandbox { own_bytes: (own_bytes > 0).then_some(own_bytes), ..Sandbox::cpu() },
         false => Sandbox::cuda(vec![]),
     };
     let report = sandbox.enter().context("close the worker in")?;

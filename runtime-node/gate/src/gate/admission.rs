@@ -223,6 +223,12 @@ impl Gate {
             worker.sessions.insert(id);
             worker.idle_since = None;
         }
+        if let Some(worker) = self.workers.get(&worker) {
+            let bytes = self.group_bytes(device, worker.sessions.len());
+            if let Err(error) = worker.group.bound(bytes) {
+                tracing::debug!(%error, "a worker's control group keeps its bound");
+            }
+        }
         let failed = watched.err().map(|error| error.to_string());
         if let Some(reason) = failed.or_else(|| (!posted).then(|| "its worker is gone".to_owned()))
         {

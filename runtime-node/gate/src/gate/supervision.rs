@@ -12,7 +12,7 @@ use rustix::event::epoll::{self, EventFlags};
 
 use super::{Gate, LENDER, MESSAGES_AT_ONCE, NURSERY, OBITUARY_MAX, SHELF, WORKER, watch};
 use crate::sessions::{Session, Way};
-use crate::workers::{Told, Worker, describe};
+use crate::workers::{Told, Worker};
 
 /// Workers of a node, all identities and devices together.
 const WORKERS_MAX: usize = 512;
@@ -48,12 +48,19 @@ impl Gate {
         // A GPU's worker has no memory that another could map.
         limits.shares = self.shelf.group(&key.0).is_some()
             && self.facts.devices[device as usize].kind != "cuda";
+        let weight = self.weights.get(&key.0).copied().unwrap_or(1);
+        let bytes = self.group_bytes(device, 1);
+        let group = self
+            .groups
+            .make(id, bytes, weight)
+            .map_err(|error| format!("a worker cannot be started: its control group: {error}"))?;
         let fork = Fork {
             worker: id,
             device,
             limits: Some(limits),
             devices: self.facts.devices.clone(),
             node_pid: std::process::id(),
+            groups: group.doors(),
         };
         let ends = Ends { channel: other, progress, lease, lender: its_lender, shelf: its_shelf };
         let started = self.nursery.start(fork, ends);
@@ -64,6 +71,7 @@ impl Gate {
             channel,
             interest,
             watched,
+            group,
             lender,
             shelf,
             key,
@@ -78,6 +86,14 @@ impl Gate {
         self.workers.insert(id, worker);
         self.lend_first(id);
         Ok(id)
+    }
+
+    /// What all of a worker may take, and what lies in its sessions' regions.
+    pub(super) fn group_bytes(&self, device: u32, sessions: usize) -> u64 {
+        match self.limits[device as usize].0.own_bytes {
+            0 => u64::MAX,
+            own => own.saturating_add(self.session_bytes.saturating_mul(sessions as u64)),
+        }
     }
 
     /// `false` when the worker is gone.
@@ -198,7 +214,7 @@ impl Gate {
                 }
                 Told::Ended(ended) => {
                     let Some(worker) = self.workers.get(&ended.worker) else { continue };
-                    let how = describe(&ended, &worker.watched.look().operator, worker.overdue);
+                    let how = worker.describe(&ended);
                     self.bury(ended.worker, &how);
                 }
                 Told::Lost(why) => {
