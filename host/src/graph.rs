@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
+use genie_analyzer::components::{Component, gather, part};
 use genie_analyzer::merge::{Reading, Said, merge};
 use genie_analyzer::{Explanation, picture, scramble};
 use genie_plugin::recorded::Recorded;
@@ -134,9 +135,9 @@ impl GraphArgs {
             scramble::permute_names(&mut columns, seed);
         }
         let graph = Graph::trusted(columns);
-        let reading = read(graph.columns(), host);
+        let (parts, reading) = read(graph.columns(), host);
         if self.print {
-            return print(file, &graph, &reading, &marks);
+            return print(file, &graph, &parts, &reading, &marks);
         }
         self.write(file, &graph, &reading, written)
     }
@@ -178,15 +179,21 @@ impl GraphArgs {
 }
 
 /// Asks every recognizer; one that fails is told and left out.
-fn read(columns: &Columns, host: Option<&PluginHost>) -> Reading {
-    let mut said = Vec::new();
-    for call in host.iter().flat_map(|host| host.recognize(columns)) {
-        match call.result {
-            Ok(notes) => said.push(Said { plugin: call.plugin, notes }),
-            Err(error) => eprintln!("genie-host: the plugin {} failed: {error}", call.plugin),
+fn read(columns: &Columns, host: Option<&PluginHost>) -> (Vec<(Component, Reading)>, Reading) {
+    let read_one = |component: Component| {
+        let mut said = Vec::new();
+        for call in host.iter().flat_map(|host| host.recognize(&component.columns)) {
+            match call.result {
+                Ok(notes) => said.push(Said { plugin: call.plugin, notes }),
+                Err(error) => eprintln!("genie-host: the plugin {} failed: {error}", call.plugin),
+            }
         }
-    }
-    merge(columns, &said)
+        let reading = merge(&component.columns, &said);
+        (component, reading)
+    };
+    let parts: Vec<_> = part(columns).into_iter().map(read_one).collect();
+    let whole = gather(columns, &parts);
+    (parts, whole)
 }
 
 /// Workload, how sure, and phases by first appearance.
@@ -199,7 +206,13 @@ fn summary(graph: &Graph, reading: &Reading) -> String {
     format!("{label} ({confidence:.2}); {} operators: {phases}", told.ops_total)
 }
 
-fn print(file: &Path, graph: &Graph, reading: &Reading, marks: &Graph) -> anyhow::Result<()> {
+fn print(
+    file: &Path,
+    graph: &Graph,
+    parts: &[(Component, Reading)],
+    reading: &Reading,
+    marks: &Graph,
+) -> anyhow::Result<()> {
     let ops: Vec<_> = graph
         .nodes()
         .filter(|node| graph.is_op(*node))
@@ -214,10 +227,20 @@ fn print(file: &Path, graph: &Graph, reading: &Reading, marks: &Graph) -> anyhow
             })
         })
         .collect();
+    let models: Vec<_> = parts
+        .iter()
+        .map(|(component, reading)| {
+            let (label, confidence) = (&reading.workload.word, reading.workload.confidence);
+            let graph = Graph::trusted(component.columns.clone());
+            let ops = graph.nodes().filter(|node| graph.is_op(*node)).count();
+            json!({ "label": label, "confidence": confidence, "ops": ops })
+        })
+        .collect();
     let workload = &reading.workload;
     let line = json!({
         "file": file,
         "workload": { "label": workload.word, "confidence": workload.confidence },
+        "models": models,
         "ops": ops,
     });
     writeln!(std::io::stdout(), "{line}")?;

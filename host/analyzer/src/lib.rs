@@ -7,6 +7,7 @@
 //! Start reading at [`columns`], then [`merge`].
 
 pub mod columns;
+pub mod components;
 pub mod explanation;
 pub mod merge;
 pub mod picture;
