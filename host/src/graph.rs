@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
-use genie_analyzer::components::{Component, gather, part};
+use genie_analyzer::components::{self, Component};
+use genie_analyzer::explanation::{Model, Phase};
 use genie_analyzer::merge::{Reading, Said, merge};
 use genie_analyzer::{Explanation, picture, scramble};
 use genie_plugin::recorded::Recorded;
@@ -139,13 +140,14 @@ impl GraphArgs {
         if self.print {
             return print(file, &graph, &parts, &reading, &marks);
         }
-        self.write(file, &graph, &reading, written)
+        self.write(file, &graph, &parts, &reading, written)
     }
 
     fn write(
         &self,
         file: &Path,
         graph: &Graph,
+        parts: &[(Component, Reading)],
         reading: &Reading,
         written: &mut HashSet<PathBuf>,
     ) -> anyhow::Result<()> {
@@ -173,37 +175,44 @@ impl GraphArgs {
             std::fs::write(&path, text).with_context(|| format!("cannot write {shown}"))?;
             writeln!(std::io::stdout(), "{shown}")?;
         }
-        writeln!(std::io::stdout(), "{}: {}", file.display(), summary(graph, reading))?;
+        writeln!(std::io::stdout(), "{}: {}", file.display(), summary(graph, parts, reading))?;
         Ok(())
     }
 }
 
 /// Asks every recognizer; one that fails is told and left out.
 fn read(columns: &Columns, host: Option<&PluginHost>) -> (Vec<(Component, Reading)>, Reading) {
-    let read_one = |component: Component| {
+    components::read(columns, |columns| {
         let mut said = Vec::new();
-        for call in host.iter().flat_map(|host| host.recognize(&component.columns)) {
+        for call in host.iter().flat_map(|host| host.recognize(columns)) {
             match call.result {
                 Ok(notes) => said.push(Said { plugin: call.plugin, notes }),
                 Err(error) => eprintln!("genie-host: the plugin {} failed: {error}", call.plugin),
             }
         }
-        let reading = merge(&component.columns, &said);
-        (component, reading)
-    };
-    let parts: Vec<_> = part(columns).into_iter().map(read_one).collect();
-    let whole = gather(columns, &parts);
-    (parts, whole)
+        merge(columns, &said)
+    })
 }
 
-/// Workload, how sure, and phases by first appearance.
-fn summary(graph: &Graph, reading: &Reading) -> String {
-    let told = Explanation::of(graph, reading, false);
-    let phases: Vec<String> =
-        told.phases.iter().map(|phase| format!("{} {}", phase.phase, phase.ops)).collect();
-    let phases = if phases.is_empty() { "no phases".to_owned() } else { phases.join(", ") };
-    let (label, confidence) = (told.workload.label, told.workload.confidence);
-    format!("{label} ({confidence:.2}); {} operators: {phases}", told.ops_total)
+/// Workload, how sure, and phases by first appearance; of several models each.
+fn summary(graph: &Graph, parts: &[(Component, Reading)], reading: &Reading) -> String {
+    let told = Explanation::of(graph, parts, reading, false);
+    let phases = |phases: &[Phase]| {
+        let each = phases.iter().map(|phase| format!("{} {}", phase.phase, phase.ops));
+        let all: Vec<String> = each.collect();
+        if all.is_empty() { "no phases".to_owned() } else { all.join(", ") }
+    };
+    let (label, confidence) = (&told.workload.label, told.workload.confidence);
+    let begin = format!("{label} ({confidence:.2}); {} operators: ", told.ops_total);
+    match &told.models[..] {
+        [] | [_] => begin + &phases(&told.phases),
+        models => {
+            let one = |model: &Model| format!("\n  {}: {}", model.label, phases(&model.phases));
+            begin
+                + &format!("{} models", models.len())
+                + &models.iter().map(one).collect::<String>()
+        }
+    }
 }
 
 fn print(
@@ -227,14 +236,11 @@ fn print(
             })
         })
         .collect();
-    let models: Vec<_> = parts
+    let told = Explanation::of(graph, parts, reading, false);
+    let models: Vec<_> = told
+        .models
         .iter()
-        .map(|(component, reading)| {
-            let (label, confidence) = (&reading.workload.word, reading.workload.confidence);
-            let graph = Graph::trusted(component.columns.clone());
-            let ops = graph.nodes().filter(|node| graph.is_op(*node)).count();
-            json!({ "label": label, "confidence": confidence, "ops": ops })
-        })
+        .map(|model| json!({ "label": model.label, "confidence": model.confidence, "ops": model.ops }))
         .collect();
     let workload = &reading.workload;
     let line = json!({

@@ -82,6 +82,68 @@ def test_a_language_model_is_told_with_its_phases_and_caches(decoder):
     assert {plugin["outcome"] for plugin in told.plugins} == {"ok"}
 
 
+class Encoder(nn.Module):
+    """Pictures to scores."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.body = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU())
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, pictures):
+        return self.head(self.body(self.stem(pictures)).mean((2, 3)))
+
+
+def test_models_of_one_program_are_told_apart(decoder):
+    """A picture is classified, its class is the first token of a text: by the program, and on the device."""
+    generate(*decoder, steps=2)
+    genie.reset_trace()
+    generate(*decoder, steps=4)
+    alone = [op.phase for op in genie.explain().ops if op.module]
+    model, prompt = decoder
+    pictures = Encoder().eval().to(DEVICE)
+    seen = torch.randn(2, 3, 16, 16).to(DEVICE)
+    genie.reset_trace()
+    with torch.no_grad():
+        chosen = pictures(seen).argmax(-1)
+    generate(model, prompt + 0 * chosen[0], steps=4)
+    told = genie.explain()
+    text = str(told)
+    assert str(told.workload) == "mixed" and {str(label) for label, _ in told.workloads} == {"vision", "llm"}, text
+    assert [str(each) for each in told.models] == ["vision", "llm"], text
+    sees, speaks = told.models
+    # Small parameters travel as inputs do.
+    assert sees.weights >= 4 and sees.weight_bytes > 4 * 16 * 27, text
+    assert {str(phase) for phase in speaks.phases} == {"llm.prefill", "llm.decode"}, text
+    assert sum(each.ops for each in told.models) == told.ops_total
+    assert [op.phase for op in told.ops if op.model == 1 and op.module] == alone, text
+    assert "├─ 0: vision" in text and "└─ 1: llm (decoder-only)" in text and "(2 models)" in text
+    # A step of training, and then the same model evaluated beside the other.
+    optimizer = torch.optim.SGD(pictures.parameters(), 0.1)
+    genie.reset_trace()
+    pictures.train()
+    nn.functional.cross_entropy(pictures(seen), torch.tensor([1, 2]).to(DEVICE)).backward()
+    optimizer.step()
+    generate(*decoder, steps=2)
+    told = genie.explain()
+    assert [str(each) for each in told.models] == ["vision", "llm"], str(told)
+    trained, served = ({str(phase) for phase in each.phases} for each in told.models)
+    assert trained == {"train.forward", "train.backward", "train.optimizer"}, str(told)
+    assert served == {"llm.prefill", "llm.decode"}, str(told)
+
+
+def test_a_dozen_models_read_well():
+    models = [nn.Sequential(nn.Linear(8, 8 + n), nn.ReLU(), nn.Linear(8 + n, 4)).to(DEVICE) for n in range(12)]
+    genie.reset_trace()
+    with torch.no_grad():
+        for model in models:
+            model(torch.randn(2, 8).to(DEVICE)).cpu()
+    told = genie.explain()
+    assert len(told.models) == 12 and all(model.weights >= 2 for model in told.models), str(told)
+    assert str(told).count("─ ") == 12 and "(12 models)" in str(told)
+
+
 def test_reset_trace_forgets(decoder):
     generate(*decoder, steps=1)
     genie.reset_trace()

@@ -75,9 +75,20 @@ class Phase(_Entry, namedtuple("Phase", "phase ops confidence flops bytes")):
         return str(self.phase)
 
 
-class Op(_Entry, namedtuple("Op", "op module phase confidence class_ modality by mark")):
+class Model(_Entry, namedtuple("Model", "label confidence by family phases ops weights weight_bytes flops bytes")):
+    """A model of the program: its class of workload, how sure which recognizer (`by`) is of it (0 to 1), what that
+    calls its family, its phases, operators, tensors of weights and their bytes, and what it cost."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return str(self.label)
+
+
+class Op(_Entry, namedtuple("Op", "op module phase confidence class_ modality by mark model")):
     """One recorded operator: its name, the path and class of its module, its phase and modality,
-    how sure which recognizer (`by`) is of the phase, and the phase that the program marked."""
+    how sure which recognizer (`by`) is of the phase, the phase that the program marked, and the
+    number of its model in `models`."""
 
     __slots__ = ()
 
@@ -121,6 +132,7 @@ class Ops:
             modality=words[columns["modality"][index]],
             by=words[columns["by"][index]],
             mark=words[columns["mark"][index]],
+            model=columns["model"][index],
         )
 
     def __iter__(self) -> "Iterator[Op]":
@@ -131,8 +143,9 @@ class Ops:
 class Explanation:
     """What the session ran.
 
-    workload: the most confident class, claimed by the plugin `workload_by`; `workloads` has all
-    that were claimed, with their plugins.
+    workload: the class of the program, claimed by the plugin `workload_by`; `mixed` where its models have
+    several. `workloads` has all that were claimed, with their plugins.
+    models: what shares weights or activations is one, in the order of their first operators.
     phases: in order of first appearance. ops: one entry for each recorded operator. The trace
     holds some 16,000 records; `truncated` says whether the program went on beyond them.
     residency: for each weight, cache, input and living tensor, the largest first.
@@ -142,6 +155,7 @@ class Explanation:
     workload: Label
     workload_by: str
     workloads: list[tuple[Label, str]]
+    models: list[Model]
     phases: list[Phase]
     ops: Ops
     ops_total: int
@@ -162,6 +176,9 @@ class Explanation:
             workload=Label(best["label"], best["confidence"]),
             workload_by=best["by"],
             workloads=workloads,
+            models=[
+                Model(**{**each, "phases": [Phase(**phase) for phase in each["phases"]]}) for each in told["models"]
+            ],
             phases=[Phase(**each) for each in told["phases"]],
             ops=Ops(told["words"], told["ops"]),
             ops_total=told["ops_total"],
@@ -181,18 +198,22 @@ class Explanation:
 
     def _lines(self) -> Iterator[str]:
         sure = f"{self.workload.confidence:.0%} sure" + (f", by {self.workload_by}" if self.workload_by else "")
-        yield f"workload: {self.workload.label} ({sure})"
-        for key, value, by in self.attributes:
-            if by == self.workload_by:
-                yield f"  {key}: {value}"
+        if len(self.models) > 1:
+            labels = list(dict.fromkeys(str(label) for label, _ in self.workloads))
+            parts = f": {', '.join(labels)}" if len(labels) > 1 else ""
+            yield f"workload: {self.workload.label}{parts} ({len(self.models)} models)"
+        else:
+            yield f"workload: {self.workload.label} ({sure})"
+            for key, value, by in self.attributes:
+                if by == self.workload_by:
+                    yield f"  {key}: {value}"
         yield f"ops: {self.ops_total}" + (" (not all: the trace was full; call genie.reset_trace())" if self.truncated else "")
-        if self.phases:
+        if len(self.models) > 1:
+            yield from _tree(self.models)
+        elif self.phases:
             yield "phases:"
             for each in self.phases:
-                yield (
-                    f"  {each.phase:24} {each.ops:6} ops {_amount(each.flops, 'flop'):>10} "
-                    f"{_amount(each.bytes, 'B'):>10}  {each.confidence:.0%} sure"
-                )
+                yield f"  {_phase(each)}"
         patterns: dict[tuple[str, str], int] = {}
         for match in self.matches:
             patterns[match.pattern, match.by] = patterns.get((match.pattern, match.by), 0) + 1
@@ -229,6 +250,32 @@ class Explanation:
         for each in self.plugins:
             if each["outcome"] != "ok":
                 yield f"plugin {each['name']}: {each['outcome']}"
+
+
+# With more models than this, a line each has room for.
+_MODELS_IN_FULL = 4
+
+
+def _tree(models: list[Model]) -> Iterator[str]:
+    """Models with their phases."""
+    yield "models:"
+    for number, model in enumerate(models):
+        last = number == len(models) - 1
+        name = f"{model.label} ({model.family})" if model.family else str(model.label)
+        weights = f"{model.weights} weights {_amount(model.weight_bytes, 'B')}" if model.weights else "no weights"
+        short = len(models) > _MODELS_IN_FULL
+        phases = ", ".join(f"{each.phase} {each.ops}" for each in model.phases)
+        detail = phases if short and phases else f"{model.ops} ops"
+        yield f"  {'└' if last else '├'}─ {number}: {name}, {detail}, {weights}, {model.confidence:.0%} sure"
+        for each in () if short else model.phases:
+            yield f"  {' ' if last else '│'}    {_phase(each)}"
+
+
+def _phase(phase: Phase) -> str:
+    return (
+        f"{phase.phase:24} {phase.ops:6} ops {_amount(phase.flops, 'flop'):>10} "
+        f"{_amount(phase.bytes, 'B'):>10}  {phase.confidence:.0%} sure"
+    )
 
 
 def _amount(value: float, unit: str) -> str:

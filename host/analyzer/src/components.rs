@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use genie_plugin::{Columns, DType, Graph, NodeId, Origin, StorageId, Tensor};
+use genie_plugin::{Columns, DType, Graph, NodeId, Origin, Stage, StorageId, Tensor};
 use petgraph::unionfind::UnionFind;
 
 use crate::merge::{Claim, Kept, Reading, UNKNOWN};
@@ -21,7 +21,7 @@ const OTHER: &str = "other";
 /// What the program uploads, in a graph's columns.
 const UPLOADED: u8 = 2;
 /// Operators without weights that make a program of their own.
-const PROGRAM_OPS: usize = 64;
+const PROGRAM_OPS: usize = 6;
 /// Components of one window; what is beyond, the smallest, is one.
 pub const COMPONENTS_MAX: usize = 64;
 
@@ -58,38 +58,13 @@ fn components(graph: &Graph) -> Vec<Option<u32>> {
         graph.origin(storage) == Origin::Weight || !is_counted(graph, tensor)
     });
     dissolve(graph, &mut of);
-    attach(graph, &mut of);
     if of.iter().all(Option::is_none) {
+        // Without any weight there is nothing to part by.
         return of;
     }
-    // Operators without a weight near them: programs of their own are one component together, and
-    // what is left (counters, unused masks) goes with its neighbours.
-    let apart = apart(graph, &of);
-    let mut last = None;
-    let mut first = None;
-    for node in graph.nodes().filter(|node| graph.is_op(*node)) {
-        let at = node.0 as usize;
-        if of[at].is_none() && apart[at] {
-            of[at] = Some(*first.get_or_insert(node.0));
-        }
-    }
-    let mut waiting = Vec::new();
-    for node in graph.nodes().filter(|node| graph.is_op(*node)) {
-        let at = node.0 as usize;
-        match (of[at], last) {
-            (Some(known), _) => {
-                waiting.drain(..).for_each(|before: usize| of[before] = Some(known));
-                last = Some(known);
-            }
-            (None, Some(_)) => of[at] = last,
-            (None, None) => waiting.push(at),
-        }
-    }
-    for node in graph.nodes().filter(|node| !graph.is_op(*node) && graph.op(*node) == "genie::read")
-    {
-        let before = graph.predecessors(node).filter_map(|before| of[before.0 as usize]);
-        of[node.0 as usize] = before.last().or(last);
-    }
+    set_apart(graph, &mut of);
+    attach(graph, &mut of);
+    leave_with_neighbours(graph, &mut of);
     number(of)
 }
 
@@ -158,9 +133,9 @@ fn attach(graph: &Graph, of: &mut [Option<u32>]) {
     }
 }
 
-/// For each node without a component whether it belongs to a program of its own: what it is connected
-/// with multiplies, or is long.
-fn apart(graph: &Graph, of: &[Option<u32>]) -> Vec<bool> {
+/// Operators without a weight near them are a program of their own, one together, if what they are
+/// connected with computes something, hands no numbers to a model, and is read by the program.
+fn set_apart(graph: &Graph, of: &mut [Option<u32>]) {
     let mut joined = UnionFind::<u32>::new(graph.len());
     let mut first_user: Vec<Option<u32>> = vec![None; graph.storages().len()];
     let is_loose = |node: &NodeId| graph.is_op(*node) && of[node.0 as usize].is_none();
@@ -170,15 +145,102 @@ fn apart(graph: &Graph, of: &[Option<u32>]) -> Vec<bool> {
             joined.union(*first_user[storage].get_or_insert(node.0), node.0);
         }
     }
-    let mut real: HashMap<u32, usize> = HashMap::new();
-    for node in graph.nodes().filter(is_loose) {
-        let computes =
-            graph.outputs(node).any(|tensor| !is_counted(graph, &tensor) && tensor.dims() > 0);
-        let weight = usize::from(computes) + if is_product(graph, node) { PROGRAM_OPS } else { 0 };
-        *real.entry(joined.find_mut(node.0)).or_default() += weight;
+    #[derive(Default)]
+    struct Found {
+        computes: usize,
+        is_read: bool,
+        feeds: bool,
     }
-    let is_apart = |node: NodeId| is_loose(&node) && real[&joined.find(node.0)] >= PROGRAM_OPS;
-    graph.nodes().map(is_apart).collect()
+    let mut found: HashMap<u32, Found> = HashMap::new();
+    for node in graph.nodes().filter(is_loose) {
+        let is_number = |tensor: Tensor<'_>| !is_counted(graph, &tensor) && tensor.dims() > 0;
+        let computes = graph.inputs(node).any(is_number) && graph.outputs(node).any(is_number);
+        let found = found.entry(joined.find_mut(node.0)).or_default();
+        found.computes += usize::from(computes);
+        found.computes += if is_product(graph, node) { PROGRAM_OPS } else { 0 };
+        for tensor in graph.outputs(node) {
+            for user in graph.consumers(tensor.value) {
+                found.is_read |= graph.op(*user) == "genie::read";
+                found.feeds |= of[user.0 as usize].is_some() && !is_counted(graph, &tensor);
+            }
+        }
+    }
+    let loose: Vec<NodeId> = graph.nodes().filter(is_loose).collect();
+    let mut first = None;
+    for node in loose {
+        let Found { computes, is_read, feeds } = &found[&joined.find_mut(node.0)];
+        if *computes >= PROGRAM_OPS && *is_read && !feeds {
+            of[node.0 as usize] = Some(*first.get_or_insert(node.0));
+        }
+    }
+}
+
+/// What is left (counters, unused masks) goes with what ran near it: in the same module or one inside
+/// it, else in the same stage, else with the next before it.
+fn leave_with_neighbours(graph: &Graph, of: &mut [Option<u32>]) {
+    let is_left = |node: NodeId, of: &[Option<u32>]| {
+        of[node.0 as usize].is_none() && (graph.is_op(node) || graph.op(node) == "genie::read")
+    };
+    if !graph.nodes().any(|node| is_left(node, of)) {
+        return;
+    }
+    let mut near = Near::new(graph);
+    // What comes before all others goes with the first after it: so backwards first.
+    for node in graph.nodes().rev() {
+        if let Some(known) = of[node.0 as usize] {
+            near.see(node, known);
+        }
+    }
+    for node in graph.nodes() {
+        match of[node.0 as usize] {
+            Some(known) => near.see(node, known),
+            None if is_left(node, of) => of[node.0 as usize] = near.to(node),
+            None => {}
+        }
+    }
+}
+
+/// What was seen last, in each module and stage.
+struct Near<'a> {
+    graph: &'a Graph,
+    modules: HashMap<&'a str, u32>,
+    serving: Option<u32>,
+    training: Option<u32>,
+    /// The last module and component, which are most often the next too.
+    last: Option<(u32, u32)>,
+}
+
+impl<'a> Near<'a> {
+    fn new(graph: &'a Graph) -> Self {
+        Near { graph, modules: HashMap::new(), serving: None, training: None, last: None }
+    }
+
+    fn see(&mut self, node: NodeId, component: u32) {
+        match is_training(self.graph, node) {
+            true => self.training = Some(component),
+            false => self.serving = Some(component),
+        }
+        let module = self.graph.module_symbol(node);
+        if self.last.replace((module, component)) == Some((module, component)) {
+            return;
+        }
+        let mut path = self.graph.module(node);
+        while !path.is_empty() {
+            self.modules.insert(path, component);
+            path = path.rsplit_once('.').map_or("", |(above, _)| above);
+        }
+    }
+
+    fn to(&self, node: NodeId) -> Option<u32> {
+        let path = self.graph.module(node);
+        // The outermost name is often the same: `model`.
+        let named = self.modules.get(path).copied().filter(|_| path.contains('.'));
+        let staged = match is_training(self.graph, node) {
+            true => self.training.or(self.serving),
+            false => self.serving.or(self.training),
+        };
+        named.or(staged)
+    }
 }
 
 /// Numbers in the order of first appearance, and the smallest together beyond [`COMPONENTS_MAX`].
@@ -206,6 +268,10 @@ fn number(of: Vec<Option<u32>>) -> Vec<Option<u32>> {
         .collect()
 }
 
+fn is_training(graph: &Graph, node: NodeId) -> bool {
+    matches!(graph.stage(node), Stage::Backward | Stage::Optimizer)
+}
+
 /// For each storage whether it holds weights, or something that was computed from them.
 fn learned(graph: &Graph) -> Vec<bool> {
     let from_before =
@@ -229,7 +295,7 @@ fn is_counted(graph: &Graph, tensor: &Tensor<'_>) -> bool {
 
 fn is_product(graph: &Graph, node: NodeId) -> bool {
     let name = graph.op_name(node);
-    ["mm", "conv", "matmul", "einsum", "dot", "mv"].iter().any(|part| name.contains(part))
+    ["mm", "conv", "matmul", "einsum", "dot", "mv", "dist"].iter().any(|part| name.contains(part))
 }
 
 /// The part of the graph that is one component's.
@@ -253,6 +319,7 @@ fn extract(graph: &Graph, of: &[Option<u32>], component: u32) -> Component {
         storages: Vec::new(),
         values: HashMap::new(),
         known_storages: HashMap::new(),
+        copied: vec![false; graph.len()],
         segment: 0,
     };
     for node in graph.nodes().filter(|node| of[node.0 as usize] == Some(component)) {
@@ -261,6 +328,14 @@ fn extract(graph: &Graph, of: &[Option<u32>], component: u32) -> Component {
             out.need(index);
         }
         out.copy(node);
+    }
+    // Once anything trained, all that is neither backward nor an optimizer's is marked as forward; and
+    // what is no operator has the stage of what ran before it, whoever's that was.
+    let trains = |node: &u32| {
+        *node != HANDED_OVER && graph.is_op(NodeId(*node)) && is_training(graph, NodeId(*node))
+    };
+    if !out.nodes.iter().any(trains) {
+        out.columns.stage.fill(0);
     }
     Component { columns: out.columns, nodes: out.nodes, storages: out.storages }
 }
@@ -276,26 +351,51 @@ struct Extract<'a> {
     /// By the window's.
     values: HashMap<u32, u32>,
     known_storages: HashMap<u32, u32>,
+    /// Nodes of the window that are here.
+    copied: Vec<bool>,
     segment: u32,
 }
 
+enum Need {
+    /// Of this input.
+    Value(usize),
+    Node(NodeId),
+}
+
 impl Extract<'_> {
-    /// Brings the value of an input here: its own source or upload, or one that stands for who made it.
+    /// Brings the value of an input here: by its own source or upload, and what that needs (an upload
+    /// writes into what was there), or by one that stands for who made it.
     fn need(&mut self, input: usize) {
-        let value = self.from.input_value[input];
-        if self.values.contains_key(&value) {
+        if self.values.contains_key(&self.from.input_value[input]) {
             return;
         }
-        let producer = NodeId(self.from.value_producer[value as usize]);
-        if !self.graph.is_op(producer)
-            && self.from.output_value[range(&self.from.output_ends, producer.0 as usize)]
-                .contains(&value)
-        {
-            for index in range(&self.from.input_ends, producer.0 as usize) {
-                self.need(index);
+        let mut waiting = vec![Need::Value(input)];
+        while let Some(need) = waiting.pop() {
+            match need {
+                Need::Node(node) => self.copy(node),
+                Need::Value(input) => match self.maker(input) {
+                    _ if self.values.contains_key(&self.from.input_value[input]) => {}
+                    Some(maker) => {
+                        waiting.push(Need::Node(maker));
+                        let inputs = range(&self.from.input_ends, maker.0 as usize);
+                        waiting.extend(inputs.rev().map(Need::Value));
+                    }
+                    None => self.hand_over(input),
+                },
             }
-            return self.copy(producer);
         }
+    }
+
+    /// Who made the value of an input, where that is no operator and makes it for every component.
+    fn maker(&self, input: usize) -> Option<NodeId> {
+        let value = self.from.input_value[input];
+        let producer = NodeId(self.from.value_producer[value as usize]);
+        let made = &self.from.output_value[range(&self.from.output_ends, producer.0 as usize)];
+        (!self.graph.is_op(producer) && made.contains(&value)).then_some(producer)
+    }
+
+    fn hand_over(&mut self, input: usize) {
+        let value = self.from.input_value[input];
         let new = self.value(value);
         let node = self.nodes.len() as u32;
         self.columns.value_producer[new as usize] = node;
@@ -324,6 +424,9 @@ impl Extract<'_> {
 
     fn copy(&mut self, node: NodeId) {
         let at = node.0 as usize;
+        if std::mem::replace(&mut self.copied[at], true) {
+            return;
+        }
         let number = self.nodes.len() as u32;
         self.nodes.push(node.0);
         let from = self.from;
@@ -402,8 +505,22 @@ fn range(ends: &[u32], at: usize) -> std::ops::Range<usize> {
 /// The label of a program whose models have several.
 pub const MIXED: &str = "mixed";
 
+/// Has each component of a window read, and all of it told as one.
+pub fn read(
+    columns: &Columns,
+    mut read_one: impl FnMut(&Columns) -> Reading,
+) -> (Vec<(Component, Reading)>, Reading) {
+    let mut with_reading = |component: Component| {
+        let reading = read_one(&component.columns);
+        (component, reading)
+    };
+    let parts: Vec<_> = part(columns).into_iter().map(&mut with_reading).collect();
+    let whole = gather(columns, &parts);
+    (parts, whole)
+}
+
 /// The readings of a window's components as one of the window.
-pub fn gather(columns: &Columns, parts: &[(Component, Reading)]) -> Reading {
+fn gather(columns: &Columns, parts: &[(Component, Reading)]) -> Reading {
     let mut whole = Reading {
         phases: vec![Claim::default(); columns.nodes()],
         modalities: vec![Claim::default(); columns.nodes()],
@@ -479,5 +596,241 @@ fn workloads(parts: &[(Component, Reading)], whole: &mut Reading) {
             best.sort_by(|a, b| b.confidence.total_cmp(&a.confidence).then(a.word.cmp(&b.word)));
             whole.workloads = best;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use genie_plugin::builder::{GraphBuilder, Handle};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Operators of a component, each with the operators that made its inputs.
+    fn told(columns: &Columns) -> Vec<(String, Vec<String>)> {
+        let graph = Graph::new(columns.clone()).unwrap();
+        let made_by = |node| graph.predecessors(node).map(|from| graph.op(from).to_owned());
+        let ops = graph.nodes().filter(|node| graph.is_op(*node));
+        ops.map(|node| (graph.op(node).to_owned(), made_by(node).collect())).collect()
+    }
+
+    fn ops(parts: &[Component]) -> Vec<Vec<String>> {
+        let names = |part: &Component| told(&part.columns).into_iter().map(|(op, _)| op).collect();
+        parts.iter().map(names).collect()
+    }
+
+    fn linear(g: &mut GraphBuilder, x: Handle) -> Handle {
+        let w = g.weight(&[8, 8]);
+        g.op("aten::mm", &[x, w], &[2, 8])
+    }
+
+    fn tokens(g: &mut GraphBuilder, logits: Handle) -> Handle {
+        g.dtype(DType::INT64).op("aten::argmax", &[logits], &[2])
+    }
+
+    fn embedding(g: &mut GraphBuilder, tokens: Handle) -> Handle {
+        let table = g.weight(&[100, 8]);
+        g.dtype(DType::FLOAT32).op("aten::embedding", &[table, tokens], &[2, 8])
+    }
+
+    #[test]
+    fn one_model_is_what_it_was() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[2, 8]);
+        let hidden = linear(&mut g, x);
+        let y = linear(&mut g, hidden);
+        g.read(y);
+        let columns = g.columns();
+        let parts = part(&columns);
+        assert_eq!(parts.len(), 1);
+        assert_eq!(parts[0].columns, columns);
+        assert_eq!(part(&Columns::default()).len(), 1);
+    }
+
+    #[test]
+    fn an_input_in_common_joins_nothing() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[2, 8]);
+        let noise = g.op("aten::mul.Scalar", &[x], &[2, 8]);
+        let (a, b) = (linear(&mut g, noise), linear(&mut g, noise));
+        let a = g.op("aten::relu", &[a], &[2, 8]);
+        g.read(a);
+        g.read(b);
+        let parts = part(&g.columns());
+        // What made the noise is the first one's; the other has it from there.
+        assert_eq!(
+            ops(&parts),
+            [["aten::mul.Scalar", "aten::mm", "aten::relu"].as_slice(), &["aten::mm"]]
+        );
+        assert_eq!(parts[1].nodes.iter().filter(|node| **node == HANDED_OVER).count(), 1);
+        assert_eq!(told(&parts[1].columns)[0].1, ["genie::source", "genie::source"]);
+        let reads = |part: &Component| {
+            let graph = Graph::new(part.columns.clone()).unwrap();
+            graph.nodes().filter(|node| graph.op(*node) == "genie::read").count()
+        };
+        assert_eq!((reads(&parts[0]), reads(&parts[1])), (1, 1));
+    }
+
+    #[test]
+    fn chosen_tokens_are_handed_over_and_activations_are_not() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[2, 8]);
+        let logits = linear(&mut g, x);
+        let chosen = tokens(&mut g, logits);
+        let y = embedding(&mut g, chosen);
+        g.read(y);
+        assert_eq!(
+            ops(&part(&g.columns())),
+            [["aten::mm", "aten::argmax"].as_slice(), &["aten::embedding"]]
+        );
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[2, 8]);
+        let hidden = linear(&mut g, x);
+        let y = linear(&mut g, hidden);
+        g.read(y);
+        assert_eq!(part(&g.columns()).len(), 1);
+    }
+
+    #[test]
+    fn decoding_steps_are_joined_by_their_weights() {
+        let mut g = GraphBuilder::new();
+        let table = g.weight(&[100, 8]);
+        let mut token = g.input_of(&[2], DType::INT64);
+        for _ in 0..3 {
+            let x = g.dtype(DType::FLOAT32).op("aten::embedding", &[table, token], &[2, 8]);
+            token = tokens(&mut g, x);
+            g.read(token);
+        }
+        assert_eq!(part(&g.columns()).len(), 1);
+    }
+
+    #[test]
+    fn counters_go_with_their_module_and_programs_without_weights_stand_alone() {
+        let mut g = GraphBuilder::new();
+        let (x, z) = (g.input(&[2, 8]), g.input(&[8, 8]));
+        let a = g.module("a.norm", "Norm", |g| linear(g, x));
+        let b = g.module("b.norm", "Norm", |g| linear(g, x));
+        let seen = g.input_of(&[], DType::INT64);
+        g.module("a.norm", "Norm", |g| g.in_place("aten::add_", seen, &[]));
+        let distances = g.op("aten::mm", &[z, z], &[8, 8]);
+        for each in [a, b, distances] {
+            g.read(each);
+        }
+        let parts = part(&g.columns());
+        assert_eq!(
+            ops(&parts),
+            [["aten::mm", "aten::add_"].as_slice(), &["aten::mm"], &["aten::mm"]]
+        );
+    }
+
+    #[test]
+    fn components_are_bounded_and_so_is_the_way_back() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[2, 8]);
+        for _ in 0..2 * COMPONENTS_MAX {
+            let y = linear(&mut g, x);
+            g.read(y);
+        }
+        let parts = part(&g.columns());
+        assert_eq!(parts.len(), COMPONENTS_MAX);
+        assert_eq!(ops(&parts).iter().map(Vec::len).sum::<usize>(), 2 * COMPONENTS_MAX);
+        // A storage that the program writes a million times, and two models read at the end.
+        let mut g = GraphBuilder::new();
+        let mut x = g.input(&[2, 8]);
+        for _ in 0..100_000 {
+            x = g.in_place("genie::upload", x, &[]);
+        }
+        let (a, b) = (linear(&mut g, x), linear(&mut g, x));
+        g.read(a);
+        g.read(b);
+        assert_eq!(part(&g.columns()).len(), 2);
+    }
+
+    /// A step of a model: which of its operators comes next.
+    fn step(g: &mut GraphBuilder, kind: u8, x: Handle) -> Handle {
+        match kind {
+            0 => linear(g, x),
+            1 => g.op("aten::relu", &[x], &[2, 8]),
+            2 => g.in_place("aten::mul_", x, &[x]),
+            3 => {
+                let mask = g.dtype(DType::BOOL).op("aten::gt.Scalar", &[x], &[2, 8]);
+                g.dtype(DType::FLOAT32).op("aten::where.self", &[mask, x], &[2, 8])
+            }
+            _ => {
+                g.read(x);
+                x
+            }
+        }
+    }
+
+    proptest! {
+        /// However two models alternate, each is found as if it ran alone.
+        #[test]
+        fn models_are_found_whatever_their_turns(
+            a in prop::collection::vec(0u8..5, 1..20),
+            b in prop::collection::vec(0u8..5, 1..20),
+            turns in prop::collection::vec(any::<bool>(), 40),
+        ) {
+            let alone = |steps: &[u8]| {
+                let mut g = GraphBuilder::new();
+                let mut x = g.input(&[2, 8]);
+                x = linear(&mut g, x);
+                for kind in steps {
+                    x = step(&mut g, *kind, x);
+                }
+                told(&g.columns())
+            };
+            let mut g = GraphBuilder::new();
+            let given = [g.input(&[2, 8]), g.input(&[2, 8])];
+            let mut x = given.map(|x| linear(&mut g, x));
+            let mut left = [a.iter(), b.iter()];
+            for turn in turns.iter().copied().chain([false; 20]).chain([true; 20]) {
+                if let Some(kind) = left[usize::from(turn)].next() {
+                    x[usize::from(turn)] = step(&mut g, *kind, x[usize::from(turn)]);
+                }
+            }
+            let columns = g.columns();
+            let parts = part(&columns);
+            prop_assert_eq!(parts.len(), 2);
+            prop_assert_eq!(told(&parts[0].columns), alone(&a));
+            prop_assert_eq!(told(&parts[1].columns), alone(&b));
+            let mut nodes: Vec<u32> = parts.iter().flat_map(|part| part.nodes.clone()).collect();
+            nodes.sort_unstable();
+            nodes.dedup();
+            prop_assert_eq!(nodes.len(), columns.nodes(), "every node is somebody's");
+        }
+    }
+
+    #[test]
+    fn readings_come_together() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[2, 8]);
+        for _ in 0..3 {
+            let y = linear(&mut g, x);
+            g.read(y);
+        }
+        let columns = g.columns();
+        let mut labels = [("llm", 0.9), ("other", 0.99), ("llm", 0.8)].into_iter();
+        let (parts, whole) = read(&columns, |part| {
+            let (word, confidence) = labels.next().unwrap();
+            let claim = Claim { word: word.into(), confidence, by: "p".into() };
+            Reading {
+                workload: claim.clone(),
+                workloads: vec![claim.clone()],
+                phases: vec![claim.clone(); part.nodes()],
+                modalities: vec![Claim::default(); part.nodes()],
+                residencies: vec![claim; part.storage_bytes.len()],
+                ..Reading::default()
+            }
+        });
+        assert_eq!(parts.len(), 3);
+        assert_eq!((whole.workload.word.as_str(), whole.workload.confidence), ("llm", 0.9));
+        let graph = Graph::new(columns).unwrap();
+        let phases: Vec<&str> = graph
+            .nodes()
+            .filter(|node| graph.is_op(*node))
+            .map(|node| whole.phases[node.0 as usize].word.as_str())
+            .collect();
+        assert_eq!(phases, ["llm", "other", "llm"]);
     }
 }

@@ -1,9 +1,10 @@
 //! What a session ran, told to people and programs.
 
 use genie_plugin::symbols::Symbols;
-use genie_plugin::{Graph, Origin, Stage};
+use genie_plugin::{Graph, NodeId, Origin, Stage};
 use serde::Serialize;
 
+use crate::components::{Component, HANDED_OVER};
 use crate::merge::{Claim, Reading};
 
 /// Operators listed one by one; more are counted only.
@@ -12,6 +13,10 @@ pub const OPS_MAX: usize = 1 << 15;
 const MATCH_NODES_MAX: usize = 4096;
 /// Matches that are listed.
 const MATCHES_MAX: usize = 1024;
+/// A weight, in a graph's columns.
+const WEIGHT: u8 = 1;
+/// What recognizers call the family of a model.
+const FAMILY: &str = "architecture";
 /// Storages that are listed, the largest first.
 const RESIDENCY_MAX: usize = 4096;
 
@@ -20,6 +25,8 @@ const RESIDENCY_MAX: usize = 4096;
 pub struct Explanation {
     pub workload: Label,
     pub workloads: Vec<Label>,
+    /// In the order of their first operators.
+    pub models: Vec<Model>,
     pub phases: Vec<Phase>,
     pub words: Vec<String>,
     pub ops: Ops,
@@ -40,6 +47,23 @@ pub struct Label {
     pub by: String,
 }
 
+/// One model of the program, or what computes beside them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Model {
+    pub label: String,
+    pub confidence: f32,
+    pub by: String,
+    /// What its recognizer calls its family; may be empty.
+    pub family: String,
+    pub phases: Vec<Phase>,
+    pub ops: usize,
+    /// Storages of weights.
+    pub weights: usize,
+    pub weight_bytes: u64,
+    pub flops: u64,
+    pub bytes: u64,
+}
+
 /// A phase, in the order of first appearance.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Phase {
@@ -55,6 +79,8 @@ pub struct Phase {
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Ops {
     pub op: Vec<u32>,
+    /// The number of its model.
+    pub model: Vec<u32>,
     pub module: Vec<u32>,
     pub class: Vec<u32>,
     pub phase: Vec<u32>,
@@ -136,35 +162,41 @@ impl From<&Claim> for Label {
 }
 
 impl Explanation {
-    /// Tells a reading of a graph. Plan, plugins and reasons are for the caller to add.
-    pub fn of(graph: &Graph, reading: &Reading, truncated: bool) -> Explanation {
+    /// Tells what `reading` says of a graph that has these components. Plan, plugins and reasons are
+    /// for the caller to add.
+    pub fn of(
+        graph: &Graph,
+        parts: &[(Component, Reading)],
+        reading: &Reading,
+        truncated: bool,
+    ) -> Explanation {
         let mut words = Symbols::new();
         let mut ops = Ops::default();
-        let mut phases: Vec<(Phase, f64)> = Vec::new();
+        let mut phases = Phases::default();
+        let mut models: Vec<(Model, Phases)> = parts.iter().map(model).collect();
+        let mut of = vec![0; graph.len()];
+        for (number, (component, _)) in parts.iter().enumerate() {
+            for node in component.nodes.iter().filter(|node| **node != HANDED_OVER) {
+                of[*node as usize] = number;
+            }
+        }
         let mut ops_total = 0;
         for node in graph.nodes().filter(|node| graph.is_op(*node)) {
             ops_total += 1;
             let phase = &reading.phases[node.0 as usize];
-            if !phase.word.is_empty() {
-                let index = match phases.iter().position(|(each, _)| each.phase == phase.word) {
-                    Some(index) => index,
-                    None => {
-                        let phase = phase.word.clone();
-                        let new = Phase { phase, ops: 0, confidence: 0.0, flops: 0, bytes: 0 };
-                        phases.push((new, 0.0));
-                        phases.len() - 1
-                    }
-                };
-                let (told, sum) = &mut phases[index];
-                told.ops += 1;
-                told.flops = told.flops.saturating_add(graph.flops(node));
-                told.bytes = told.bytes.saturating_add(graph.bytes(node));
-                *sum += f64::from(phase.confidence);
+            let number = of[node.0 as usize];
+            phases.add(graph, node, phase);
+            if let Some((model, phases)) = models.get_mut(number) {
+                model.ops += 1;
+                model.flops = model.flops.saturating_add(graph.flops(node));
+                model.bytes = model.bytes.saturating_add(graph.bytes(node));
+                phases.add(graph, node, phase);
             }
             if ops_total > OPS_MAX {
                 continue;
             }
             ops.op.push(words.intern(graph.op(node)));
+            ops.model.push(number as u32);
             ops.module.push(words.intern(graph.module(node)));
             ops.class.push(words.intern(graph.class(node)));
             ops.phase.push(words.intern(&phase.word));
@@ -174,17 +206,13 @@ impl Explanation {
             ops.confidence.push(phase.confidence);
             ops.node.push(node.0);
         }
-        let phases = phases
-            .into_iter()
-            .map(|(phase, sum)| Phase {
-                confidence: (sum / phase.ops.max(1) as f64) as f32,
-                ..phase
-            })
-            .collect();
+        let finished =
+            |(model, phases): (Model, Phases)| Model { phases: phases.finish(), ..model };
         Explanation {
             workload: Label::from(&reading.workload),
             workloads: reading.workloads.iter().map(Label::from).collect(),
-            phases,
+            models: models.into_iter().map(finished).collect(),
+            phases: phases.finish(),
             words: words.into_list(),
             ops,
             ops_total,
@@ -200,6 +228,61 @@ impl Explanation {
 
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("keys are strings and numbers are finite")
+    }
+}
+
+/// A model before its operators are counted.
+fn model((component, reading): &(Component, Reading)) -> (Model, Phases) {
+    let columns = &component.columns;
+    let weights = columns.storage_origin.iter().zip(&columns.storage_bytes);
+    let weights = weights.filter(|(origin, _)| **origin == WEIGHT).map(|(_, bytes)| *bytes);
+    let Claim { word, confidence, by } = reading.workload.clone();
+    let family = reading.attributes.iter().find(|(key, _, who)| key == FAMILY && *who == by);
+    let model = Model {
+        label: word,
+        confidence,
+        family: family.map(|(_, value, _)| value.clone()).unwrap_or_default(),
+        by,
+        phases: Vec::new(),
+        ops: 0,
+        weights: weights.clone().count(),
+        weight_bytes: weights.fold(0, u64::saturating_add),
+        flops: 0,
+        bytes: 0,
+    };
+    (model, Phases::default())
+}
+
+/// Phases while operators are counted, each with the sum of confidences.
+#[derive(Default)]
+struct Phases(Vec<(Phase, f64)>);
+
+impl Phases {
+    fn add(&mut self, graph: &Graph, node: NodeId, claim: &Claim) {
+        if claim.word.is_empty() {
+            return;
+        }
+        let index = match self.0.iter().position(|(each, _)| each.phase == claim.word) {
+            Some(index) => index,
+            None => {
+                let phase = claim.word.clone();
+                self.0.push((Phase { phase, ops: 0, confidence: 0.0, flops: 0, bytes: 0 }, 0.0));
+                self.0.len() - 1
+            }
+        };
+        let (told, sum) = &mut self.0[index];
+        told.ops += 1;
+        told.flops = told.flops.saturating_add(graph.flops(node));
+        told.bytes = told.bytes.saturating_add(graph.bytes(node));
+        *sum += f64::from(claim.confidence);
+    }
+
+    fn finish(self) -> Vec<Phase> {
+        let mean = |(phase, sum): (Phase, f64)| Phase {
+            confidence: (sum / phase.ops.max(1) as f64) as f32,
+            ..phase
+        };
+        self.0.into_iter().map(mean).collect()
     }
 }
 

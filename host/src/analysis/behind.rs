@@ -85,7 +85,7 @@ impl Analysis {
         }
         let started = Instant::now();
         let columns = graph_of(&new.context);
-        let (reading, _) = self.read(Some(&plugins), &columns);
+        let (_, reading, _) = self.read(Some(&plugins), &columns);
         let newest = new.context.segments.last().map_or(0, |noted| noted.trace().len());
         let from = columns.nodes().saturating_sub(newest);
         let mut phases: Vec<(String, u32)> = Vec::new();

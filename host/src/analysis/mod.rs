@@ -11,13 +11,14 @@ mod queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use genie_analyzer::components::{self, Component};
 use genie_analyzer::explanation::PluginTold;
 use genie_analyzer::merge::{Reading, Said, merge};
 use genie_analyzer::{Explanation, StorageFacts, columns};
 use genie_engine::{NewTopology, Snapshot};
 use genie_plugin::recorded::Recorded;
-use genie_plugin::{Columns, Graph};
-use genie_plugin_host::{Kind, PluginHost, PluginState, Settings, WATCH_EVERY, Watch};
+use genie_plugin::{Annotations, Columns, Graph};
+use genie_plugin_host::{Call, Kind, PluginHost, PluginState, Settings, WATCH_EVERY, Watch};
 use genie_srg::{Origin, Window};
 use genie_wire::control::{Device, TraceQuestion};
 
@@ -126,9 +127,9 @@ impl Analysis {
     fn explain(&self, snapshot: &Snapshot, devices: &[Device]) -> Result<Explanation, String> {
         let columns = graph_of(snapshot);
         let plugins = self.plugins();
-        let (reading, told) = self.read(plugins.as_deref(), &columns);
+        let (parts, reading, told) = self.read(plugins.as_deref(), &columns);
         let graph = Graph::new(columns).map_err(|error| error.to_string())?;
-        let mut explanation = Explanation::of(&graph, &reading, snapshot.truncated);
+        let mut explanation = Explanation::of(&graph, &parts, &reading, snapshot.truncated);
         explanation.plugins = told;
         explanation.why = self.reasons(plugins.as_deref());
         let (plan, notes) =
@@ -138,26 +139,24 @@ impl Analysis {
         Ok(explanation)
     }
 
-    /// Asks every recognizer.
-    fn read(&self, plugins: Option<&PluginHost>, columns: &Columns) -> (Reading, Vec<PluginTold>) {
-        let calls = plugins.map(|plugins| plugins.recognize(columns)).unwrap_or_default();
-        let (mut said, mut told) = (Vec::new(), Vec::new());
-        for call in calls {
-            told.push(PluginTold {
-                name: call.plugin.clone(),
-                version: call.version,
-                outcome: call.result.as_ref().map_or_else(ToString::to_string, |_| "ok".into()),
-                us: call.took.as_micros() as u64,
-            });
-            if let Ok(notes) = call.result {
-                said.push(Said { plugin: call.plugin, notes });
+    /// Asks every recognizer about every model.
+    fn read(&self, plugins: Option<&PluginHost>, columns: &Columns) -> Read {
+        let mut told: Vec<PluginTold> = Vec::new();
+        let (parts, reading) = components::read(columns, |columns| {
+            let calls = plugins.map(|plugins| plugins.recognize(columns)).unwrap_or_default();
+            let mut said = Vec::new();
+            for call in calls {
+                tell(&mut told, &call);
+                if let Ok(notes) = call.result {
+                    said.push(Said { plugin: call.plugin, notes });
+                }
             }
-        }
-        let reading = merge(columns, &said);
+            merge(columns, &said)
+        });
         if self.debug {
             log(&reading);
         }
-        (reading, told)
+        (parts, reading, told)
     }
 
     /// Why somebody who expects more may get less.
@@ -257,6 +256,27 @@ impl Analysis {
 impl Drop for Analysis {
     fn drop(&mut self) {
         self.queue.close();
+    }
+}
+
+/// What recognizers say of each model and of all, and how each of them fared.
+type Read = (Vec<(Component, Reading)>, Reading, Vec<PluginTold>);
+
+/// Counts a call; of several of one plugin the first that went wrong is told.
+fn tell(told: &mut Vec<PluginTold>, call: &Call<Annotations>) {
+    let us = call.took.as_micros() as u64;
+    let outcome = call.result.as_ref().map_or_else(ToString::to_string, |_| "ok".into());
+    match told.iter_mut().find(|each| each.name == call.plugin) {
+        Some(known) => {
+            known.us += us;
+            if known.outcome == "ok" {
+                known.outcome = outcome;
+            }
+        }
+        None => {
+            let (name, version) = (call.plugin.clone(), call.version.clone());
+            told.push(PluginTold { name, version, outcome, us });
+        }
     }
 }
 
