@@ -54,12 +54,12 @@ test-python: build
 	@.ci/step "conformance, a bounded slice (the whole: make conformance)" "see the failures above; one alone: OPS=name make conformance" \
 	  env $(BUILT) $(PY) tests/conformance/run.py --every 8 --grad --allow tests/conformance/known_failures.txt
 
-zoo: build ## records some 190 models and judges the recognizers on them -> docs/zoo.md
-	@.ci/zoo --write docs/zoo.md
+zoo: build ## records some 335 models, and programs of several, and judges the recognizers on them -> docs/zoo.md
+	@.ci/zoo --write docs/zoo.md --programs --append docs/zoo.md
 
 test-zoo: build
 	@.ci/step "the zoo: classes and phases of models with known answers" "one alone: .ci/zoo --case NAME" \
-	  .ci/zoo --workload-min 95 --phase-min 90 --scrambled-min 85
+	  .ci/zoo --workload-min 95 --phase-min 90 --scrambled-min 85 --programs --operators-min 97 --named-min 95
 	@.ci/step "the zoo's own tools" "run one alone: .venv/bin/python -m pytest tests/zoo -k NAME" \
 	  env $(BUILT) $(PYTEST) tests/zoo -q --tb=short
 

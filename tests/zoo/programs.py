@@ -1,9 +1,9 @@
 """Programs of two and three of the zoo's models: each operator's label is the one that its model gets alone.
 
     python -m zoo.programs record --alone DIR --out DIR [--count 120] [--seed 1] [--jobs 2]
-    python -m zoo.programs judge --alone DIR DIR [--host genie-host] [--plugins DIR] [--write FILE]
+    python -m zoo.programs judge --alone DIR DIR [--host genie-host] [--plugins DIR] [--append FILE]
 
-`--alone` holds what `zoo.record` wrote of the public cases. Programs are drawn by a seed: models run one after
+`--alone` holds what `zoo.record` wrote of one split. Programs are drawn by a seed: models run one after
 the other, by turns (in threads of which one runs at a time), handing values on (by the program, or as integers on
 the device), and serving while another trains. Which model an operator is of is marked on the tape; the host
 sees the graphs without marks.
@@ -253,7 +253,7 @@ def report(verdicts: dict[Program, dict[str, Any]], left_out: dict[Program, str]
 
 def _drawn(args: argparse.Namespace) -> list[Program]:
     alone = {}
-    for labels, graph in load(args.alone, "public"):
+    for labels, graph in load(args.alone, None):
         count = len(operators(graph))
         if 0 < count <= OPERATORS_MAX:
             alone[labels["name"]] = labels
@@ -346,8 +346,8 @@ def _judge(args: argparse.Namespace) -> int:
             verdicts[program] = verdict
     text, kept, named = report(verdicts, left_out)
     print(text)
-    if args.write is not None:
-        args.write.write_text(text)
+    if args.append is not None:
+        args.append.write_text(args.append.read_text() + "\n" + text)
     enough = 100 * kept >= args.operators_min and 100 * named >= args.named_min
     if not enough:
         print("below what was asked for (--operators-min, --named-min)", file=sys.stderr)
@@ -372,7 +372,7 @@ def main() -> int:
     judging.add_argument("--alone", type=Path, required=True, metavar="DIR")
     judging.add_argument("--host", default="genie-host")
     judging.add_argument("--plugins", metavar="DIR", help="default: the host's own choice")
-    judging.add_argument("--write", type=Path, metavar="FILE")
+    judging.add_argument("--append", type=Path, metavar="FILE", help="adds the report to this one")
     judging.add_argument("--operators-min", type=float, default=0.0, metavar="PERCENT")
     judging.add_argument("--named-min", type=float, default=0.0, metavar="PERCENT")
     judging.set_defaults(act=_judge)

@@ -16,9 +16,8 @@ use crate::merge::{Claim, Kept, Reading, UNKNOWN};
 
 /// No node of the window: a source that stands for what another component hands over.
 pub const HANDED_OVER: u32 = u32::MAX;
-/// The label of what computes and is no known kind of model.
-const OTHER: &str = "other";
-/// What the program uploads, in a graph's columns.
+/// Where contents come from, in a graph's columns.
+const WEIGHT: u8 = 1;
 const UPLOADED: u8 = 2;
 /// Operators without weights that make a program of their own.
 const PROGRAM_OPS: usize = 6;
@@ -71,9 +70,13 @@ fn components(graph: &Graph) -> Vec<Option<u32>> {
 /// Joins operators by the storages of the tensors that `joins` says yes to, among those that hold
 /// weights or depend on them.
 fn join(graph: &Graph, joins: impl Fn(&Tensor<'_>) -> bool) -> Vec<Option<u32>> {
-    let learned = learned(graph);
+    let fallbacks = fallbacks(graph);
+    let learned = learned(graph, &fallbacks);
     let mut joined = UnionFind::<u32>::new(graph.len());
     let mut first_user: Vec<Option<u32>> = vec![None; graph.storages().len()];
+    for (storage, maker) in fallbacks {
+        first_user[storage.0 as usize] = Some(maker.0);
+    }
     let mut is_joined = vec![false; graph.len()];
     for node in graph.nodes().filter(|node| graph.is_op(*node)) {
         for tensor in graph.inputs(node).chain(graph.outputs(node)) {
@@ -272,11 +275,41 @@ fn is_training(graph: &Graph, node: NodeId) -> bool {
     matches!(graph.stage(node), Stage::Backward | Stage::Optimizer)
 }
 
+/// What an operator that runs on the client made: the program reads and uploads within one call of a
+/// module. With each storage the operator whose results were read.
+fn fallbacks(graph: &Graph) -> Vec<(StorageId, NodeId)> {
+    let mut found = Vec::new();
+    let mut read: Option<(u32, NodeId)> = None;
+    for node in graph.nodes() {
+        let module = graph.module_symbol(node);
+        match graph.op(node) {
+            "genie::read" => {
+                let maker = graph.predecessors(node).find(|maker| graph.is_op(*maker));
+                read = maker.map(|maker| (module, maker)).filter(|_| module != 0);
+            }
+            "genie::upload" => {
+                let within = read.filter(|(within, _)| *within == module);
+                if let Some((_, maker)) = within {
+                    let made = graph.outputs(node).map(|out| (graph.storage(out.value), maker));
+                    found.extend(made);
+                }
+            }
+            // Nothing runs on the device meanwhile.
+            _ if graph.is_op(node) => read = None,
+            _ => {}
+        }
+    }
+    found
+}
+
 /// For each storage whether it holds weights, or something that was computed from them.
-fn learned(graph: &Graph) -> Vec<bool> {
+fn learned(graph: &Graph, fallbacks: &[(StorageId, NodeId)]) -> Vec<bool> {
     let from_before =
         |storage: StorageId| matches!(graph.origin(storage), Origin::Weight | Origin::Computed(_));
     let mut learned: Vec<bool> = graph.storages().map(from_before).collect();
+    for (storage, _) in fallbacks {
+        learned[storage.0 as usize] = true;
+    }
     for node in graph.nodes() {
         let storage = |tensor: Tensor<'_>| graph.storage(tensor.value).0 as usize;
         if graph.is_op(node) && graph.inputs(node).any(|tensor| learned[storage(tensor)]) {
@@ -400,7 +433,7 @@ impl Extract<'_> {
         let node = self.nodes.len() as u32;
         self.columns.value_producer[new as usize] = node;
         let storage = self.columns.value_storage[new as usize] as usize;
-        if self.columns.storage_origin[storage] != 1 {
+        if self.columns.storage_origin[storage] != WEIGHT {
             self.columns.storage_origin[storage] = UPLOADED;
         }
         self.nodes.push(HANDED_OVER);
@@ -564,12 +597,14 @@ fn gather(columns: &Columns, parts: &[(Component, Reading)]) -> Reading {
     whole
 }
 
-/// One label, where all models have it; what no recognizer knows counts where nothing else is there.
+/// One label, where all models have it. What nobody knows, and what computes without weights (a search
+/// over what a model said), counts where nothing else is there.
 fn workloads(parts: &[(Component, Reading)], whole: &mut Reading) {
     let known: Vec<&Reading> = parts
         .iter()
+        .filter(|(part, _)| part.columns.storage_origin.contains(&WEIGHT))
         .map(|(_, reading)| reading)
-        .filter(|reading| !matches!(reading.workload.word.as_str(), UNKNOWN | OTHER))
+        .filter(|reading| reading.workload.word != UNKNOWN)
         .collect();
     let all: Vec<&Reading> = parts.iter().map(|(_, reading)| reading).collect();
     let counted = if known.is_empty() { all } else { known };
@@ -689,6 +724,23 @@ mod tests {
         let y = linear(&mut g, hidden);
         g.read(y);
         assert_eq!(part(&g.columns()).len(), 1);
+    }
+
+    #[test]
+    fn what_the_client_computes_for_a_module_joins_and_what_the_program_does_hands_over() {
+        let with = |path: &str| {
+            let mut g = GraphBuilder::new();
+            let x = g.input(&[2, 8]);
+            let hidden = linear(&mut g, x);
+            let made = g.module(path, "Head", |g| {
+                g.read(hidden);
+                g.input(&[2, 8])
+            });
+            let y = linear(&mut g, made);
+            g.read(y);
+            part(&g.columns()).len()
+        };
+        assert_eq!((with("model.head"), with("")), (1, 2));
     }
 
     #[test]
@@ -824,7 +876,9 @@ mod tests {
             }
         });
         assert_eq!(parts.len(), 3);
-        assert_eq!((whole.workload.word.as_str(), whole.workload.confidence), ("llm", 0.9));
+        assert_eq!((whole.workload.word.as_str(), whole.workload.confidence), (MIXED, 0.9));
+        let parts: Vec<&str> = whole.workloads.iter().map(|claim| claim.word.as_str()).collect();
+        assert_eq!(parts, ["other", "llm"]);
         let graph = Graph::new(columns).unwrap();
         let phases: Vec<&str> = graph
             .nodes()
