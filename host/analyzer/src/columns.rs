@@ -1,6 +1,7 @@
 //! The graph of a window as columns.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use genie_plugin::Columns;
 use genie_plugin::symbols::Symbols;
@@ -33,14 +34,19 @@ struct Builder<'a> {
     window: &'a Window,
     out: Columns,
     symbols: Symbols,
-    values: HashMap<(LocalStorage, Version), u32>,
-    geometries: HashMap<(u8, Vec<u64>, Vec<u64>), u32>,
+    /// By storage and version.
+    values: Vec<Vec<Option<u32>>>,
+    /// By element type, number of dimensions, sizes and strides.
+    geometries: HashMap<Vec<u64>, u32>,
+    geometry_key: Vec<u64>,
+    /// Symbols of modules, by the text that all nodes of one share.
+    modules: HashMap<*const u8, (u32, u32)>,
     made_bytes: Vec<u64>,
     origins: Vec<u8>,
     /// 1 for each node that draws from the random generator.
     random: Vec<u64>,
     /// How each storage from before the window is first looked at.
-    first_looks: HashMap<LocalStorage, TensorMeta>,
+    first_looks: HashMap<LocalStorage, Arc<TensorMeta>>,
 }
 
 impl<'a> Builder<'a> {
@@ -57,8 +63,10 @@ impl<'a> Builder<'a> {
             window,
             out: Columns::default(),
             symbols: Symbols::new(),
-            values: HashMap::new(),
+            values: vec![Vec::new(); storages],
             geometries: HashMap::new(),
+            geometry_key: Vec::new(),
+            modules: HashMap::new(),
             made_bytes: vec![0; storages],
             origins: vec![0; storages],
             random: Vec::new(),
@@ -67,17 +75,11 @@ impl<'a> Builder<'a> {
     }
 
     fn node(&mut self, index: usize, node: &Node) {
-        let name = match &node.kind {
-            NodeKind::Op { template, .. } => template.op.clone(),
-            other => format!("genie::{}", other.name()),
+        let op = match &node.kind {
+            NodeKind::Op { template, .. } => self.symbols.intern(&template.op),
+            other => self.symbols.intern(&format!("genie::{}", other.name())),
         };
-        let op = self.symbols.intern(&name);
-        let (path, class) = match node.module.as_deref() {
-            Some(module) => module.split_once('\0').unwrap_or((module, "")),
-            None => ("", ""),
-        };
-        let module = self.symbols.intern(path);
-        let class = self.symbols.intern(class);
+        let (module, class) = self.module(node.module.as_deref());
         let mark = self.symbols.intern(node.phase.as_deref().unwrap_or(""));
         self.out.op.push(op);
         self.out.module.push(module);
@@ -104,6 +106,19 @@ impl<'a> Builder<'a> {
         self.out.input_ends.push(self.out.input_value.len() as u32);
         self.out.output_ends.push(self.out.output_value.len() as u32);
         self.out.arg_ends.push(self.out.arg_kind.len() as u32);
+    }
+
+    /// The symbols of a module's path and class.
+    fn module(&mut self, module: Option<&str>) -> (u32, u32) {
+        let Some(module) = module else { return (0, 0) };
+        // Records share the text, and the window keeps all of them while this looks.
+        if let Some(known) = self.modules.get(&module.as_ptr()) {
+            return *known;
+        }
+        let (path, class) = module.split_once('\0').unwrap_or((module, ""));
+        let symbols = (self.symbols.intern(path), self.symbols.intern(class));
+        self.modules.insert(module.as_ptr(), symbols);
+        symbols
     }
 
     fn operator(&mut self, index: usize, node: &Node, template: &Template) {
@@ -163,9 +178,9 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn look(&self, storage: LocalStorage) -> TensorMeta {
+    fn look(&self, storage: LocalStorage) -> Arc<TensorMeta> {
         let seen = self.first_looks.get(&storage).cloned();
-        seen.unwrap_or_else(|| TensorMeta::contiguous(DType::UINT8, &[0]))
+        seen.unwrap_or_else(|| Arc::new(TensorMeta::contiguous(DType::UINT8, &[0])))
     }
 
     fn input(&mut self, storage: LocalStorage, version: Version, meta: &TensorMeta) {
@@ -187,7 +202,12 @@ impl<'a> Builder<'a> {
 
     fn value(&mut self, storage: LocalStorage, version: Version) -> u32 {
         let next = self.out.value_storage.len() as u32;
-        let value = *self.values.entry((storage, version)).or_insert(next);
+        let versions = &mut self.values[storage.0 as usize];
+        let at = version.0 as usize;
+        if versions.len() <= at {
+            versions.resize(at + 1, None);
+        }
+        let value = *versions[at].get_or_insert(next);
         if value == next {
             self.out.value_storage.push(storage.0);
             // Its maker says so when it is met; nothing reads before it is made.
@@ -197,10 +217,15 @@ impl<'a> Builder<'a> {
     }
 
     fn geometry(&mut self, meta: &TensorMeta) -> u32 {
-        let key = (meta.dtype.0, meta.sizes.clone(), meta.strides.clone());
+        let key = &mut self.geometry_key;
+        key.clear();
+        key.extend([u64::from(meta.dtype.0), meta.sizes.len() as u64]);
+        key.extend(meta.sizes.iter().chain(&meta.strides));
         let next = self.out.geometry_dtype.len() as u32;
-        let geometry = *self.geometries.entry(key).or_insert(next);
-        if geometry == next {
+        let known = self.geometries.get(key.as_slice()).copied();
+        let geometry = known.unwrap_or(next);
+        if known.is_none() {
+            self.geometries.insert(key.clone(), next);
             self.out.geometry_dtype.push(meta.dtype.0);
             self.out.sizes.extend(meta.sizes.iter().map(|size| *size as i64));
             self.out.strides.extend(meta.strides.iter().map(|stride| *stride as i64));

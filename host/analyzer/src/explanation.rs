@@ -180,6 +180,9 @@ impl Explanation {
                 of[*node as usize] = number;
             }
         }
+        let columns = graph.columns();
+        // Most words are the graph's own, and looked up once.
+        let mut of_symbols: Vec<Option<u32>> = vec![None; graph.symbols()];
         let mut ops_total = 0;
         for node in graph.nodes().filter(|node| graph.is_op(*node)) {
             ops_total += 1;
@@ -195,13 +198,18 @@ impl Explanation {
             if ops_total > OPS_MAX {
                 continue;
             }
-            ops.op.push(words.intern(graph.op(node)));
+            let at = node.0 as usize;
+            let mut symbol = |symbol: u32| {
+                let known = &mut of_symbols[symbol as usize];
+                *known.get_or_insert_with(|| words.intern(graph.symbol(symbol)))
+            };
+            ops.op.push(symbol(columns.op[at]));
             ops.model.push(number as u32);
-            ops.module.push(words.intern(graph.module(node)));
-            ops.class.push(words.intern(graph.class(node)));
+            ops.module.push(symbol(columns.module[at]));
+            ops.class.push(symbol(columns.class[at]));
+            ops.mark.push(symbol(columns.mark[at]));
             ops.phase.push(words.intern(&phase.word));
-            ops.modality.push(words.intern(&reading.modalities[node.0 as usize].word));
-            ops.mark.push(words.intern(graph.mark(node)));
+            ops.modality.push(words.intern(&reading.modalities[at].word));
             ops.by.push(words.intern(&phase.by));
             ops.confidence.push(phase.confidence);
             ops.node.push(node.0);

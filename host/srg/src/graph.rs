@@ -4,6 +4,7 @@
 //! version of it, so that order, replay and lifetimes are exact.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use genie_wire::record::StorageId;
@@ -120,7 +121,7 @@ pub struct Edge {
     pub storage: LocalStorage,
     pub version: Version,
     /// The tensor as its consumer sees it, where the consumer is an operator.
-    pub meta: Option<TensorMeta>,
+    pub meta: Option<Arc<TensorMeta>>,
     /// Bytes of the tensor (0 where unknown).
     pub bytes: u64,
     pub residency: Residency,
@@ -173,15 +174,44 @@ struct Current {
     version: u32,
     writer: NodeIndex,
     readers: Vec<NodeIndex>,
-    meta: Option<TensorMeta>,
+    meta: Option<Arc<TensorMeta>>,
+}
+
+/// The tensors of a template, shared by all nodes that ran it.
+#[derive(Default)]
+struct Metas {
+    /// Over each input slot (the first, where several arguments share one).
+    slots: Vec<Option<Arc<TensorMeta>>>,
+    /// Of each new storage.
+    new: Vec<Option<Arc<TensorMeta>>>,
+}
+
+impl Metas {
+    fn of(template: &Template) -> Metas {
+        let mut slots = vec![None; template.slots as usize];
+        for arg in &template.args {
+            arg.for_each_tensor(&mut |slot, meta| {
+                slots[slot as usize].get_or_insert_with(|| Arc::new(meta.clone()));
+            });
+        }
+        let mut new = vec![None; template.new_storages.len()];
+        for output in &template.outputs {
+            if let OutputSpec::New { index, meta } = output
+                && let Some(first) = new.get_mut(*index as usize)
+            {
+                first.get_or_insert_with(|| Arc::new(meta.clone()));
+            }
+        }
+        Metas { slots, new }
+    }
 }
 
 struct Builder<'a> {
     trace: &'a Trace,
     graph: DiGraph<Node, Edge>,
-    current: HashMap<LocalStorage, Current>,
+    current: Vec<Option<Current>>,
     last_generator_user: Option<NodeIndex>,
-    costs: HashMap<TemplateId, Cost>,
+    costs: HashMap<TemplateId, (Cost, Rc<Metas>)>,
 }
 
 /// The generator is ordered like a storage of its own; this is its number on order edges.
@@ -192,7 +222,7 @@ impl<'a> Builder<'a> {
         Builder {
             trace,
             graph: DiGraph::with_capacity(trace.steps.len(), trace.operands.len()),
-            current: HashMap::with_capacity(trace.storages.len()),
+            current: trace.storages.iter().map(|_| None).collect(),
             last_generator_user: None,
             costs: HashMap::new(),
         }
@@ -209,10 +239,11 @@ impl<'a> Builder<'a> {
             StepKind::Run(index) => (self.trace.run_templates.get(index as usize).cloned(), None),
             _ => (None, None),
         };
-        let cost = match (&op, id) {
-            (Some(op), Some(id)) => *self.costs.entry(id).or_insert_with(|| Cost::of(op)),
-            (Some(op), None) => Cost::of(op),
-            (None, _) => Cost::default(),
+        let of = |op: &Arc<Template>| (Cost::of(op), Rc::new(Metas::of(op)));
+        let (cost, metas) = match (&op, id) {
+            (Some(op), Some(id)) => self.costs.entry(id).or_insert_with(|| of(op)).clone(),
+            (Some(op), None) => of(op),
+            (None, _) => Default::default(),
         };
         let start = step.operands as usize;
         let inputs_end = start + step.inputs as usize;
@@ -231,9 +262,8 @@ impl<'a> Builder<'a> {
             reads: Vec::with_capacity(inputs.len()),
             writes: Vec::with_capacity(outputs.len()),
         });
-        let metas = op.as_ref().map(|op| slot_metas(op)).unwrap_or_default();
         for (slot, local) in inputs.iter().enumerate() {
-            self.read(node, *local, metas.get(slot).cloned().flatten());
+            self.read(node, *local, metas.slots.get(slot).cloned().flatten());
         }
         let writes_input = |slot: usize| match step.kind {
             StepKind::Op(_) | StepKind::Run(_) => {
@@ -244,11 +274,11 @@ impl<'a> Builder<'a> {
         };
         for (slot, local) in inputs.iter().enumerate() {
             if writes_input(slot) {
-                self.write(node, *local, metas.get(slot).cloned().flatten());
+                self.write(node, *local, metas.slots.get(slot).cloned().flatten());
             }
         }
         for (index, local) in outputs.iter().enumerate() {
-            self.make(node, *local, op.as_ref().and_then(|op| new_meta(op, index)));
+            self.make(node, *local, metas.new.get(index).cloned().flatten());
         }
         let random = op.as_ref().is_some_and(|op| op.random);
         if random || step.kind == StepKind::Generator {
@@ -257,7 +287,7 @@ impl<'a> Builder<'a> {
     }
 
     fn ensure_source(&mut self, local: LocalStorage, origin: &impl Fn(StorageId) -> Origin) {
-        if self.current.contains_key(&local) {
+        if self.current[local.0 as usize].is_some() {
             return;
         }
         let (id, _) = self.trace.storages[local.0 as usize];
@@ -270,15 +300,16 @@ impl<'a> Builder<'a> {
             reads: vec![],
             writes: vec![(local, Version(0))],
         });
-        self.current.insert(local, Current { version: 0, writer, readers: vec![], meta: None });
+        let current = Current { version: 0, writer, readers: vec![], meta: None };
+        self.current[local.0 as usize] = Some(current);
     }
 
-    fn read(&mut self, node: NodeIndex, local: LocalStorage, meta: Option<TensorMeta>) {
-        let current = self.current.get_mut(&local).expect("ensure_source made it");
+    fn read(&mut self, node: NodeIndex, local: LocalStorage, meta: Option<Arc<TensorMeta>>) {
+        let current = self.current[local.0 as usize].as_mut().expect("ensure_source made it");
         let version = Version(current.version);
         current.readers.push(node);
         let meta = meta.or_else(|| current.meta.clone());
-        let bytes = meta.as_ref().map_or(0, TensorMeta::bytes);
+        let bytes = meta.as_ref().map_or(0, |meta| meta.bytes());
         let writer = current.writer;
         self.graph[node].reads.push((local, version));
         let residency = Residency::Unknown;
@@ -287,8 +318,8 @@ impl<'a> Builder<'a> {
     }
 
     /// A write to a storage that exists: readers of the old version come first.
-    fn write(&mut self, node: NodeIndex, local: LocalStorage, meta: Option<TensorMeta>) {
-        let current = self.current.get_mut(&local).expect("read before written");
+    fn write(&mut self, node: NodeIndex, local: LocalStorage, meta: Option<Arc<TensorMeta>>) {
+        let current = self.current[local.0 as usize].as_mut().expect("read before written");
         let old = Version(current.version);
         let readers = std::mem::take(&mut current.readers);
         current.version += 1;
@@ -303,9 +334,10 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn make(&mut self, node: NodeIndex, local: LocalStorage, meta: Option<TensorMeta>) {
+    fn make(&mut self, node: NodeIndex, local: LocalStorage, meta: Option<Arc<TensorMeta>>) {
         self.graph[node].writes.push((local, Version(0)));
-        self.current.insert(local, Current { version: 0, writer: node, readers: vec![], meta });
+        let current = Current { version: 0, writer: node, readers: vec![], meta };
+        self.current[local.0 as usize] = Some(current);
     }
 
     fn use_generator(&mut self, node: NodeIndex) {
@@ -390,24 +422,6 @@ fn node_kind(kind: StepKind, op: Option<Arc<Template>>, id: Option<TemplateId>) 
         StepKind::Read => NodeKind::Read,
         StepKind::Generator => NodeKind::Generator,
     }
-}
-
-/// The tensor over each input slot (the first, where several arguments share one).
-fn slot_metas(template: &Template) -> Vec<Option<TensorMeta>> {
-    let mut metas = vec![None; template.slots as usize];
-    for arg in &template.args {
-        arg.for_each_tensor(&mut |slot, meta| {
-            metas[slot as usize].get_or_insert_with(|| meta.clone());
-        });
-    }
-    metas
-}
-
-fn new_meta(template: &Template, new: usize) -> Option<TensorMeta> {
-    template.outputs.iter().find_map(|output| match output {
-        OutputSpec::New { index, meta } if *index as usize == new => Some(meta.clone()),
-        _ => None,
-    })
 }
 
 #[cfg(test)]
