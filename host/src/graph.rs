@@ -168,9 +168,9 @@ impl GraphArgs {
                 "{shown} was written for another graph of that name; draw them one by one"
             );
             let text = match format {
-                Format::Json => picture::json(graph.columns(), reading).to_string(),
-                Format::Dot => picture::dot(graph.columns(), reading),
-                Format::Svg => picture::svg(graph.columns(), reading, &stem),
+                Format::Json => picture::json(graph.columns(), reading, parts).to_string(),
+                Format::Dot => picture::dot(graph.columns(), reading, parts),
+                Format::Svg => picture::svg(graph.columns(), reading, parts, &stem),
             };
             std::fs::write(&path, text).with_context(|| format!("cannot write {shown}"))?;
             writeln!(std::io::stdout(), "{shown}")?;

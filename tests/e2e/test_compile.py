@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import json
+import logging
 import threading
 import warnings
 
@@ -24,7 +25,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def fresh_dynamo():
+def fresh_dynamo(caplog):
+    # What is no script says why.
+    caplog.set_level(logging.DEBUG, "genie")
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

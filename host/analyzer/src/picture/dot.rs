@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::Framed;
 use super::facts::{Facts, amount, plural, shortened};
 use super::flow::flows;
 use super::palette::{colours, tint};
@@ -12,18 +13,40 @@ const OPS_CHARS_MAX: usize = 80;
 
 /// The graph of these panels.
 pub fn write(facts: &Facts, panels: &[Part]) -> String {
-    let mut out = Out { dot: String::new(), facts, colours: colours(&facts.phases), last: 0 };
+    let mut out = Out { dot: begin(facts), facts, colours: colours(&facts.phases), last: 0 };
+    out.list(panels, 1);
+    out.dot.push_str("}\n");
+    out.dot
+}
+
+/// The graph of these models, a cluster each.
+pub fn write_models(facts: &Facts, models: &[Framed<'_>]) -> String {
+    let (mut dot, mut last) = (begin(facts), 0);
+    for model in models {
+        last += 1;
+        let label = quoted(&model.title);
+        let _ = writeln!(dot, "  subgraph cluster_{last} {{\n    label={label}; style=bold;");
+        let colours = colours(&model.facts.phases);
+        let mut out = Out { dot, facts: &model.facts, colours, last };
+        out.list(&model.panels, 2);
+        (dot, last) = (out.dot, out.last);
+        dot.push_str("  }\n");
+    }
+    dot.push_str("}\n");
+    dot
+}
+
+fn begin(facts: &Facts) -> String {
+    let mut dot = String::new();
     let workload = &facts.reading.workload;
     let label = format!("{} ({:.2})", shortened(&workload.word, 60), workload.confidence);
     let _ = writeln!(
-        out.dot,
+        dot,
         "digraph genie {{\n  graph [label={}, labelloc=t, compound=true, rankdir=TB, fontname=\"Helvetica\"];\n  \
          node [shape=box, style=filled, fontname=\"Helvetica\", fontsize=10];\n  edge [color=\"#57606a\"];",
         quoted(&label)
     );
-    out.list(panels, 1);
-    out.dot.push_str("}\n");
-    out.dot
+    dot
 }
 
 struct Out<'a> {

@@ -4,13 +4,14 @@ use genie_plugin::{Origin, Stage, Tensor};
 use serde_json::{Value, json};
 
 use super::facts::Facts;
-use crate::merge::Claim;
+use crate::components::{Component, HANDED_OVER};
+use crate::merge::{Claim, Reading};
 
 /// The format's number.
 const ANALYZED_VERSION: u32 = 1;
 
 /// Nodes in program order and storages, by their numbers in the graph.
-pub fn value(facts: &Facts) -> Value {
+pub fn value(facts: &Facts, models: &[(Component, Reading)]) -> Value {
     let (graph, reading) = (&facts.graph, facts.reading);
     let none = Claim::default();
     let nodes: Vec<Value> = graph
@@ -50,6 +51,16 @@ pub fn value(facts: &Facts) -> Value {
             })
         })
         .collect();
+    let models: Vec<Value> = models
+        .iter()
+        .map(|(component, reading)| {
+            let nodes = component.nodes.iter().filter(|node| **node != HANDED_OVER);
+            json!({
+                "workload": claim(&reading.workload),
+                "nodes": nodes.collect::<Vec<_>>(),
+            })
+        })
+        .collect();
     let attributes: Vec<Value> = reading
         .attributes
         .iter()
@@ -60,6 +71,7 @@ pub fn value(facts: &Facts) -> Value {
         "workload": claim(&reading.workload),
         "workloads": reading.workloads.iter().map(claim).collect::<Vec<_>>(),
         "attributes": attributes,
+        "models": models,
         "nodes": nodes,
         "storages": storages,
     })

@@ -19,23 +19,69 @@ mod tests;
 use genie_plugin::Columns;
 use serde_json::Value;
 
+use crate::components::Component;
 use crate::merge::Reading;
 
 pub use parts::BOXES_MAX;
 
-/// A graph of Graphviz: phases and modules as clusters, folded as in [`svg()`].
-pub fn dot(columns: &Columns, reading: &Reading) -> String {
+/// Models that are drawn, those that do most; the others are counted.
+const MODELS_MAX: usize = 12;
+
+/// A graph of Graphviz: models, phases and modules as clusters, folded as in [`svg()`].
+pub fn dot(columns: &Columns, reading: &Reading, models: &[(Component, Reading)]) -> String {
     let facts = facts::Facts::new(columns, reading);
-    dot::write(&facts, &parts::parts(&facts))
+    match models {
+        [] | [_] => dot::write(&facts, &parts::parts(&facts, BOXES_MAX)),
+        several => dot::write_models(&facts, &framed(several)),
+    }
 }
 
 /// A picture for people, of at most [`BOXES_MAX`] boxes; without scripts or anything from elsewhere.
-pub fn svg(columns: &Columns, reading: &Reading, title: &str) -> String {
+/// Of several models each has a frame.
+pub fn svg(
+    columns: &Columns,
+    reading: &Reading,
+    models: &[(Component, Reading)],
+    title: &str,
+) -> String {
     let facts = facts::Facts::new(columns, reading);
-    svg::write(&facts, &parts::parts(&facts), title)
+    match models {
+        [] | [_] => svg::write(&facts, &parts::parts(&facts, BOXES_MAX), title),
+        several => svg::write_models(&facts, &framed(several), several.len(), title),
+    }
 }
 
-/// Every node and storage with what was said of it.
-pub fn json(columns: &Columns, reading: &Reading) -> Value {
-    json::value(&facts::Facts::new(columns, reading))
+/// A model of several, ready to be drawn.
+struct Framed<'a> {
+    facts: facts::Facts<'a>,
+    panels: Vec<parts::Part>,
+    /// Number, label, how sure, and sums.
+    title: String,
+}
+
+fn framed(models: &[(Component, Reading)]) -> Vec<Framed<'_>> {
+    let mut most: Vec<usize> = (0..models.len()).collect();
+    most.sort_by_key(|number| (std::cmp::Reverse(models[*number].0.columns.nodes()), *number));
+    most.truncate(MODELS_MAX);
+    most.sort_unstable();
+    let boxes = BOXES_MAX / most.len().max(1);
+    let frame = |number: usize| {
+        let (component, reading) = &models[number];
+        let facts = facts::Facts::new(&component.columns, reading);
+        let all = 0..facts.graph.len();
+        let title = format!(
+            "{number}: {} ({:.0} % sure) \u{b7} {} \u{b7} {}",
+            facts::shortened(&reading.workload.word, 40),
+            reading.workload.confidence * 100.0,
+            facts::plural(facts.ops(&all), "op"),
+            facts::amount(facts.flops(&all), "FLOP")
+        );
+        Framed { panels: parts::parts(&facts, boxes), facts, title }
+    };
+    most.into_iter().map(frame).collect()
+}
+
+/// Every node and storage with what was said of it, and of each model.
+pub fn json(columns: &Columns, reading: &Reading, models: &[(Component, Reading)]) -> Value {
+    json::value(&facts::Facts::new(columns, reading), models)
 }

@@ -81,15 +81,15 @@ pub fn count(parts: &[Part]) -> usize {
     parts.iter().map(Part::count).sum()
 }
 
-/// The panels of the picture (or groups of panels), bounded.
-pub fn parts(facts: &Facts) -> Vec<Part> {
+/// The panels of the picture (or groups of panels), at most `most` parts.
+pub fn parts(facts: &Facts, most: usize) -> Vec<Part> {
     let mut builder = Builder { facts, classes: facts.classes(), loose: false };
     let mut panels = builder.panels();
-    if count(&panels) > LOOSE_BOXES {
+    if count(&panels) > LOOSE_BOXES.min(most) {
         builder.loose = true;
         panels = builder.panels();
     }
-    bound(facts, &mut panels);
+    bound(facts, &mut panels, most);
     panels
 }
 
@@ -346,17 +346,17 @@ fn count_panels(parts: &[Part]) -> usize {
     parts.iter().map(inside).sum()
 }
 
-/// Folds until the parts are at most [`BOXES_MAX`].
-fn bound(facts: &Facts, panels: &mut [Part]) {
+/// Folds until the parts are at most `most`.
+fn bound(facts: &Facts, panels: &mut [Part], most: usize) {
     let mut depth = panels.iter().map(height).max().unwrap_or(0);
-    while count(panels) > BOXES_MAX && depth > 1 {
+    while count(panels) > most && depth > 1 {
         depth -= 1;
         panels.iter_mut().for_each(|panel| shut(panel, depth));
     }
     let total = count(panels);
-    if total > BOXES_MAX {
+    if total > most {
         for_each_panel(panels, &mut |panel| {
-            let room = (BOXES_MAX - 2 * PANELS_MAX) * panel.parts.len() / total;
+            let room = most.saturating_sub(2 * PANELS_MAX) * panel.parts.len() / total;
             join(facts, &mut panel.parts, room.max(1));
         });
     }

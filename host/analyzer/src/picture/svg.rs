@@ -2,16 +2,19 @@
 
 use std::fmt::Write;
 
+use super::Framed;
 use super::facts::{Facts, amount, plural, shortened};
 use super::layout::{
-    Arrow, HEAD, PAD, PANEL_HEAD, Placed, ROW, STRIP, badge_width, layout, own_width, shown_class,
-    weight_text,
+    Arrow, HEAD, Layout, PAD, PANEL_HEAD, Placed, ROW, STRIP, badge_width, layout, own_width,
+    shown_class, weight_text,
 };
-use super::palette::{colours, tint};
+use super::palette::{NONE, colours, tint};
 use super::parts::{Kind, Part};
 
 const MARGIN: f64 = 16.0;
 const WIDTH_MIN: f64 = 620.0;
+/// The title of a model's frame.
+const FRAME_HEAD: f64 = 34.0;
 /// Characters of a title, and bytes of a tooltip.
 const TITLE_CHARS_MAX: usize = 120;
 const TOOLTIP_CHARS_MAX: usize = 1200;
@@ -31,25 +34,66 @@ text{font-family:'DejaVu Sans',Verdana,Helvetica,Arial,sans-serif;font-size:11px
 pub fn write(facts: &Facts, panels: &[Part], title: &str) -> String {
     let placed = layout(facts, panels, 0.0, MARGIN);
     let colours = colours(&facts.phases);
-    let w = placed.w.max(WIDTH_MIN);
-    let (header, top) = header(facts, title, &colours, w);
-    let mut out = Out { svg: String::new(), facts, colours };
-    let h = placed.h + top;
-    let (width, height) = (number(w), number(h));
+    let (svg, top) = begin(facts, title, &colours, placed.w, placed.h);
+    let mut out = Out { svg, facts, colours };
+    out.layout(&placed, 0.0, top);
+    out.svg.push_str("</svg>\n");
+    out.svg
+}
+
+/// The picture of these models, the largest of so many, each in a frame of its own.
+pub fn write_models(facts: &Facts, models: &[Framed<'_>], many: usize, title: &str) -> String {
+    let placed: Vec<Layout<'_>> = models
+        .iter()
+        .map(|model| layout(&model.facts, &model.panels, FRAME_HEAD, MARGIN))
+        .collect();
+    let w = placed.iter().map(|placed| placed.w).fold(WIDTH_MIN, f64::max);
+    let rest = if many > models.len() { MARGIN } else { 0.0 };
+    let h: f64 = placed.iter().map(|placed| placed.h + MARGIN).sum::<f64>() + rest;
+    let whole = colours(&facts.phases);
+    let (mut svg, mut top) = begin(facts, title, &whole, w + 2.0 * MARGIN, h);
+    for (model, placed) in models.iter().zip(&placed) {
+        let (x, y, w, h) = (number(MARGIN), number(top), number(w), number(placed.h));
+        let _ = write!(
+            svg,
+            "<rect x=\"{x}\" y=\"{y}\" width=\"{w}\" height=\"{h}\" rx=\"8\" fill=\"none\" \
+             stroke=\"#57606a\" stroke-width=\"1.5\"/>\
+             <text class=\"p\" x=\"{}\" y=\"{}\">{}</text>\n",
+            number(2.0 * MARGIN),
+            number(top + 21.0),
+            escape(&model.title)
+        );
+        // A phase has one colour in all of them.
+        let of_whole = |phase: &String| {
+            facts.phases.iter().position(|each| each == phase).map_or(NONE, |at| whole[at])
+        };
+        let colours = model.facts.phases.iter().map(of_whole).collect();
+        let mut out = Out { svg, facts: &model.facts, colours };
+        out.layout(placed, MARGIN, top);
+        svg = out.svg;
+        top += placed.h + MARGIN;
+    }
+    if many > models.len() {
+        let more = format!("and {} smaller", plural((many - models.len()) as u64, "model"));
+        let _ = writeln!(svg, "<text x=\"16\" y=\"{}\">{}</text>", number(top), escape(&more));
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+/// The picture's beginning and its header; and where that ends.
+fn begin(facts: &Facts, title: &str, colours: &[&str], w: f64, h: f64) -> (String, f64) {
+    let w = w.max(WIDTH_MIN);
+    let (header, top) = header(facts, title, colours, w);
+    let mut svg = String::new();
+    let (width, height) = (number(w), number(h + top));
     let _ = write!(
-        out.svg,
+        svg,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          viewBox=\"0 0 {width} {height}\" role=\"img\">\n<style>{STYLE}</style>\n\
-         <rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>\n{header}\
-         <g transform=\"translate(0 {})\">\n",
-        number(top)
+         <rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>\n{header}"
     );
-    for each in &placed.boxes {
-        out.placed(each);
-    }
-    out.arrows(&placed.arrows);
-    out.svg.push_str("</g>\n</svg>\n");
-    out.svg
+    (svg, top)
 }
 
 /// Title, workload and legend; and where they end.
@@ -140,6 +184,16 @@ struct Out<'a> {
 }
 
 impl Out<'_> {
+    fn layout(&mut self, layout: &Layout<'_>, left: f64, top: f64) {
+        let (x, y) = (number(left), number(top));
+        let _ = writeln!(self.svg, "<g transform=\"translate({x} {y})\">");
+        for each in &layout.boxes {
+            self.placed(each);
+        }
+        self.arrows(&layout.arrows);
+        self.svg.push_str("</g>\n");
+    }
+
     fn placed(&mut self, placed: &Placed) {
         let (x, y) = (number(placed.x), number(placed.y));
         let _ = write!(self.svg, "<g transform=\"translate({x} {y})\">");

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::facts::Facts;
 use super::parts::{Kind, Part, count, parts};
 use super::{BOXES_MAX, dot, json, svg};
+use crate::components;
 use crate::merge::{Reading, Said, merge};
 
 /// A language model in two calls: `layers` layers, each an attention and a perceptron.
@@ -45,7 +46,7 @@ fn reading(columns: &Columns, phase: impl Fn(usize) -> &'static str) -> Reading 
 }
 
 fn tree(columns: &Columns, reading: &Reading) -> Vec<Part> {
-    parts(&Facts::new(columns, reading))
+    parts(&Facts::new(columns, reading), BOXES_MAX)
 }
 
 /// Parts in one line: `name*times(inner)`.
@@ -104,7 +105,7 @@ fn repeats_without_modules_fold_too() {
 fn the_svg_is_well_formed_and_tells_everything_it_should() {
     let columns = model(3, 2);
     let reading = reading(&columns, |_| "llm.decode");
-    let text = svg(&columns, &reading, "a <b> & \"c\" ']]>'");
+    let text = svg(&columns, &reading, &[], "a <b> & \"c\" ']]>'");
     let document = roxmltree::Document::parse(&text).unwrap();
     let words: Vec<&str> = document.descendants().filter_map(|node| node.text()).collect();
     for expect in
@@ -127,10 +128,10 @@ fn the_svg_is_well_formed_and_tells_everything_it_should() {
 
 #[test]
 fn an_empty_graph_has_a_picture() {
-    let text = svg(&Columns::default(), &Reading::default(), "");
+    let text = svg(&Columns::default(), &Reading::default(), &[], "");
     roxmltree::Document::parse(&text).unwrap();
-    assert!(dot(&Columns::default(), &Reading::default()).starts_with("digraph genie {"));
-    assert_eq!(json(&Columns::default(), &Reading::default())["nodes"], serde_json::json!([]));
+    assert!(dot(&Columns::default(), &Reading::default(), &[]).starts_with("digraph genie {"));
+    assert_eq!(json(&Columns::default(), &Reading::default(), &[])["nodes"], serde_json::json!([]));
 }
 
 #[test]
@@ -148,10 +149,10 @@ fn a_graph_of_30000_nodes_has_a_bounded_picture() {
         let panels = tree(&columns, reading);
         assert!(count(&panels) <= BOXES_MAX, "{} boxes", count(&panels));
         assert_eq!(panels.last().unwrap().all.end, columns.nodes());
-        let text = svg(&columns, reading, "large");
+        let text = svg(&columns, reading, &[], "large");
         roxmltree::Document::parse(&text).unwrap();
         assert!(text.len() < 1 << 20, "{} bytes of SVG", text.len());
-        let text = dot(&columns, reading);
+        let text = dot(&columns, reading, &[]);
         assert!(text.len() < 1 << 20, "{} bytes of DOT", text.len());
     };
     check(&Reading::default());
@@ -178,7 +179,7 @@ fn a_graph_without_modules_is_bounded_too() {
 #[test]
 fn dot_is_balanced_and_names_only_nodes_that_exist() {
     let columns = model(3, 2);
-    let text = dot(&columns, &reading(&columns, |_| "llm \"x\" \\ {"));
+    let text = dot(&columns, &reading(&columns, |_| "llm \"x\" \\ {"), &[]);
     check_dot(&text);
     assert!(text.contains("layers.0\u{2013}2 Layer x 3"), "{text}");
 }
@@ -229,7 +230,7 @@ fn check_dot(text: &str) {
 fn json_tells_nodes_and_storages() {
     let columns = model(1, 1);
     let reading = reading(&columns, |_| "llm.prefill");
-    let value = json(&columns, &reading);
+    let value = json(&columns, &reading, &[]);
     assert_eq!(value["workload"]["label"], "llm");
     let nodes = value["nodes"].as_array().unwrap();
     assert_eq!(nodes.len(), columns.nodes());
@@ -264,11 +265,49 @@ proptest! {
         let facts = Facts::new(&columns, &reading);
         let told: u64 = panels.iter().map(|part| facts.ops(&part.all)).sum();
         prop_assert_eq!(told, names.len() as u64);
-        let text = svg(&columns, &reading, &title);
+        let text = svg(&columns, &reading, &[], &title);
         prop_assert!(roxmltree::Document::parse(&text).is_ok(), "{}", text);
-        prop_assert_eq!(&text, &svg(&columns, &reading, &title));
-        let text = dot(&columns, &reading);
+        prop_assert_eq!(&text, &svg(&columns, &reading, &[], &title));
+        let text = dot(&columns, &reading, &[]);
         check_dot(&text);
-        prop_assert_eq!(&text, &dot(&columns, &reading));
+        prop_assert_eq!(&text, &dot(&columns, &reading, &[]));
+    }
+}
+
+#[test]
+fn each_of_several_models_has_a_frame() {
+    let draw = |models: usize| {
+        let mut graph = GraphBuilder::new();
+        for _ in 0..models {
+            let mut x = graph.input(&[1, 8]);
+            for _ in 0..30 {
+                let weight = graph.weight(&[8, 8]);
+                x = graph.module("model.layer", "Layer", |graph| {
+                    let y = graph.op("aten::mm", &[x, weight], &[1, 8]);
+                    graph.op("aten::relu", &[y], &[1, 8])
+                });
+            }
+            graph.read(x);
+        }
+        let columns = graph.columns();
+        let (parts, whole) = components::read(&columns, |part| reading(part, |_| "llm.prefill"));
+        assert_eq!(parts.len(), models);
+        let value = json(&columns, &whole, &parts);
+        assert_eq!(value["models"].as_array().unwrap().len(), models);
+        let text = dot(&columns, &whole, &parts);
+        check_dot(&text);
+        assert_eq!(text.matches("style=bold").count(), models.min(12));
+        svg(&columns, &whole, &parts, "several")
+    };
+    for models in [2, 12, 14] {
+        let text = draw(models);
+        let document = roxmltree::Document::parse(&text).unwrap();
+        let texts = document.descendants().filter(|node| node.is_text());
+        let texts: Vec<&str> = texts.filter_map(|node| node.text()).collect();
+        let titles = texts.iter().filter(|text| text.contains(": llm (90 % sure)")).count();
+        assert_eq!(titles, models.min(12));
+        assert_eq!(texts.contains(&"and 2 models smaller"), models == 14);
+        let boxes = text.matches("<title>").count();
+        assert!(boxes <= 2 * BOXES_MAX, "{boxes} boxes");
     }
 }
