@@ -54,11 +54,11 @@ pub fn write_models(facts: &Facts, models: &[Framed<'_>], many: usize, title: &s
     let (mut svg, mut top) = begin(facts, title, &whole, w + 2.0 * MARGIN, h);
     for (model, placed) in models.iter().zip(&placed) {
         let (x, y, w, h) = (number(MARGIN), number(top), number(w), number(placed.h));
-        let _ = write!(
+        let _ = writeln!(
             svg,
             "<rect x=\"{x}\" y=\"{y}\" width=\"{w}\" height=\"{h}\" rx=\"8\" fill=\"none\" \
              stroke=\"#57606a\" stroke-width=\"1.5\"/>\
-             <text class=\"p\" x=\"{}\" y=\"{}\">{}</text>\n",
+             <text class=\"p\" x=\"{}\" y=\"{}\">{}</text>",
             number(2.0 * MARGIN),
             number(top + 21.0),
             escape(&model.title)
