@@ -68,6 +68,7 @@ fn print_gives_one_line_for_each_graph_and_keeps_the_marks_aside() {
         json!({
             "file": "marked.json",
             "workload": { "label": "unknown", "confidence": 0.0 },
+            "models": [{ "label": "unknown", "confidence": 0.0, "ops": 1 }],
             "ops": [{
                 "op": "aten::mm",
                 "module": "net.proj",
@@ -81,6 +82,23 @@ fn print_gives_one_line_for_each_graph_and_keeps_the_marks_aside() {
     let (ok, out, err) = graph(root.path(), &args);
     assert!(ok && !out.contains("proj") && out.contains("llm.prefill"), "{out}{err}");
     assert!(!root.path().join("marked.svg").exists());
+}
+
+#[test]
+fn each_model_of_a_program_is_asked_about_and_drawn_by_itself() {
+    let root = place();
+    let mut program = GraphBuilder::new();
+    for _ in 0..2 {
+        let (x, w) = (program.input(&[2, 4]), program.weight(&[4, 3]));
+        let y = program.op("aten::mm", &[x, w], &[2, 3]);
+        program.read(y);
+    }
+    let recorded = Recorded::new(program.columns(), "a test", false);
+    std::fs::write(root.path().join("two.json"), recorded.to_json()).unwrap();
+    let (ok, out, err) = graph(root.path(), &["two.json", "--no-plugins"]);
+    assert!(ok && out.contains("2 operators: 2 models\n  unknown: no phases\n"), "{out}{err}");
+    let picture = std::fs::read_to_string(root.path().join("two.svg")).unwrap();
+    assert!(picture.contains(">0: unknown") && picture.contains(">1: unknown"), "{picture}");
 }
 
 #[test]
