@@ -133,6 +133,26 @@ def test_models_of_one_program_are_told_apart(decoder):
     assert served == {"llm.prefill", "llm.decode"}, str(told)
 
 
+def test_weights_made_on_the_device_are_weights(decoder):
+    """Converted or copied there, or tensors without modules: each model is one by itself."""
+    model, prompt = decoder
+    copies = [Decoder().to(DEVICE).double() for _ in range(2)]
+    genie.reset_trace()
+    for each in copies:
+        generate(each.eval(), prompt, steps=2)
+    told = genie.explain()
+    assert [str(each) for each in told.models] == ["llm", "llm"], str(told)
+    assert all(each.weights >= 6 for each in told.models), str(told)
+    assert str(told).startswith("workload: llm (2 models)\n"), str(told)
+    weights = [torch.randn(64, 32).to(DEVICE) for _ in range(2)]
+    genie.reset_trace()
+    for _ in range(3):
+        for weight in weights:
+            torch.relu(torch.randn(8, 64).to(DEVICE) @ weight).cpu()
+    told = genie.explain()
+    assert [each.ops for each in told.models] == [6, 6], str(told)
+
+
 def test_a_dozen_models_read_well():
     models = [nn.Sequential(nn.Linear(8, 8 + n), nn.ReLU(), nn.Linear(8 + n, 4)).to(DEVICE) for n in range(12)]
     genie.reset_trace()

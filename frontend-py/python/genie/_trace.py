@@ -199,8 +199,8 @@ class Explanation:
     def _lines(self) -> Iterator[str]:
         sure = f"{self.workload.confidence:.0%} sure" + (f", by {self.workload_by}" if self.workload_by else "")
         if len(self.models) > 1:
-            labels = list(dict.fromkeys(str(label) for label, _ in self.workloads))
-            parts = f": {', '.join(labels)}" if len(labels) > 1 else ""
+            kinds = [str(label) for label, _ in self.workloads] if self.workload.label == "mixed" else []
+            parts = f": {', '.join(kinds)}" if kinds else ""
             yield f"workload: {self.workload.label}{parts} ({len(self.models)} models)"
         else:
             yield f"workload: {self.workload.label} ({sure})"

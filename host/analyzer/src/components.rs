@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 
+use genie_plugin::shapes::flow::{is_convolution, is_given, product};
 use genie_plugin::{Columns, DType, Graph, NodeId, Origin, Stage, StorageId, Tensor};
 use petgraph::unionfind::UnionFind;
 
@@ -16,6 +17,8 @@ use crate::merge::{Claim, Kept, Reading, UNKNOWN};
 
 /// No node of the window: a source that stands for what another component hands over.
 pub const HANDED_OVER: u32 = u32::MAX;
+/// The label of what computes and is no known kind of model.
+const OTHER: &str = "other";
 /// Where contents come from, in a graph's columns.
 const WEIGHT: u8 = 1;
 const UPLOADED: u8 = 2;
@@ -52,11 +55,9 @@ pub fn part(columns: &Columns) -> Vec<Component> {
 
 /// For each node its component; what belongs to none alone (sources, uploads) has none.
 fn components(graph: &Graph) -> Vec<Option<u32>> {
-    let mut of = join(graph, |tensor| {
-        let storage = graph.storage(tensor.value);
-        graph.origin(storage) == Origin::Weight || !is_counted(graph, tensor)
-    });
-    dissolve(graph, &mut of);
+    let weights = weights(graph);
+    let mut of = join(graph, &weights);
+    dissolve(graph, &weights, &mut of);
     if of.iter().all(Option::is_none) {
         // Without any weight there is nothing to part by.
         return of;
@@ -67,11 +68,31 @@ fn components(graph: &Graph) -> Vec<Option<u32>> {
     number(of)
 }
 
-/// Joins operators by the storages of the tensors that `joins` says yes to, among those that hold
-/// weights or depend on them.
-fn join(graph: &Graph, joins: impl Fn(&Tensor<'_>) -> bool) -> Vec<Option<u32>> {
+/// For each storage whether it holds weights: such as were stored as weights, and what was given and
+/// stands in a weight's place (converted or made on the device, or a tensor of a program without
+/// modules).
+pub(crate) fn weights(graph: &Graph) -> Vec<bool> {
+    let is_stored = |storage| graph.origin(storage) == Origin::Weight;
+    let mut weights: Vec<bool> = graph.storages().map(is_stored).collect();
+    for node in graph.nodes().filter(|node| graph.is_op(*node)) {
+        let placed = match product(graph, node) {
+            Some(product) => product.weighted.then_some(product.other),
+            None if is_convolution(graph, node) => graph.input(node, 1),
+            None if graph.op_name(node) == "embedding" => graph.input(node, 0),
+            None => None,
+        };
+        let placed = placed.filter(|it| it.dims() >= 2 && it.dtype.is_floating());
+        if let Some(weight) = placed.filter(|weight| is_given(graph, weight.value)) {
+            weights[graph.storage(weight.value).0 as usize] = true;
+        }
+    }
+    weights
+}
+
+/// Joins operators by what holds weights, and by numbers that depend on such.
+fn join(graph: &Graph, weights: &[bool]) -> Vec<Option<u32>> {
     let fallbacks = fallbacks(graph);
-    let learned = learned(graph, &fallbacks);
+    let learned = learned(graph, weights, &fallbacks);
     let mut joined = UnionFind::<u32>::new(graph.len());
     let mut first_user: Vec<Option<u32>> = vec![None; graph.storages().len()];
     for (storage, maker) in fallbacks {
@@ -81,7 +102,7 @@ fn join(graph: &Graph, joins: impl Fn(&Tensor<'_>) -> bool) -> Vec<Option<u32>> 
     for node in graph.nodes().filter(|node| graph.is_op(*node)) {
         for tensor in graph.inputs(node).chain(graph.outputs(node)) {
             let storage = graph.storage(tensor.value).0 as usize;
-            if learned[storage] && joins(&tensor) {
+            if learned[storage] && (weights[storage] || !is_counted(graph, &tensor)) {
                 is_joined[node.0 as usize] = true;
                 joined.union(*first_user[storage].get_or_insert(node.0), node.0);
             }
@@ -94,7 +115,7 @@ fn join(graph: &Graph, joins: impl Fn(&Tensor<'_>) -> bool) -> Vec<Option<u32>> 
 
 /// What only counts (positions, pages, masks) is no model: a model multiplies, or has weights and makes
 /// numbers of them.
-fn dissolve(graph: &Graph, of: &mut [Option<u32>]) {
+fn dissolve(graph: &Graph, weights: &[bool], of: &mut [Option<u32>]) {
     #[derive(Default)]
     struct Found {
         multiplies: bool,
@@ -105,8 +126,7 @@ fn dissolve(graph: &Graph, of: &mut [Option<u32>]) {
     for node in graph.nodes() {
         let Some(root) = of[node.0 as usize] else { continue };
         let found = found.entry(root).or_default();
-        let is_weight =
-            |tensor: Tensor<'_>| graph.origin(graph.storage(tensor.value)) == Origin::Weight;
+        let is_weight = |tensor: Tensor<'_>| weights[graph.storage(tensor.value).0 as usize];
         found.multiplies |= is_product(graph, node);
         found.has_weights |= graph.inputs(node).any(is_weight);
         found.makes_numbers |= graph.outputs(node).any(|tensor| !is_counted(graph, &tensor));
@@ -194,12 +214,31 @@ fn leave_with_neighbours(graph: &Graph, of: &mut [Option<u32>]) {
             near.see(node, known);
         }
     }
+    // After a read something new begins: what is left there goes with what follows, if nothing else
+    // tells.
+    let mut is_read = false;
+    let mut waiting: Vec<NodeId> = Vec::new();
     for node in graph.nodes() {
-        match of[node.0 as usize] {
-            Some(known) => near.see(node, known),
-            None if is_left(node, of) => of[node.0 as usize] = near.to(node),
-            None => {}
+        let at = node.0 as usize;
+        match of[at] {
+            Some(known) => {
+                waiting.drain(..).for_each(|before| of[before.0 as usize] = Some(known));
+                near.see(node, known);
+                is_read = graph.op(node) == "genie::read";
+            }
+            None if !is_left(node, of) => {}
+            None => {
+                of[at] = near.named(node);
+                if of[at].is_none() && is_read && !is_training(graph, node) {
+                    waiting.push(node);
+                } else if of[at].is_none() {
+                    of[at] = near.staged(node);
+                }
+            }
         }
+    }
+    for node in waiting {
+        of[node.0 as usize] = near.staged(node);
     }
 }
 
@@ -234,15 +273,17 @@ impl<'a> Near<'a> {
         }
     }
 
-    fn to(&self, node: NodeId) -> Option<u32> {
+    fn named(&self, node: NodeId) -> Option<u32> {
         let path = self.graph.module(node);
         // The outermost name is often the same: `model`.
-        let named = self.modules.get(path).copied().filter(|_| path.contains('.'));
-        let staged = match is_training(self.graph, node) {
+        self.modules.get(path).copied().filter(|_| path.contains('.'))
+    }
+
+    fn staged(&self, node: NodeId) -> Option<u32> {
+        match is_training(self.graph, node) {
             true => self.training.or(self.serving),
             false => self.serving.or(self.training),
-        };
-        named.or(staged)
+        }
     }
 }
 
@@ -303,10 +344,11 @@ fn fallbacks(graph: &Graph) -> Vec<(StorageId, NodeId)> {
 }
 
 /// For each storage whether it holds weights, or something that was computed from them.
-fn learned(graph: &Graph, fallbacks: &[(StorageId, NodeId)]) -> Vec<bool> {
-    let from_before =
-        |storage: StorageId| matches!(graph.origin(storage), Origin::Weight | Origin::Computed(_));
-    let mut learned: Vec<bool> = graph.storages().map(from_before).collect();
+fn learned(graph: &Graph, weights: &[bool], fallbacks: &[(StorageId, NodeId)]) -> Vec<bool> {
+    let is_computed = |storage| matches!(graph.origin(storage), Origin::Computed(_));
+    let known = graph.storages().zip(weights);
+    let mut learned: Vec<bool> =
+        known.map(|(storage, is_weight)| *is_weight || is_computed(storage)).collect();
     for (storage, _) in fallbacks {
         learned[storage.0 as usize] = true;
     }
@@ -597,14 +639,17 @@ fn gather(columns: &Columns, parts: &[(Component, Reading)]) -> Reading {
     whole
 }
 
-/// One label, where all models have it. What nobody knows, and what computes without weights (a search
-/// over what a model said), counts where nothing else is there.
+/// One label, where all models have it. What nobody knows, and what is no kind of model and has no weights
+/// (a search over what a model said), counts where nothing else is there.
 fn workloads(parts: &[(Component, Reading)], whole: &mut Reading) {
     let known: Vec<&Reading> = parts
         .iter()
-        .filter(|(part, _)| part.columns.storage_origin.contains(&WEIGHT))
+        .filter(|(part, reading)| match reading.workload.word.as_str() {
+            UNKNOWN => false,
+            OTHER => weights(&Graph::trusted(part.columns.clone())).contains(&true),
+            _ => true,
+        })
         .map(|(_, reading)| reading)
-        .filter(|reading| reading.workload.word != UNKNOWN)
         .collect();
     let all: Vec<&Reading> = parts.iter().map(|(_, reading)| reading).collect();
     let counted = if known.is_empty() { all } else { known };
@@ -741,6 +786,43 @@ mod tests {
             part(&g.columns()).len()
         };
         assert_eq!((with("model.head"), with("")), (1, 2));
+    }
+
+    #[test]
+    fn weights_that_were_made_on_the_device_part_models_too() {
+        let mut g = GraphBuilder::new();
+        for kind in [0, 1, 2] {
+            let x = g.input(&[2, 8]);
+            // Computed before the window, uploaded, and stored as a weight.
+            let w = match kind {
+                0 => g.earlier(&[8, 8], Stage::None),
+                1 => g.input(&[8, 8]),
+                _ => g.weight(&[8, 8]),
+            };
+            for _ in 0..2 {
+                let y = g.op("aten::mm", &[x, w], &[2, 8]);
+                g.read(y);
+            }
+        }
+        assert_eq!(ops(&part(&g.columns())), [["aten::mm"; 2].as_slice(); 3]);
+    }
+
+    #[test]
+    fn what_is_left_after_a_read_goes_with_what_follows() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[2, 8]);
+        let y = linear(&mut g, x);
+        let unused = g.dtype(DType::INT64).op("aten::arange", &[], &[2]);
+        g.in_place("aten::add_", unused, &[]);
+        g.read(y);
+        let unused = g.op("aten::ones", &[], &[2]);
+        g.in_place("aten::eq_", unused, &[]);
+        g.dtype(DType::FLOAT32);
+        let z = linear(&mut g, x);
+        g.read(z);
+        let parts = ops(&part(&g.columns()));
+        assert_eq!(parts[0], ["aten::mm", "aten::arange", "aten::add_"]);
+        assert_eq!(parts[1], ["aten::ones", "aten::eq_", "aten::mm"]);
     }
 
     #[test]

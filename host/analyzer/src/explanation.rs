@@ -4,7 +4,7 @@ use genie_plugin::symbols::Symbols;
 use genie_plugin::{Graph, NodeId, Origin, Stage};
 use serde::Serialize;
 
-use crate::components::{Component, HANDED_OVER};
+use crate::components::{Component, HANDED_OVER, weights};
 use crate::merge::{Claim, Reading};
 
 /// Operators listed one by one; more are counted only.
@@ -13,8 +13,6 @@ pub const OPS_MAX: usize = 1 << 15;
 const MATCH_NODES_MAX: usize = 4096;
 /// Matches that are listed.
 const MATCHES_MAX: usize = 1024;
-/// A weight, in a graph's columns.
-const WEIGHT: u8 = 1;
 /// What recognizers call the family of a model.
 const FAMILY: &str = "architecture";
 /// Storages that are listed, the largest first.
@@ -241,9 +239,9 @@ impl Explanation {
 
 /// A model before its operators are counted.
 fn model((component, reading): &(Component, Reading)) -> (Model, Phases) {
-    let columns = &component.columns;
-    let weights = columns.storage_origin.iter().zip(&columns.storage_bytes);
-    let weights = weights.filter(|(origin, _)| **origin == WEIGHT).map(|(_, bytes)| *bytes);
+    let graph = Graph::trusted(component.columns.clone());
+    let weights = weights(&graph).into_iter().zip(&component.columns.storage_bytes);
+    let weights = weights.filter(|(is_weight, _)| *is_weight).map(|(_, bytes)| *bytes);
     let Claim { word, confidence, by } = reading.workload.clone();
     let family = reading.attributes.iter().find(|(key, _, who)| key == FAMILY && *who == by);
     let model = Model {
