@@ -5,7 +5,9 @@
 //! state). What a program hands from one model to another joins nothing: what it uploads, numbers
 //! that no weight is in (masks, noise), and integers, such as the tokens that one model chose and
 //! another reads. Operators that are joined to nothing (masks, positions, lists of tokens) go with
-//! the first component that uses what they make. Names of modules play no part.
+//! the first component that uses what they make. No rule knows a module's name; that two nodes are in
+//! the same module, or one inside it, is a hint for what nothing else tells (what the client computed
+//! within a call, counters).
 
 use std::collections::HashMap;
 
@@ -93,24 +95,47 @@ pub(crate) fn weights(graph: &Graph) -> Vec<bool> {
 fn join(graph: &Graph, weights: &[bool]) -> Vec<Option<u32>> {
     let fallbacks = fallbacks(graph);
     let learned = learned(graph, weights, &fallbacks);
-    let mut joined = UnionFind::<u32>::new(graph.len());
-    let mut first_user: Vec<Option<u32>> = vec![None; graph.storages().len()];
+    let mut joined = Joined::new(graph);
     for (storage, maker) in fallbacks {
-        first_user[storage.0 as usize] = Some(maker.0);
+        joined.by(storage, maker);
     }
     let mut is_joined = vec![false; graph.len()];
     for node in graph.nodes().filter(|node| graph.is_op(*node)) {
         for tensor in graph.inputs(node).chain(graph.outputs(node)) {
-            let storage = graph.storage(tensor.value).0 as usize;
-            if learned[storage] && (weights[storage] || !is_counted(graph, &tensor)) {
+            let storage = graph.storage(tensor.value);
+            let at = storage.0 as usize;
+            if learned[at] && (weights[at] || !is_counted(graph, &tensor)) {
                 is_joined[node.0 as usize] = true;
-                joined.union(*first_user[storage].get_or_insert(node.0), node.0);
+                joined.by(storage, node);
             }
         }
     }
-    (0..graph.len() as u32)
-        .map(|node| is_joined[node as usize].then(|| joined.find_mut(node)))
-        .collect()
+    graph.nodes().map(|node| is_joined[node.0 as usize].then(|| joined.root(node))).collect()
+}
+
+/// Nodes that use the same storages, together.
+struct Joined {
+    nodes: UnionFind<u32>,
+    /// Of each storage.
+    first_users: Vec<Option<NodeId>>,
+}
+
+impl Joined {
+    fn new(graph: &Graph) -> Self {
+        let first_users = vec![None; graph.storages().len()];
+        Joined { nodes: UnionFind::new(graph.len()), first_users }
+    }
+
+    /// Joins a node with those that use the storage too.
+    fn by(&mut self, storage: StorageId, node: NodeId) {
+        let first = self.first_users[storage.0 as usize].get_or_insert(node);
+        self.nodes.union(first.0, node.0);
+    }
+
+    /// The node that stands for all that this one is joined with.
+    fn root(&mut self, node: NodeId) -> u32 {
+        self.nodes.find_mut(node.0)
+    }
 }
 
 /// What only counts (positions, pages, masks) is no model: a model multiplies, or has weights and makes
@@ -159,13 +184,11 @@ fn attach(graph: &Graph, of: &mut [Option<u32>]) {
 /// Operators without a weight near them are a program of their own, one together, if what they are
 /// connected with computes something, hands no numbers to a model, and is read by the program.
 fn set_apart(graph: &Graph, of: &mut [Option<u32>]) {
-    let mut joined = UnionFind::<u32>::new(graph.len());
-    let mut first_user: Vec<Option<u32>> = vec![None; graph.storages().len()];
+    let mut joined = Joined::new(graph);
     let is_loose = |node: &NodeId| graph.is_op(*node) && of[node.0 as usize].is_none();
     for node in graph.nodes().filter(is_loose) {
         for tensor in graph.inputs(node).chain(graph.outputs(node)) {
-            let storage = graph.storage(tensor.value).0 as usize;
-            joined.union(*first_user[storage].get_or_insert(node.0), node.0);
+            joined.by(graph.storage(tensor.value), node);
         }
     }
     #[derive(Default)]
@@ -178,7 +201,7 @@ fn set_apart(graph: &Graph, of: &mut [Option<u32>]) {
     for node in graph.nodes().filter(is_loose) {
         let is_number = |tensor: Tensor<'_>| !is_counted(graph, &tensor) && tensor.dims() > 0;
         let computes = graph.inputs(node).any(is_number) && graph.outputs(node).any(is_number);
-        let found = found.entry(joined.find_mut(node.0)).or_default();
+        let found = found.entry(joined.root(node)).or_default();
         found.computes += usize::from(computes);
         found.computes += if is_product(graph, node) { PROGRAM_OPS } else { 0 };
         for tensor in graph.outputs(node) {
@@ -191,7 +214,7 @@ fn set_apart(graph: &Graph, of: &mut [Option<u32>]) {
     let loose: Vec<NodeId> = graph.nodes().filter(is_loose).collect();
     let mut first = None;
     for node in loose {
-        let Found { computes, is_read, feeds } = &found[&joined.find_mut(node.0)];
+        let Found { computes, is_read, feeds } = &found[&joined.root(node)];
         if *computes >= PROGRAM_OPS && *is_read && !feeds {
             of[node.0 as usize] = Some(*first.get_or_insert(node.0));
         }

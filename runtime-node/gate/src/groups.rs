@@ -61,12 +61,17 @@ impl Groups {
                 }
             }
         }
-        for home in [&mut groups.memory, &mut groups.cpu] {
+        for (home, is_memory) in [(&mut groups.memory, true), (&mut groups.cpu, false)] {
             if let Some(there) = home {
                 forget_the_dead(there);
-                // Tried out: reading tells nothing of what may be written.
+                // Tried out as it will be done, or every session would be refused for it later.
                 let probe = there.join(format!("{PREFIX}{pid}-probe"));
-                if let Err(error) = make(&probe).and_then(|()| std::fs::remove_dir(&probe)) {
+                let group = Group {
+                    memory: is_memory.then(|| probe.clone()),
+                    cpu: (!is_memory).then_some(probe),
+                    is_version_1: groups.is_version_1,
+                };
+                if let Err(error) = group.set_up(u64::MAX, 1) {
                     groups.missing.push(format!("control groups: {}: {error}", there.display()));
                     *home = None;
                 }
@@ -92,17 +97,7 @@ impl Groups {
             cpu: place(&self.cpu),
             is_version_1: self.is_version_1,
         };
-        for dir in group.dirs() {
-            make(dir)?;
-        }
-        group.bound(bytes)?;
-        if let Some(dir) = &group.cpu {
-            let weight = u64::from(weight.clamp(1, WEIGHT_MAX));
-            match group.is_version_1 {
-                true => write(dir, "cpu.shares", weight * CPU_SHARES)?,
-                false => write(dir, "cpu.weight", weight * CPU_WEIGHT)?,
-            }
-        }
+        group.set_up(bytes, weight)?;
         Ok(group)
     }
 
@@ -113,6 +108,19 @@ impl Groups {
 }
 
 impl Group {
+    fn set_up(&self, bytes: u64, weight: u32) -> io::Result<()> {
+        for dir in self.dirs() {
+            make(dir)?;
+        }
+        self.bound(bytes)?;
+        let Some(dir) = &self.cpu else { return Ok(()) };
+        let weight = u64::from(weight.clamp(1, WEIGHT_MAX));
+        match self.is_version_1 {
+            true => write(dir, "cpu.shares", weight * CPU_SHARES),
+            false => write(dir, "cpu.weight", weight * CPU_WEIGHT),
+        }
+    }
+
     /// The directories, each once.
     fn dirs(&self) -> impl Iterator<Item = &PathBuf> {
         let cpu = self.cpu.iter().filter(|cpu| Some(*cpu) != self.memory.as_ref());
