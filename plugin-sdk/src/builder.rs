@@ -229,7 +229,7 @@ impl GraphBuilder {
     fn fresh(&mut self, sizes: &[i64], dtype: DType, origin: u8) -> Handle {
         let c = &mut self.columns;
         let storage = c.storage_bytes.len() as u32;
-        c.storage_bytes.push(count(sizes).saturating_mul(element_bytes(dtype)));
+        c.storage_bytes.push(count(sizes).saturating_mul(dtype.bytes()));
         c.storage_origin.push(origin);
         c.storage_alive.push(0);
         let value = self.value(storage);
@@ -358,16 +358,7 @@ fn count(sizes: &[i64]) -> u64 {
 }
 
 fn bytes(known: &Known) -> u64 {
-    count(&known.sizes).saturating_mul(element_bytes(known.dtype))
-}
-
-fn element_bytes(dtype: DType) -> u64 {
-    match dtype.0 {
-        0 | 1 | 11 => 1,
-        2 | 5 | 15 => 2,
-        4 | 7 | 9 => 8,
-        _ => 4,
-    }
+    count(&known.sizes).saturating_mul(known.dtype.bytes())
 }
 
 /// Strides of a contiguous tensor.

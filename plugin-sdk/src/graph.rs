@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::columns::{Columns, MalformedColumns};
+use crate::operators::{Roles, plain_name, roles};
 
 /// A node by its position in program order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +55,17 @@ impl DType {
     pub fn is_floating(self) -> bool {
         matches!(self.0, 5..=7 | 15 | 23..=26)
     }
+
+    /// Bytes of one element; 8 for what this release does not know.
+    pub fn bytes(self) -> u64 {
+        match self.0 {
+            0 | 1 | 11..=13 | 16 | 17 | 23..=26 | 44..=45 => 1,
+            2 | 5 | 15 | 27 => 2,
+            3 | 6 | 8 | 14 | 28 => 4,
+            10 => 16,
+            _ => 8,
+        }
+    }
 }
 
 /// A tensor as an operator sees it. Sizes and strides count elements.
@@ -83,6 +95,11 @@ impl Tensor<'_> {
     #[inline]
     pub fn elements(&self) -> u64 {
         self.sizes.iter().fold(1u64, |product, size| product.saturating_mul(*size as u64))
+    }
+
+    /// Bytes of its elements, each counted once.
+    pub fn bytes(&self) -> u64 {
+        self.elements().saturating_mul(self.dtype.bytes())
     }
 }
 
@@ -122,8 +139,20 @@ pub struct Graph {
     /// Built when a query first needs them.
     consumers: OnceLock<Lists<NodeId>>,
     storage_values: OnceLock<Lists<ValueId>>,
-    /// Where the base name of each symbol lies in the blob: rules compare names all the time.
-    base_names: OnceLock<Vec<(u32, u32)>>,
+    /// By symbol: rules ask about operators all the time, and there are few of them.
+    operators: OnceLock<Vec<Operator>>,
+}
+
+/// What the name of an operator says; empty for symbols that name none.
+#[derive(Debug, Clone, Copy, Default)]
+struct Operator {
+    /// Where the name without namespace and overload lies in the blob, and where it ends without
+    /// the `_` of its in-place form.
+    start: u32,
+    end: u32,
+    plain_end: u32,
+    is_op: bool,
+    roles: Roles,
 }
 
 impl PartialEq for Graph {
@@ -180,7 +209,7 @@ impl Graph {
             columns,
             consumers: OnceLock::new(),
             storage_values: OnceLock::new(),
-            base_names: OnceLock::new(),
+            operators: OnceLock::new(),
         }
     }
 
@@ -242,31 +271,57 @@ impl Graph {
         self.columns.op[node.0 as usize]
     }
 
-    /// The operator without namespace and overload: `add` for `aten::add_.Tensor` is `add_`.
+    /// The operator without namespace and overload: `add_` for `aten::add_.Tensor`.
     #[inline]
     pub fn op_name(&self, node: NodeId) -> &str {
-        let names = self.base_names.get_or_init(|| self.find_base_names());
-        let (start, end) = names[self.columns.op[node.0 as usize] as usize];
+        let Operator { start, end, .. } = self.operator(node);
         &self.columns.blob[start as usize..end as usize]
     }
 
-    fn find_base_names(&self) -> Vec<(u32, u32)> {
-        let mut start = 0;
-        let ends = self.columns.symbol_ends.iter();
-        ends.map(|end| {
-            let text = &self.columns.blob[start as usize..*end as usize];
-            let base = base_name(text);
-            let skipped = text.rfind("::").map_or(0, |at| at as u32 + 2);
-            let from = start + skipped;
-            start = *end;
-            (from, from + base.len() as u32)
-        })
-        .collect()
+    /// The operator without namespace, overload and the `_` of its in-place form: `add` for
+    /// `aten::add_.Tensor`.
+    #[inline]
+    pub fn name(&self, node: NodeId) -> &str {
+        let Operator { start, plain_end, .. } = self.operator(node);
+        &self.columns.blob[start as usize..plain_end as usize]
+    }
+
+    /// What the operator does with data, as its name tells.
+    #[inline]
+    pub fn roles(&self, node: NodeId) -> Roles {
+        self.operator(node).roles
     }
 
     /// Whether the node is an operator (not a source, upload, read and the like).
+    #[inline]
     pub fn is_op(&self, node: NodeId) -> bool {
-        !self.op(node).starts_with("genie::")
+        self.operator(node).is_op
+    }
+
+    #[inline]
+    fn operator(&self, node: NodeId) -> Operator {
+        let operators = self.operators.get_or_init(|| self.find_operators());
+        operators[self.columns.op[node.0 as usize] as usize]
+    }
+
+    fn find_operators(&self) -> Vec<Operator> {
+        let mut operators: Vec<Option<Operator>> = vec![None; self.columns.symbol_ends.len()];
+        for symbol in &self.columns.op {
+            operators[*symbol as usize].get_or_insert_with(|| {
+                let op = self.symbol(*symbol);
+                let skipped = op.rfind("::").map_or(0, |at| at + 2);
+                let end = self.columns.symbol_ends[*symbol as usize] as usize;
+                let start = end - op.len() + skipped;
+                Operator {
+                    start: start as u32,
+                    end: (start + base_name(op).len()) as u32,
+                    plain_end: (start + plain_name(op).len()) as u32,
+                    is_op: !op.starts_with("genie::"),
+                    roles: roles(op),
+                }
+            });
+        }
+        operators.into_iter().map(Option::unwrap_or_default).collect()
     }
 
     /// Path of the innermost module; empty outside modules.

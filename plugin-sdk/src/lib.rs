@@ -6,23 +6,25 @@
 //! wrong plugin costs speed, never an answer.
 //!
 //! Implement one trait of [`plugin`], hand it to one macro, and test it natively with the
-//! `harness` feature. Start reading at [`plugin`], then [`graph`].
+//! `harness` feature. Start reading at [`plugin`], then [`graph`]; rules are made of [`operators`],
+//! [`dataflow`] and [`shapes`].
 
 pub mod annotations;
 #[cfg(any(test, feature = "harness"))]
 pub mod builder;
 pub mod columns;
+pub mod cost;
+pub mod dataflow;
+pub mod evidence;
 pub mod graph;
 #[doc(hidden)]
 pub mod guest;
 #[cfg(feature = "harness")]
 pub mod harness;
 pub mod log;
-pub mod matcher;
 pub mod operators;
 pub mod plan;
 pub mod plugin;
-pub mod query;
 #[cfg(feature = "harness")]
 pub mod recorded;
 pub mod shapes;
@@ -33,6 +35,7 @@ mod testing;
 pub use annotations::{Annotations, Match, ResidencyClaim, WorkloadClaim};
 pub use columns::{Columns, MalformedColumns};
 pub use graph::{Arg, DType, Graph, NodeId, Origin, Stage, StorageId, Tensor, ValueId};
+pub use operators::Roles;
 pub use plan::{Cluster, Device, Directive, Edit, Hint, Info, Link, Plan, Region, Sample};
 pub use plugin::{HintGiver, Plugin, Policy, Recognizer, Rewriter};
 
@@ -40,6 +43,6 @@ pub use plugin::{HintGiver, Plugin, Policy, Recognizer, Rewriter};
 pub mod prelude {
     pub use crate::{
         Annotations, Arg, Cluster, DType, Edit, Graph, Hint, HintGiver, Info, NodeId, Origin, Plan,
-        Plugin, Policy, Recognizer, Rewriter, Sample, Stage, StorageId, Tensor, ValueId,
+        Plugin, Policy, Recognizer, Rewriter, Roles, Sample, Stage, StorageId, Tensor, ValueId,
     };
 }

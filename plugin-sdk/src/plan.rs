@@ -16,6 +16,11 @@ pub struct Device {
     pub memory_bytes_per_s: u64,
 }
 
+/// What a connection with the program is taken for where no link tells: shared memory on one
+/// machine.
+pub const PROGRAM_BYTES_PER_S: u64 = 4_000_000_000;
+pub const PROGRAM_RTT_US: u32 = 200;
+
 /// A connection between two devices, or with the program ([`PROGRAM`]).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "harness", derive(serde::Serialize, serde::Deserialize))]
@@ -42,6 +47,38 @@ impl Cluster {
         self.links
             .iter()
             .find(|link| (link.from, link.to) == (a, b) || (link.from, link.to) == (b, a))
+    }
+
+    /// The way from one place to another: over a link or within a node, else through the program
+    /// in two steps. `None` where one of them does not exist.
+    pub fn route(&self, from: u32, to: u32) -> Option<Vec<Link>> {
+        if let Some(link) = self.step(from, to) {
+            return Some(vec![link]);
+        }
+        if from == PROGRAM || to == PROGRAM {
+            return None;
+        }
+        Some(vec![self.step(from, PROGRAM)?, self.step(PROGRAM, to)?])
+    }
+
+    fn step(&self, from: u32, to: u32) -> Option<Link> {
+        let device = |number: u32| self.devices.get(number as usize);
+        if let Some(link) = self.link(from, to) {
+            return Some(Link { from, to, ..*link });
+        }
+        if from == PROGRAM || to == PROGRAM {
+            device(if from == PROGRAM { to } else { from })?;
+            return Some(Link {
+                from,
+                to,
+                bytes_per_s: PROGRAM_BYTES_PER_S,
+                rtt_us: PROGRAM_RTT_US,
+            });
+        }
+        let (a, b) = (device(from)?, device(to)?);
+        // Devices of one node reach each other through its memory.
+        let bytes_per_s = a.memory_bytes_per_s.min(b.memory_bytes_per_s);
+        (a.node == b.node).then_some(Link { from, to, bytes_per_s, rtt_us: 0 })
     }
 }
 

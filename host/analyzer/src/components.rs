@@ -11,8 +11,8 @@
 
 use std::collections::HashMap;
 
-use genie_plugin::shapes::flow::{is_convolution, is_given, product};
-use genie_plugin::{Columns, DType, Graph, NodeId, Origin, Stage, StorageId, Tensor};
+use genie_plugin::shapes::flow::{is_given, product};
+use genie_plugin::{Columns, DType, Graph, NodeId, Origin, Roles, Stage, StorageId, Tensor};
 use petgraph::unionfind::UnionFind;
 
 use crate::merge::{Claim, Kept, Reading, UNKNOWN};
@@ -79,7 +79,7 @@ pub(crate) fn weights(graph: &Graph) -> Vec<bool> {
     for node in graph.nodes().filter(|node| graph.is_op(*node)) {
         let placed = match product(graph, node) {
             Some(product) => product.weighted.then_some(product.other),
-            None if is_convolution(graph, node) => graph.input(node, 1),
+            None if graph.roles(node).has(Roles::CONVOLUTION) => graph.input(node, 1),
             None if graph.op_name(node) == "embedding" => graph.input(node, 0),
             None => None,
         };

@@ -1,53 +1,7 @@
-//! Ways through a cluster, the cluster that is real today, and simulated ones.
+//! The cluster that is real today, and simulated ones.
 
 use genie_plugin::plan::PROGRAM;
 use genie_plugin::{Cluster, Device, Link};
-
-/// What a connection with the program is taken for where no link tells: shared memory on one
-/// machine.
-pub const PROGRAM_BYTES_PER_S: u64 = 4_000_000_000;
-pub const PROGRAM_RTT_US: u32 = 200;
-
-/// One step on the way of bytes between two places.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Hop {
-    pub from: u32,
-    pub to: u32,
-    pub bytes_per_s: u64,
-    pub rtt_us: u32,
-}
-
-/// The way from one place to another: one hop over a link or within a node, else two hops through
-/// the program. None where two devices have no link and one of them does not exist.
-pub fn route(cluster: &Cluster, from: u32, to: u32) -> Option<Vec<Hop>> {
-    if let Some(hop) = direct(cluster, from, to) {
-        return Some(vec![hop]);
-    }
-    if from == PROGRAM || to == PROGRAM {
-        return None;
-    }
-    Some(vec![direct(cluster, from, PROGRAM)?, direct(cluster, PROGRAM, to)?])
-}
-
-fn direct(cluster: &Cluster, from: u32, to: u32) -> Option<Hop> {
-    let device = |number: u32| cluster.devices.get(number as usize);
-    if let Some(link) = cluster.link(from, to) {
-        let Link { bytes_per_s, rtt_us, .. } = *link;
-        return Some(Hop { from, to, bytes_per_s, rtt_us });
-    }
-    if from == PROGRAM || to == PROGRAM {
-        device(if from == PROGRAM { to } else { from })?;
-        return Some(Hop { from, to, bytes_per_s: PROGRAM_BYTES_PER_S, rtt_us: PROGRAM_RTT_US });
-    }
-    let (a, b) = (device(from)?, device(to)?);
-    // Devices of one node reach each other through its memory.
-    (a.node == b.node).then(|| Hop {
-        from,
-        to,
-        bytes_per_s: a.memory_bytes_per_s.min(b.memory_bytes_per_s),
-        rtt_us: 0,
-    })
-}
 
 /// A cluster of one device: what executes today.
 pub fn one_device(device: Device, program: Link) -> Cluster {
@@ -100,24 +54,26 @@ pub fn network(gigabits_per_s: u64, rtt_us: u32) -> Link {
 
 #[cfg(test)]
 mod tests {
+    use genie_plugin::plan::PROGRAM_BYTES_PER_S;
+
     use super::*;
 
     #[test]
     fn a_way_is_direct_or_through_the_program() {
         let mut cluster =
             full_mesh(vec![gpu("a"), gpu("b"), gpu("c")], network(100, 10), network(10, 100));
-        assert_eq!(route(&cluster, 2, 0).unwrap().len(), 1);
+        assert_eq!(cluster.route(2, 0).unwrap().len(), 1);
         cluster.links.retain(|link| link.from == PROGRAM);
-        let hops = route(&cluster, 2, 0).unwrap();
+        let hops = cluster.route(2, 0).unwrap();
         assert_eq!(
             hops.iter().map(|hop| (hop.from, hop.to)).collect::<Vec<_>>(),
             [(2, PROGRAM), (PROGRAM, 0)]
         );
         cluster.devices[2].node = "a".into();
-        assert_eq!(route(&cluster, 2, 0).unwrap()[0].rtt_us, 0);
+        assert_eq!(cluster.route(2, 0).unwrap()[0].rtt_us, 0);
         cluster.links.clear();
-        assert_eq!(route(&cluster, PROGRAM, 1).unwrap()[0].bytes_per_s, PROGRAM_BYTES_PER_S);
-        assert_eq!(route(&cluster, 9, 1), None);
-        assert_eq!(route(&cluster, PROGRAM, 9), None);
+        assert_eq!(cluster.route(PROGRAM, 1).unwrap()[0].bytes_per_s, PROGRAM_BYTES_PER_S);
+        assert_eq!(cluster.route(9, 1), None);
+        assert_eq!(cluster.route(PROGRAM, 9), None);
     }
 }

@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use genie_plugin::plan::PROGRAM;
-use genie_plugin::{Annotations, Cluster, Graph, NodeId, Origin, StorageId, ValueId};
+use genie_plugin::{Annotations, Cluster, Graph, Link, NodeId, Origin, StorageId, ValueId};
 
 use crate::check::{Legal, Reason};
-use crate::cluster::{Hop, route};
 use crate::schedule::{self, Task};
 use crate::work::{Class, classes, duration_ns, is_constant_weight, operator_ns};
 
@@ -347,8 +346,7 @@ impl<'a> Simulation<'a> {
                 }
                 "genie::read" => {
                     let Some(input) = self.graph.input(node, 0) else { continue };
-                    let size =
-                        input.elements().saturating_mul(crate::work::element_bytes(input.dtype.0));
+                    let size = input.bytes();
                     let storage = self.graph.storage(input.value);
                     let bytes = self.graph.storage_bytes(storage).min(size);
                     let after = Some(self.made(node));
@@ -401,7 +399,7 @@ impl<'a> Simulation<'a> {
         after: Option<(u32, Option<u64>)>,
     ) -> Option<u32> {
         let mut after = after;
-        for Hop { from, to, bytes_per_s, rtt_us } in route(self.cluster, from, to)? {
+        for Link { from, to, bytes_per_s, rtt_us } in self.cluster.route(from, to)? {
             self.traffic.add(class, bytes);
             let lanes = self.cluster.devices.len() + self.lanes.len();
             let lane = *self.lanes.entry((from, to)).or_insert(lanes as u32);

@@ -7,9 +7,7 @@ use genie_plugin::plan::PROGRAM;
 use genie_plugin::{Cluster, Graph, NodeId, StorageId, ValueId};
 
 use crate::check::Legal;
-use crate::cluster::route;
 use crate::illegal::IllegalPlan;
-use crate::work::element_bytes;
 
 /// Everything that a plan moves in one execution, less what the program reads and uploads.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -91,7 +89,7 @@ pub(crate) fn of(graph: &Graph, cluster: &Cluster, legal: &Legal<'_>) -> Movemen
             let storage = graph.storage(input.value);
             let writes = graph.outputs(node).any(|output| graph.storage(output.value) == storage);
             let at = first as usize + index;
-            let bytes = input.elements().saturating_mul(element_bytes(input.dtype.0));
+            let bytes = input.bytes();
             entry.add_view(columns.input_geometry[at], input.offset, bytes);
             entry.whole |= writes || !graph.is_op(node);
             entry.written_on |= writes;
@@ -228,7 +226,7 @@ pub(crate) fn check_reachable(cluster: &Cluster, movement: &Movement) -> Result<
     let copies = movement.copies.iter().map(|copy| (copy.value, copy.from, copy.to));
     let fetched = |source: &Source| Some((source.value, source.comes_from?, source.home));
     let fetches = movement.sources.iter().filter(|source| source.used).filter_map(fetched);
-    match copies.chain(fetches).find(|(_, from, to)| route(cluster, *from, *to).is_none()) {
+    match copies.chain(fetches).find(|(_, from, to)| cluster.route(*from, *to).is_none()) {
         Some((value, from, to)) => Err(IllegalPlan::Unreachable { value: value.0, from, to }),
         None => Ok(()),
     }

@@ -115,7 +115,7 @@ fn an_empty_graph_and_an_empty_cluster() {
 
 #[test]
 fn policies_and_check_agree_on_random_operators() {
-    for name in genie_plugin::operators::RANDOM {
+    for name in genie_plugin::operators::with(genie_plugin::Roles::RANDOM) {
         let mut g = genie_plugin::builder::GraphBuilder::new();
         let towers: Vec<_> = (0..2)
             .map(|_| {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::query::plain_name;
+use crate::operators::plain_name;
 use crate::{Annotations, Graph, Match, NodeId, Plan};
 
 /// Nodes that a snapshot lists of one match.

@@ -129,22 +129,30 @@ mod tests {
     proptest! {
         #[test]
         fn random_graphs_are_valid_and_queries_answer(columns in random_graphs()) {
+            use std::ops::ControlFlow;
+
+            use crate::dataflow::{ByValue, CLIMB_MAX, add_servants, carry, climb, reach};
+
             let graph = Graph::new(columns).expect("the columns are valid");
             let all: Vec<_> = graph.nodes().collect();
             for node in graph.nodes() {
                 assert!(graph.predecessors(node).all(|before| before < node));
-                crate::query::weights_of(&graph, node);
                 graph.args(node).for_each(drop);
+                crate::cost::bytes_touched(&graph, node);
+                if let Some(out) = graph.output(node, 0) {
+                    climb(&graph, out.value, CLIMB_MAX, |_, node| match graph.input(node, 0) {
+                        Some(input) => ControlFlow::Continue(input.value),
+                        None => ControlFlow::Break(Some(node)),
+                    });
+                }
             }
-            let lives = crate::query::Lifetimes::new(&graph);
-            for storage in graph.storages() {
-                lives.grown_through(storage);
-            }
-            lives.peak_bytes(&graph);
-            crate::query::repeated_blocks(&graph, crate::query::Repeats::default());
-            crate::query::longest_chain(&graph, |node| graph.flops(node));
-            crate::query::ancestors(&graph, &all[all.len() / 2..], 10);
-            crate::matcher::op("mm").maybe("add").then(["mm", "relu"]).find(&graph);
+            carry(&graph, &all, ByValue::given(&graph, |_| true), |facts, node| {
+                let any = facts.any(&graph, node);
+                move |_| any
+            });
+            let mut reached = reach(&graph, &all, all.first().copied(), |_| true);
+            add_servants(&graph, &all, &mut reached, |_| true);
+            crate::shapes::View::of(&graph);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What flows: data against weights, and chains of operators that only reshape or scale.
 
 use crate::graph::{Graph, NodeId, Stage, Tensor, ValueId};
+use crate::operators::Roles;
 
 /// What each node does with its operands, and which nodes count.
 #[derive(Debug, Clone)]
@@ -50,11 +51,11 @@ pub struct Product<'a> {
 
 /// The matrix product that a node computes, if it does.
 pub fn product(graph: &Graph, node: NodeId) -> Option<Product<'_>> {
-    let (a, b) = match graph.op_name(node) {
-        "mm" | "bmm" | "matmul" | "linear" | "mv" => (graph.input(node, 0)?, graph.input(node, 1)?),
-        "addmm" | "baddbmm" => (graph.input(node, 1)?, graph.input(node, 2)?),
-        _ => return None,
-    };
+    if !graph.roles(node).has(Roles::PRODUCT) {
+        return None;
+    }
+    let first = usize::from(matches!(graph.name(node), "addmm" | "baddbmm"));
+    let (a, b) = (graph.input(node, first)?, graph.input(node, first + 1)?);
     let (given_a, given_b) = (is_given(graph, a.value), is_given(graph, b.value));
     Some(match (given_a, given_b) {
         (true, false) => Product { data: b, other: a, weighted: true },
@@ -62,36 +63,25 @@ pub fn product(graph: &Graph, node: NodeId) -> Option<Product<'_>> {
     })
 }
 
-/// Whether the node is a convolution.
-pub fn is_convolution(graph: &Graph, node: NodeId) -> bool {
-    matches!(
-        graph.op_name(node),
-        "convolution"
-            | "_convolution"
-            | "conv1d"
-            | "conv2d"
-            | "conv3d"
-            | "convolution_overrideable"
-            | "mkldnn_convolution"
-            | "cudnn_convolution"
-    )
+/// The operand that carries what a node works on: the data of a product, the source of a copy, else
+/// the first operand that was computed, else the first.
+pub fn data_of(graph: &Graph, node: NodeId) -> Option<Tensor<'_>> {
+    if let Some(product) = product(graph, node) {
+        return Some(product.data);
+    }
+    // Destination first, source second.
+    let skip = usize::from(
+        matches!(graph.name(node), "copy" | "_copy_from") && graph.inputs(node).len() > 1,
+    );
+    let computed = graph.inputs(node).skip(skip).find(|input| !is_given(graph, input.value));
+    computed.or(graph.input(node, skip))
 }
 
 /// Whether the node computes with parameters on a large scale: a product with a parameter, or a
 /// convolution.
 pub fn is_weighted(graph: &Graph, node: NodeId) -> bool {
-    is_convolution(graph, node)
+    graph.roles(node).has(Roles::CONVOLUTION.and(Roles::RECURRENCE).and(Roles::FUSED_LAYER))
         || product(graph, node).is_some_and(|product| product.weighted)
-        || matches!(
-            graph.op_name(node),
-            "_transformer_encoder_layer_fwd"
-                | "_native_multi_head_attention"
-                | "lstm"
-                | "gru"
-                | "mkldnn_rnn_layer"
-                | "_thnn_fused_lstm_cell"
-                | "_thnn_fused_gru_cell"
-        )
 }
 
 /// The operand that a node hands on, if it only copies, scales, shifts, masks or casts: that with

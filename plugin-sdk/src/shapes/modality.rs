@@ -1,7 +1,8 @@
 //! Which kind of input each value depends on.
 
 use crate::graph::{Arg, DType, Graph, NodeId, Tensor, ValueId};
-use crate::shapes::flow::{Flow, is_convolution, is_given, product};
+use crate::operators::Roles;
+use crate::shapes::flow::{Flow, is_given, product};
 
 /// A kind of input, as one bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,11 @@ pub struct Lookup<'a> {
 /// The lookup that a node is: `embedding`, indexing a given table by rows, or a one-hot matrix
 /// times the table.
 pub fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup<'_>> {
+    if !graph.roles(node).has(Roles::PRODUCT.and(Roles::GATHER))
+        && graph.name(node) != "embedding_renorm"
+    {
+        return None;
+    }
     if let Some(found) = one_hot_product(graph, node) {
         return Some(found);
     }
@@ -263,7 +269,7 @@ impl Modalities {
 
     /// What comes in where a parameter is applied; `None` where none is.
     fn entered(&self, graph: &Graph, node: NodeId) -> Option<Modality> {
-        if is_convolution(graph, node) {
+        if graph.roles(node).has(Roles::CONVOLUTION) {
             let (data, weight) = (graph.input(node, 0)?, graph.input(node, 1)?);
             if self.touched[data.value.0 as usize] || !self.rooted[data.value.0 as usize] {
                 return Some(Modality::NONE);

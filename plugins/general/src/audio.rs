@@ -12,8 +12,7 @@
 //! tokens.
 
 use genie_plugin::prelude::*;
-use genie_plugin::query::{is_elementwise, plain_name};
-use genie_plugin::shapes::flow::is_given;
+use genie_plugin::shapes::flow::{is_given, product};
 use genie_plugin::shapes::modality::{Modalities, Modality};
 
 use crate::facts::Facts;
@@ -73,9 +72,9 @@ fn may_sound(facts: &Facts<'_>) -> bool {
     let graph = facts.graph;
     let mut bends = 0;
     graph.nodes().any(|node| {
-        let name = facts.name(node);
+        let name = facts.graph.name(node);
         bends += usize::from(name == "tanh");
-        facts.is_convolution(node)
+        facts.graph.roles(node).has(Roles::CONVOLUTION)
             || bends >= RECURRENT_MIN
             || matches!(name, "_fft_r2c" | "stft" | "_log_softmax" | "lstm" | "gru" | "_cudnn_rnn")
     })
@@ -101,7 +100,7 @@ struct Convolution<'g> {
 
 fn convolution<'g>(facts: &Facts<'g>, node: NodeId) -> Option<Convolution<'g>> {
     let graph = facts.graph;
-    if !facts.is_convolution(node) {
+    if !facts.graph.roles(node).has(Roles::CONVOLUTION) {
         return None;
     }
     let (data, weight) = (graph.input(node, 0)?, graph.input(node, 1)?);
@@ -209,9 +208,9 @@ impl<'g> Sound<'g> {
                 sound.strided |= convolution.spatial == 1 && convolution.stride > 1;
                 continue;
             }
-            let name = facts.name(node);
+            let name = facts.graph.name(node);
             if sound.entry.is_none()
-                && facts.product(node).is_some_and(|product| {
+                && product(facts.graph, node).is_some_and(|product| {
                     product.weighted && raw(product.data.value) && is_long(graph, product.data)
                 })
                 && is_power(facts, node)
@@ -316,8 +315,8 @@ impl<'g> Sound<'g> {
         for node in self.nodes.iter().filter(|node| **node >= entry) {
             let at = node.0 as usize;
             reached[at] |= graph.predecessors(*node).any(|before| reached[before.0 as usize]);
-            let shrinks =
-                self.facts.is_convolution(*node) || self.facts.name(*node).contains("pool");
+            let shrinks = self.graph.roles(*node).has(Roles::CONVOLUTION)
+                || self.graph.name(*node).contains("pool");
             let Some(out) = graph.output(*node, 0) else { continue };
             if reached[at] && shrinks && out.dims() >= 2 && out.size(-1) > 1 {
                 frames = frames.min(out.size(-1));
@@ -358,8 +357,8 @@ impl<'g> Sound<'g> {
             (None, false, false, false, false);
         let mut frames = 0;
         for node in &self.nodes {
-            let name = self.facts.name(*node);
-            if let Some(product) = self.facts.product(*node) {
+            let name = self.graph.name(*node);
+            if let Some(product) = product(self.graph, *node) {
                 let bands = product.data.size(-1);
                 let is_raw = product.weighted && !modalities.is_touched(product.data.value);
                 if entry.is_none() && is_raw && BANDS_ROWS.contains(&bands) {
@@ -392,7 +391,7 @@ impl<'g> Sound<'g> {
                 && input.size(-1) == frames;
         }
         let entry = entry?;
-        let recurrent = self.nodes.iter().filter(|node| self.facts.name(**node) == "tanh").count()
+        let recurrent = self.nodes.iter().filter(|node| self.graph.name(**node) == "tanh").count()
             >= RECURRENT_MIN;
         let sequence = recurrent || self.attention;
         let speaks = symbols || words || neighbours && gated && self.attention;
@@ -438,10 +437,10 @@ impl<'g> Sound<'g> {
         let mut last = entry;
         let (mut residual, mut products) = (false, false);
         for node in self.nodes.iter().copied().filter(|node| *node >= entry) {
-            let name = self.facts.name(node);
-            products |= self.facts.product(node).is_some();
+            let name = self.graph.name(node);
+            products |= product(self.graph, node).is_some();
             let from = graph.predecessors(node).filter(|before| front[before.0 as usize]).count();
-            let is_convolution = self.facts.is_convolution(node);
+            let is_convolution = self.graph.roles(node).has(Roles::CONVOLUTION);
             if node != entry && (from == 0 || !(is_convolution || keeps_frames(graph, node))) {
                 continue;
             }
@@ -474,10 +473,10 @@ impl<'g> Sound<'g> {
         front[entry.0 as usize] = true;
         let mut last = entry;
         for node in self.nodes.iter().copied().filter(|node| *node > entry) {
-            let name = self.facts.name(node);
+            let name = self.graph.name(node);
             let from = graph.predecessors(node).any(|before| front[before.0 as usize]);
             if !from
-                || self.facts.is_convolution(node)
+                || self.graph.roles(node).has(Roles::CONVOLUTION)
                 || name.contains("attention")
                 || name == "addmm"
             {
@@ -513,7 +512,7 @@ impl<'g> Sound<'g> {
         }
         for node in &self.nodes {
             let at = node.0 as usize;
-            let name = self.facts.name(*node);
+            let name = self.graph.name(*node);
             depends[at] = makes == Some(*node)
                 || graph.predecessors(*node).any(|before| depends[before.0 as usize]);
             heard[at] = entry == Some(*node)
@@ -524,7 +523,7 @@ impl<'g> Sound<'g> {
                 || matches!(name, "arange" | "cumsum" | "linspace" | "range")
                 || graph.inputs(*node).any(|input| counted[input.value.0 as usize]);
             // Distances between positions may be numbers with a fraction for a while.
-            let carries = self.facts.is_elementwise(*node) || name == "copy";
+            let carries = self.graph.roles(*node).has(Roles::ELEMENTWISE) || name == "copy";
             for output in
                 graph.outputs(*node).filter(|output| carries || !output.dtype.is_floating())
             {
@@ -599,20 +598,20 @@ fn entered(convolution: &Convolution<'_>) -> Option<Source> {
 /// and of waves a quarter later. One product may give both.
 fn is_power(facts: &Facts<'_>, node: NodeId) -> bool {
     let graph = facts.graph;
-    let Some(data) = facts.product(node).map(|product| product.data) else { return false };
+    let Some(data) = product(facts.graph, node).map(|product| product.data) else { return false };
     // The part of a product of the same data that a value is the square of.
     let squared = |value: ValueId| -> Option<Tensor<'_>> {
         let at = graph.producer(value);
         let mut inputs = graph.inputs(at);
         let (first, second) = (inputs.next()?, inputs.next());
-        let is_square = match facts.name(at) {
+        let is_square = match facts.graph.name(at) {
             "square" => true,
             "pow" => graph.args(at).any(|arg| arg_is_two(&arg)),
             "mul" => second
                 .is_some_and(|other| other.value == first.value && other.offset == first.offset),
             _ => false,
         };
-        let of = facts.product(graph.producer(first.value)).filter(|product| {
+        let of = product(facts.graph, graph.producer(first.value)).filter(|product| {
             product.data.value == data.value
                 && product.data.offset == data.offset
                 && product.data.sizes == data.sizes
@@ -627,7 +626,7 @@ fn is_power(facts: &Facts<'_>, node: NodeId) -> bool {
             let (Some(Some(a)), Some(Some(b))) = (parts.next(), parts.next()) else {
                 return false;
             };
-            facts.name(*sum) == "add" && (a.value, a.offset) != (b.value, b.offset)
+            facts.graph.name(*sum) == "add" && (a.value, a.offset) != (b.value, b.offset)
         })
     })
 }
@@ -675,8 +674,8 @@ fn series_len(graph: &Graph, data: Tensor<'_>) -> i64 {
 
 /// Work that a front end does between convolutions.
 fn keeps_frames(graph: &Graph, node: NodeId) -> bool {
-    let name = plain_name(graph.op(node));
-    is_elementwise(graph.op(node))
+    let name = graph.name(node);
+    graph.roles(node).has(Roles::ELEMENTWISE)
         || name.contains("pad")
         || name.contains("pool")
         || name.contains("_norm")
@@ -695,12 +694,12 @@ fn keeps_frames(graph: &Graph, node: NodeId) -> bool {
 }
 
 fn is_layer_norm(graph: &Graph, node: NodeId) -> bool {
-    plain_name(graph.op(node)).contains("layer_norm")
+    graph.name(node).contains("layer_norm")
 }
 
 /// Whether an activation reads the node's result: then it is the norm of a convolution.
 fn is_bent(graph: &Graph, node: NodeId) -> bool {
-    graph.successors(node).any(|reader| is_bend(plain_name(graph.op(reader))))
+    graph.successors(node).any(|reader| is_bend(graph.name(reader)))
 }
 
 fn is_bend(name: &str) -> bool {

@@ -10,10 +10,11 @@
 
 use std::collections::VecDeque;
 
+use genie_plugin::dataflow::NodeSet;
 use genie_plugin::prelude::*;
-use genie_plugin::query::NodeSet;
 use genie_plugin::shapes::Modality;
-use genie_plugin::shapes::flow::{is_given, is_weighted};
+use genie_plugin::shapes::flow::{is_given, is_weighted, product};
+use genie_plugin::shapes::modality::lookup;
 
 use crate::facts::Facts;
 
@@ -67,7 +68,7 @@ fn step_products(facts: &Facts<'_>) -> NodeSet {
     let mut steps = NodeSet::new(graph);
     let mut seen = NodeSet::new(graph);
     for node in graph.nodes().filter(|node| flow.is_forward(*node)) {
-        if !matches!(facts.name(node), "sin" | "cos" | "polar") {
+        if !matches!(facts.graph.name(node), "sin" | "cos" | "polar") {
             continue;
         }
         let Some(out) = graph.output(node, 0) else { continue };
@@ -81,9 +82,8 @@ fn step_products(facts: &Facts<'_>) -> NodeSet {
                 if !flow.is_forward(*reader) {
                     continue;
                 }
-                let reads = facts
-                    .product(*reader)
-                    .is_some_and(|product| product.weighted && product.data.value == value);
+                let reads = product(graph, *reader)
+                    .is_some_and(|found| found.weighted && found.data.value == value);
                 if reads {
                     steps.insert(*reader);
                 } else if seen.insert(*reader) {
@@ -121,7 +121,7 @@ fn modulations(facts: &Facts<'_>, steps: &NodeSet) -> Modulations {
         let mut sum = graph.inputs(node).fold(0, |sum, input| sum | bits[input.value.0 as usize]);
         if steps.contains(node) {
             sum = STEP;
-        } else if facts.lookup(node).is_some_and(|lookup| lookup.index.dims() <= 1) {
+        } else if lookup(facts.graph, node).is_some_and(|lookup| lookup.index.dims() <= 1) {
             sum = MAYBE;
         } else if let Some(entered) = entered {
             sum |= own_bits(facts, node, entered, samples);
@@ -144,14 +144,14 @@ fn modulations(facts: &Facts<'_>, steps: &NodeSet) -> Modulations {
 ///
 /// `samples`: how many vectors of the step there are, if any.
 fn own_bits(facts: &Facts<'_>, node: NodeId, entered: Modality, samples: Option<u64>) -> u8 {
-    if facts.lookup(node).is_some() {
+    if lookup(facts.graph, node).is_some() {
         return WIDE;
     }
     if entered.has(Modality::VECTOR) {
         if samples.is_some_and(|samples| rows(facts, node).is_some_and(|rows| rows > samples)) {
             return WIDE;
         }
-        let one = facts.product(node).is_some_and(|product| product.data.size(-1) == 1);
+        let one = product(facts.graph, node).is_some_and(|found| found.data.size(-1) == 1);
         return if one { MAYBE } else { 0 };
     }
     WIDE
@@ -159,14 +159,14 @@ fn own_bits(facts: &Facts<'_>, node: NodeId, entered: Modality, samples: Option<
 
 /// Rows of data that a product reads.
 fn rows(facts: &Facts<'_>, node: NodeId) -> Option<u64> {
-    let data = facts.product(node)?.data;
+    let data = product(facts.graph, node)?.data;
     Some(data.elements() / data.size(-1).max(1) as u64)
 }
 
 /// Whether the node spreads a vector of the step (or of what may be one) over positions.
 fn meets(facts: &Facts<'_>, node: NodeId, out: Tensor<'_>, bits: &[u8]) -> Option<u8> {
     let graph = facts.graph;
-    let spreads = match facts.name(node) {
+    let spreads = match facts.graph.name(node) {
         "add" | "sub" | "mul" | "div" | "addcmul" | "lerp" => true,
         "cat" => false,
         _ => return None,
@@ -215,12 +215,12 @@ fn denoiser(facts: &Facts<'_>, found: &Modulations) -> Option<(f32, Vec<NodeId>)
 /// Whether some convolution gives as many elements, in as many channels, as the first one takes.
 fn gives_what_it_takes(facts: &Facts<'_>, entry: NodeId) -> bool {
     let Facts { graph, flow, .. } = facts;
-    if !facts.is_convolution(entry) {
+    if !facts.graph.roles(entry).has(Roles::CONVOLUTION) {
         return false;
     }
     let Some(data) = graph.input(entry, 0) else { return false };
     graph.nodes().filter(|node| *node > entry && flow.is_forward(*node)).any(|node| {
-        facts.is_convolution(node)
+        facts.graph.roles(node).has(Roles::CONVOLUTION)
             && graph.output(node, 0).is_some_and(|out| out.sizes == data.sizes)
     })
 }
@@ -238,7 +238,7 @@ enum Fed {
 fn feeds_itself(facts: &Facts<'_>, entry: NodeId) -> Option<Fed> {
     let Facts { graph, flow, .. } = facts;
     let (weight, data) = (graph.input(entry, 1)?, graph.input(entry, 0)?);
-    if !facts.is_convolution(entry) {
+    if !facts.graph.roles(entry).has(Roles::CONVOLUTION) {
         return None;
     }
     let mut made = NodeSet::of(graph, [entry]);
@@ -248,7 +248,7 @@ fn feeds_itself(facts: &Facts<'_>, entry: NodeId) -> Option<Fed> {
             continue;
         }
         made.insert(node);
-        let again = facts.is_convolution(node)
+        let again = facts.graph.roles(node).has(Roles::CONVOLUTION)
             && graph.input(node, 1).is_some_and(|other| other.value == weight.value)
             && graph.input(node, 0).is_some_and(|input| input.sizes == data.sizes);
         if again {
@@ -264,13 +264,13 @@ fn fed(facts: &Facts<'_>, node: NodeId, made: &NodeSet) -> Option<Fed> {
     let graph = facts.graph;
     let data = graph.input(node, 0)?;
     let producer = graph.producer(data.value);
-    if facts.name(producer) != "cat" {
+    if facts.graph.name(producer) != "cat" {
         return Some(Fed::Alone);
     }
     let mut fed = Fed::Alone;
     for input in graph.inputs(producer) {
         let maker = graph.producer(input.value);
-        let filled = matches!(facts.name(maker), "fill" | "full" | "full_like" | "new_full");
+        let filled = matches!(facts.graph.name(maker), "fill" | "full" | "full_like" | "new_full");
         let spread = input.dims() > 2 && input.strides.iter().skip(2).all(|stride| *stride == 0);
         match (made.contains(maker), filled || spread) {
             (true, _) => {}
@@ -287,13 +287,13 @@ fn sampler(facts: &Facts<'_>) -> Option<f32> {
     let Facts { graph, flow, modalities, .. } = facts;
     let waves = |node: NodeId| {
         flow.is_forward(node)
-            && matches!(facts.name(node), "sin" | "cos" | "polar")
+            && matches!(facts.graph.name(node), "sin" | "cos" | "polar")
             && graph.output(node, 0).is_some_and(|out| !modalities.is_touched(out.value))
     };
     if !graph.nodes().any(waves) {
         return None;
     }
-    let products = |node: NodeId| facts.product(node).filter(|product| product.weighted);
+    let products = |node: NodeId| product(facts.graph, node).filter(|found| found.weighted);
     let entries = modalities.entries.iter().filter(|(node, _)| products(*node).is_some());
     let mut rounds = 0;
     for (entry, _) in entries.take(SAMPLER_ENTRIES_MAX) {
@@ -310,7 +310,7 @@ fn sampler(facts: &Facts<'_>) -> Option<f32> {
 /// told the step anew.
 fn rounds_of(facts: &Facts<'_>, entry: NodeId, waves: &impl Fn(NodeId) -> bool) -> usize {
     let Facts { graph, flow, .. } = facts;
-    let Some(first) = facts.product(entry) else { return 0 };
+    let Some(first) = product(facts.graph, entry) else { return 0 };
     // Depends on waves alone, or on what the product gave.
     let mut waved = vec![false; graph.values().len()];
     let mut made = vec![false; graph.values().len()];
@@ -320,7 +320,7 @@ fn rounds_of(facts: &Facts<'_>, entry: NodeId, waves: &impl Fn(NodeId) -> bool) 
         let any = |bits: &[bool]| graph.inputs(node).any(|input| bits[input.value.0 as usize]);
         let (of_wave, of_made) = (any(&waved), any(&made));
         told |= of_wave && of_made;
-        let again = facts.product(node).filter(|product| {
+        let again = product(facts.graph, node).filter(|product| {
             node > entry
                 && product.other.value == first.other.value
                 && product.data.sizes == first.data.sizes
@@ -344,7 +344,7 @@ fn rounds_of(facts: &Facts<'_>, entry: NodeId, waves: &impl Fn(NodeId) -> bool) 
 fn states(facts: &Facts<'_>, data: ValueId, waved: &[bool]) -> Vec<ValueId> {
     let graph = facts.graph;
     let producer = graph.producer(data);
-    match facts.name(producer) {
+    match facts.graph.name(producer) {
         "cat" => graph
             .inputs(producer)
             .map(|input| input.value)
@@ -368,8 +368,8 @@ fn is_corrected(facts: &Facts<'_>, value: ValueId, states: &[ValueId]) -> bool {
             continue;
         }
         let node = graph.producer(at);
-        let name = facts.name(node);
-        if name == "cat" || facts.is_elementwise(node) {
+        let name = facts.graph.name(node);
+        if name == "cat" || facts.graph.roles(node).has(Roles::ELEMENTWISE) {
             added |= matches!(name, "add" | "sub" | "rsub" | "addcmul" | "addcdiv" | "lerp");
             open.extend(graph.inputs(node).map(|input| input.value));
         }
@@ -392,7 +392,8 @@ fn denoised(facts: &Facts<'_>, by: &[NodeId], confidence: f32, notes: &mut Annot
         .unwrap_or(NodeId(graph.len() as u32));
     let nodes = graph.nodes().filter(|node| flow.is_forward(*node));
     let denoiser: Vec<NodeId> = nodes.filter(|node| *node >= start && *node < end).collect();
-    let convolves = denoiser.iter().filter(|node| facts.is_convolution(**node)).count();
+    let convolves =
+        denoiser.iter().filter(|node| facts.graph.roles(**node).has(Roles::CONVOLUTION)).count();
     let weighted = denoiser.iter().filter(|node| is_weighted(graph, **node)).count();
     let architecture = match 3 * convolves > weighted {
         true => "unet",
@@ -413,7 +414,7 @@ fn first_of_denoiser(facts: &Facts<'_>, used: Option<NodeId>) -> NodeId {
     let text = modalities.entries.iter().any(|(node, modality)| {
         *node < used
             && modality.has(Modality::TOKENS)
-            && facts.lookup(*node).is_some_and(|lookup| lookup.index.dims() >= 2)
+            && lookup(facts.graph, *node).is_some_and(|lookup| lookup.index.dims() >= 2)
     });
     if !text {
         return NodeId(0);
@@ -447,15 +448,17 @@ fn decoder(facts: &Facts<'_>, after: NodeId, denoised: bool) -> Option<(f32, Vec
     let Facts { graph, flow, modalities, .. } = facts;
     let start = match denoised {
         true => {
-            let latents =
-                modalities.entries.iter().filter(|(entry, _)| facts.is_convolution(*entry));
+            let latents = modalities
+                .entries
+                .iter()
+                .filter(|(entry, _)| facts.graph.roles(*entry).has(Roles::CONVOLUTION));
             let channels =
                 latents.filter_map(|(entry, _)| graph.input(*entry, 0)).map(|data| data.size(1));
             let most = channels.min().unwrap_or(LATENT_CHANNELS_USUAL);
             graph.nodes().find(|node| {
                 *node > after
                     && flow.is_forward(*node)
-                    && facts.is_convolution(*node)
+                    && facts.graph.roles(*node).has(Roles::CONVOLUTION)
                     && few_channels(graph, *node)
                     && graph.input(*node, 0).is_some_and(|data| data.size(1) <= most)
             })?
@@ -483,13 +486,14 @@ fn decoder(facts: &Facts<'_>, after: NodeId, denoised: bool) -> Option<(f32, Vec
             && out.size(-2) > input.size(-2)
     };
     let grown = nodes.iter().filter(|node| grows(**node)).count();
-    let shrunk = nodes.iter().filter(|node| facts.is_convolution(**node)).any(|node| {
-        let (Some(input), Some(out)) = (graph.input(*node, 0), graph.output(*node, 0)) else {
-            return false;
-        };
-        out.size(-1) < input.size(-1)
-    });
-    let last = nodes.iter().rev().find(|node| facts.is_convolution(**node))?;
+    let shrunk =
+        nodes.iter().filter(|node| facts.graph.roles(**node).has(Roles::CONVOLUTION)).any(|node| {
+            let (Some(input), Some(out)) = (graph.input(*node, 0), graph.output(*node, 0)) else {
+                return false;
+            };
+            out.size(-1) < input.size(-1)
+        });
+    let last = nodes.iter().rev().find(|node| facts.graph.roles(**node).has(Roles::CONVOLUTION))?;
     let picture = graph.output(*last, 0)?;
     let colours = matches!(picture.size(1), 1 | 3) && picture.dims() == 4;
     let larger = picture.size(-1) >= 2 * first.size(-1);

@@ -12,8 +12,8 @@
 //!
 //! Experts of a language model gather and sum by the same list; that is no graph.
 
+use genie_plugin::dataflow::seen_through;
 use genie_plugin::prelude::*;
-use genie_plugin::query::{plain_name, seen_through};
 use genie_plugin::shapes::flow::is_given;
 use genie_plugin::shapes::modality::Modality;
 
@@ -206,7 +206,7 @@ impl<'g> Window<'g> {
                     running[output.value.0 as usize] = Some((of, rows));
                 }
                 // Where one sum ends less where it began: the rows between.
-                if self.facts.name(*node) == "sub" {
+                if self.graph.name(*node) == "sub" {
                     found.rounds += 1;
                     found.by = Some(rows.by.value);
                     found.edges = found.edges.max(rows.by.len);
@@ -244,7 +244,7 @@ impl<'g> Window<'g> {
         let of = |index: usize| {
             self.graph.input(node, index).and_then(|input| running[input.value.0 as usize])
         };
-        match self.facts.name(node) {
+        match self.graph.name(node) {
             "cumsum" => {
                 let rows = self.graph.args(node).nth(1).and_then(|arg| arg.as_i64());
                 let out = self.graph.output(node, 0)?;
@@ -269,7 +269,7 @@ impl<'g> Window<'g> {
         // The matrix, its rows, and how often it and its transpose multiply.
         let mut matrices: Vec<(ValueId, i64, usize, usize)> = Vec::new();
         for node in &self.nodes {
-            let (left, right) = match self.facts.name(*node) {
+            let (left, right) = match self.graph.name(*node) {
                 "mm" | "bmm" | "matmul" => (graph.input(*node, 0), graph.input(*node, 1)),
                 _ => continue,
             };
@@ -311,7 +311,7 @@ impl<'g> Window<'g> {
                 return true;
             }
             let node = graph.producer(at);
-            let next = match self.facts.name(node) {
+            let next = match self.graph.name(node) {
                 "scatter" | "eq" | "one_hot" => {
                     return graph.inputs(node).any(|input| {
                         let integers = self.facts.modalities.integers(input.value);
@@ -340,14 +340,14 @@ impl<'g> Window<'g> {
     /// The list by which a node gathers rows of a tensor of numbers.
     fn gather(&self, node: NodeId) -> Option<List> {
         let graph = self.graph;
-        let (table, index) = match self.facts.name(node) {
+        let (table, index) = match self.graph.name(node) {
             "index_select" | "index" | "_unsafe_index" | "gather" | "embedding" => {
                 (graph.input(node, 0)?, graph.input(node, 1)?)
             }
             _ => return None,
         };
         // Types of nodes and words are looked up in parameters; edges pick among the nodes.
-        let parameter = self.facts.name(node) == "embedding" && is_given(graph, table.value);
+        let parameter = self.graph.name(node) == "embedding" && is_given(graph, table.value);
         if !table.dtype.is_floating() || parameter || graph.inputs(node).len() != 2 {
             return None;
         }
@@ -357,7 +357,7 @@ impl<'g> Window<'g> {
     /// The list by which a node adds rows into others.
     fn sum_by(&self, node: NodeId) -> Option<List> {
         let graph = self.graph;
-        let index = match self.facts.name(node) {
+        let index = match self.graph.name(node) {
             "scatter_add" | "index_add" | "scatter_reduce" | "index_reduce" | "segment_reduce" => {
                 graph.input(node, 1)?
             }
@@ -393,7 +393,7 @@ impl<'g> Window<'g> {
         let (mut given, mut computed) = (0, 0);
         for node in &self.nodes {
             let Some(index) = graph.input(*node, 1) else { continue };
-            let name = self.facts.name(*node);
+            let name = self.graph.name(*node);
             if !matches!(name, "index" | "index_select" | "_unsafe_index") {
                 continue;
             }
@@ -447,7 +447,7 @@ impl<'g> Window<'g> {
         // The features, how many gathers from them, and how many rows they have.
         let mut tables: Vec<(ValueId, i64, i64)> = Vec::new();
         for node in &self.nodes {
-            if !matches!(self.facts.name(*node), "index" | "index_select") {
+            if !matches!(self.graph.name(*node), "index" | "index_select") {
                 continue;
             }
             let (Some(table), Some(index)) = (graph.input(*node, 0), graph.input(*node, 1)) else {
@@ -460,7 +460,7 @@ impl<'g> Window<'g> {
             }
             let pooled = graph.output(*node, 0).is_some_and(|out| {
                 graph.consumers(out.value).iter().take(LOOK_MAX).any(|reader| {
-                    matches!(self.facts.name(*reader), "max" | "amax" | "mean" | "sum")
+                    matches!(self.graph.name(*reader), "max" | "amax" | "mean" | "sum")
                         && graph.output(*reader, 0).is_some_and(|sum| {
                             sum.elements() == table.size(-1) as u64 && sum.size(-1) > 1
                         })
@@ -497,7 +497,7 @@ impl<'g> Window<'g> {
         let mut at = index;
         for _ in 0..16 {
             let node = graph.producer(at);
-            match self.facts.name(node) {
+            match self.graph.name(node) {
                 "topk" | "sort" | "argsort" => {
                     let square = graph.input(node, 0).is_some_and(|scores| {
                         scores.size(-1) == scores.size(-2) && scores.size(-1) > 2
@@ -519,7 +519,7 @@ impl<'g> Window<'g> {
         while let Some(at) = open.pop() {
             for node in self.graph.consumers(at) {
                 looked += 1;
-                match self.facts.name(*node) {
+                match self.graph.name(*node) {
                     "max" | "amax" | "mean" | "sum" => return true,
                     _ if looked > LOOK_MAX => return false,
                     _ => open.extend(self.graph.outputs(*node).map(|out| out.value)),
@@ -536,7 +536,7 @@ impl<'g> Window<'g> {
         let outside = self.matrices_from_outside();
         let mut mixers: Vec<Mixer> = Vec::new();
         for node in &self.nodes {
-            let (left, right) = match self.facts.name(*node) {
+            let (left, right) = match self.graph.name(*node) {
                 "mm" | "bmm" | "matmul" | "_sparse_mm" | "spmm" | "_sparse_sparse_matmul" => {
                     (graph.input(*node, 0), graph.input(*node, 1))
                 }
@@ -544,7 +544,7 @@ impl<'g> Window<'g> {
                 _ => continue,
             };
             let (Some(left), Some(right)) = (left, right) else { continue };
-            let sparse = self.facts.name(*node).contains("sparse");
+            let sparse = self.graph.name(*node).contains("sparse");
             let square = left.size(-1) == left.size(-2) && left.size(-1) > 2;
             if !square && !sparse {
                 continue;
@@ -589,11 +589,14 @@ impl<'g> Window<'g> {
                 Some(Outside { root: matrix.then_some(value), by_degree: false });
         }
         for node in &self.nodes {
-            let name = self.facts.name(*node);
+            let name = self.graph.name(*node);
             let floats = || graph.inputs(*node).filter(|input| !input.dtype.is_integer());
             // Scaled from both sides.
             let squares = matches!(name, "mm" | "bmm") && floats().all(|input| is_square(&input));
-            if !(squares || SHAPES.contains(&name) || self.facts.is_elementwise(*node)) {
+            if !(squares
+                || SHAPES.contains(&name)
+                || self.graph.roles(*node).has(Roles::ELEMENTWISE))
+            {
                 continue;
             }
             let mut sum = Some(Outside { root: None, by_degree: name == "sum" });
@@ -626,7 +629,9 @@ impl<'g> Window<'g> {
                 return true;
             }
             match graph.input(node, 0) {
-                Some(input) if self.facts.is_elementwise(node) || is_norm(graph, node) => {
+                Some(input)
+                    if self.graph.roles(node).has(Roles::ELEMENTWISE) || is_norm(graph, node) =>
+                {
                     at = input.value
                 }
                 _ => return false,
@@ -641,7 +646,7 @@ impl<'g> Window<'g> {
         for _ in 0..16 {
             let next = graph.consumers(at).iter().copied().find(|node| {
                 self.is_projection(*node, by_other_than)
-                    || self.facts.is_elementwise(*node)
+                    || self.graph.roles(*node).has(Roles::ELEMENTWISE)
                     || is_norm(graph, *node)
             });
             let Some(node) = next else { return false };
@@ -657,7 +662,7 @@ impl<'g> Window<'g> {
     /// A product whose right operand is a parameter, and not this matrix.
     fn is_projection(&self, node: NodeId, by_other_than: ValueId) -> bool {
         let graph = self.graph;
-        let right = match self.facts.name(node) {
+        let right = match self.graph.name(node) {
             "mm" | "linear" | "matmul" => graph.input(node, 1),
             "addmm" => graph.input(node, 2),
             _ => None,
@@ -673,14 +678,14 @@ impl<'g> Window<'g> {
         let graph = self.graph;
         let mut rounds = 0;
         for node in &self.nodes {
-            if !matches!(self.facts.name(*node), "_softmax" | "softmax") {
+            if !matches!(self.graph.name(*node), "_softmax" | "softmax") {
                 continue;
             }
             let (mut masked, mut bent) = (false, false);
             let Some(mut at) = graph.input(*node, 0) else { continue };
             for _ in 0..12 {
                 let above = graph.producer(at.value);
-                let name = self.facts.name(above);
+                let name = self.graph.name(above);
                 masked |= matches!(name, "where" | "masked_fill");
                 bent |= matches!(name, "leaky_relu" | "elu" | "relu");
                 if name == "add" && self.pairs_up(above) {
@@ -694,7 +699,7 @@ impl<'g> Window<'g> {
                         && !is_given(graph, input.value)
                 };
                 match graph.inputs(above).find(same) {
-                    Some(input) if self.facts.is_elementwise(above) => at = input,
+                    Some(input) if self.graph.roles(above).has(Roles::ELEMENTWISE) => at = input,
                     _ => break,
                 }
             }
@@ -730,7 +735,7 @@ impl<'g> Window<'g> {
         let mut weighted = vec![false; graph.values().len()];
         let mut rounds = 0;
         for node in &self.nodes {
-            let name = self.facts.name(*node);
+            let name = self.graph.name(*node);
             let Some(out) = graph.output(*node, 0) else { continue };
             let n = self.difference(*node, name).unwrap_or_else(|| {
                 graph.inputs(*node).map(|input| pairs_of[input.value.0 as usize]).max().unwrap_or(0)
@@ -786,7 +791,7 @@ impl<'g> Window<'g> {
         let mut at = value;
         for _ in 0..8 {
             let node = graph.producer(at);
-            if names.contains(&self.facts.name(node)) {
+            if names.contains(&self.graph.name(node)) {
                 return true;
             }
             let Some(input) = graph.input(node, 0) else { return false };
@@ -798,7 +803,7 @@ impl<'g> Window<'g> {
     /// Whether convolutions over planes or volumes run.
     fn sees_images(&self) -> bool {
         self.nodes.iter().any(|node| {
-            self.facts.is_convolution(*node)
+            self.graph.roles(*node).has(Roles::CONVOLUTION)
                 && self
                     .graph
                     .input(*node, 1)
@@ -808,10 +813,7 @@ impl<'g> Window<'g> {
 }
 
 fn is_norm(graph: &Graph, node: NodeId) -> bool {
-    matches!(
-        plain_name(graph.op(node)),
-        "native_batch_norm" | "native_layer_norm" | "native_group_norm"
-    )
+    matches!(graph.name(node), "native_batch_norm" | "native_layer_norm" | "native_group_norm")
 }
 
 #[cfg(test)]

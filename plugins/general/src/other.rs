@@ -1,8 +1,7 @@
 //! What has no domain of its own: perceptrons, forecasts, kernels, policies, fields.
 
 use genie_plugin::prelude::*;
-use genie_plugin::query::plain_name;
-use genie_plugin::shapes::flow::is_given;
+use genie_plugin::shapes::flow::{is_given, product};
 use genie_plugin::shapes::modality::Modality;
 
 use crate::facts::Facts;
@@ -73,7 +72,7 @@ impl Seen {
         let mut seen = Seen { few_categories: true, ..Seen::default() };
         for node in graph.nodes().filter(|node| flow.is_forward(*node)) {
             seen.ops += 1;
-            if facts.is_convolution(node) {
+            if facts.graph.roles(node).has(Roles::CONVOLUTION) {
                 match graph.input(node, 1).map_or(0, |weight| weight.dims()) {
                     0..=3 => seen.convolutions += 1,
                     _ => seen.planes = true,
@@ -82,8 +81,8 @@ impl Seen {
             }
             seen.windows |=
                 graph.inputs(node).any(|input| is_given(graph, input.value) && overlaps(input));
-            seen.products += usize::from(facts.product(node).is_some());
-            let name = facts.name(node);
+            seen.products += usize::from(product(facts.graph, node).is_some());
+            let name = facts.graph.name(node);
             if name.contains("embedding") {
                 seen.lookups = true;
                 let table = graph.input(node, 0).map_or(0, |table| table.size(0));
@@ -140,7 +139,7 @@ fn meets_a_product(graph: &Graph, softmax: NodeId) -> bool {
     let mut at = softmax;
     for _ in 0..4 {
         let Some(next) = graph.successors(at).next() else { return false };
-        match plain_name(graph.op(next)) {
+        match graph.name(next) {
             "bmm" | "matmul" => return true,
             "clone" | "native_dropout" | "_to_copy" | "mul" | "copy" => at = next,
             _ => return false,

@@ -1,11 +1,12 @@
 //! From candidates to a plan: what to copy, compute again, send away, and in which order to send.
 
+use genie_plugin::cost::duration_ns;
 use genie_plugin::prelude::*;
 use genie_plugin::{Directive, ValueId};
 
 use crate::Goal;
 use crate::estimate::{Crossings, Draft, Estimate};
-use crate::facts::{Facts, ns};
+use crate::facts::Facts;
 use crate::place::{Placement, candidates};
 
 /// Weights up to this size are copied wherever they are used, even where others do not fit.
@@ -148,10 +149,10 @@ fn compute_again(facts: &Facts<'_>, draft: Draft) -> Draft {
                     || (source && facts.resident[storage.0 as usize].contains(device))
                     || draft.copies.contains(&(storage, *device)))
         });
-        let sent: u64 = facts
-            .way(draft.device(producer), *device)
+        let way = facts.cluster.route(draft.device(producer), *device).unwrap_or_default();
+        let sent: u64 = way
             .iter()
-            .map(|hop| ns(crossing.bytes, hop.bytes_per_s) + u64::from(hop.rtt_us) * 500)
+            .map(|hop| duration_ns(crossing.bytes, hop.bytes_per_s) + u64::from(hop.rtt_us) * 500)
             .sum();
         if only && plain && fresh && operands && facts.node_ns(producer, *device) < sent {
             with.again.insert((storage, *device));
@@ -247,8 +248,10 @@ fn directives(facts: &Facts<'_>, draft: &Draft) -> Vec<Directive> {
 fn transfer_order(facts: &Facts<'_>, draft: &Draft, crossings: &Crossings) -> Vec<u32> {
     let graph = facts.graph;
     let send = |from: u32, to: u32, bytes: u64| -> u64 {
-        let hops = facts.way(from, to);
-        hops.iter().map(|hop| ns(bytes, hop.bytes_per_s) + u64::from(hop.rtt_us) * 500).sum()
+        let hops = facts.cluster.route(from, to).unwrap_or_default();
+        hops.iter()
+            .map(|hop| duration_ns(bytes, hop.bytes_per_s) + u64::from(hop.rtt_us) * 500)
+            .sum()
     };
     let mut tail = vec![0u64; graph.len()];
     for node in graph.nodes().rev() {

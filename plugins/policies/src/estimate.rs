@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use genie_plugin::cost::duration_ns;
 use genie_plugin::plan::PROGRAM;
 use genie_plugin::prelude::*;
 use genie_plugin::{Region, ValueId};
 
-use crate::facts::{Facts, bytes_of, ns};
+use crate::facts::Facts;
 
 /// Executions over which the bytes of bringing content into the cluster are spread: any plan must
 /// bring it, and weights stay for as long as programs use them. The time is not counted.
@@ -119,7 +120,7 @@ impl Draft {
                     graph.outputs(node).any(|output| graph.storage(output.value) == storage);
                 let seen = match writes || !facts.is_op[node.0 as usize] {
                     true => whole,
-                    false => bytes_of(&input),
+                    false => input.bytes(),
                 };
                 let region = self.region_of[node.0 as usize];
                 crossings
@@ -141,7 +142,7 @@ impl Draft {
     /// Whether the plan would be legal on this cluster, as far as memory and links go.
     pub fn fits(&self, facts: &Facts<'_>) -> bool {
         let crossings = self.crossings(facts);
-        let reach = |from, to| from == to || !facts.way(from, to).is_empty();
+        let reach = |from, to| from == to || facts.cluster.route(from, to).is_some();
         let reachable = crossings.keys().all(|(value, to)| {
             let producer = facts.graph.producer(*value);
             let inputs = facts.graph.predecessors(producer);
@@ -315,8 +316,7 @@ impl Draft {
                 now += facts.node_ns(node, region.device);
                 made_ns[node.0 as usize] = now;
                 if let ("genie::read", Some(input)) = (graph.op(node), graph.input(node, 0)) {
-                    let bytes =
-                        bytes_of(&input).min(graph.storage_bytes(graph.storage(input.value)));
+                    let bytes = input.bytes().min(graph.storage_bytes(graph.storage(input.value)));
                     let at = walk.send(facts, region.device, PROGRAM, bytes, now);
                     reads_done = reads_done.max(at);
                 }
@@ -380,8 +380,8 @@ impl Walk {
         if from == to {
             return at;
         }
-        for hop in facts.way(from, to) {
-            let time = ns(bytes, hop.bytes_per_s);
+        for hop in facts.cluster.route(from, to).unwrap_or_default() {
+            let time = duration_ns(bytes, hop.bytes_per_s);
             let free = self.free.entry((hop.from, hop.to)).or_insert(0);
             let start = at.max(*free);
             *free = start + time;

@@ -1,15 +1,10 @@
 //! What a policy needs to know of a graph: costs of operators, what belongs together, tables,
 //! caches, branches and phases.
 
-use genie_plugin::operators::{GATHERS, PART_WRITES, RANDOM};
-use genie_plugin::plan::PROGRAM;
+use genie_plugin::cost::{bytes_touched, random_nodes, roofline_ns};
 use genie_plugin::prelude::*;
-use genie_plugin::{Device, Link, ValueId};
+use genie_plugin::{Device, ValueId};
 
-/// Time that starting an operator takes.
-const OPERATOR_NS: u64 = 5_000;
-/// A connection with the program that nobody measured.
-const PROGRAM_LINK: Link = Link { from: PROGRAM, to: 0, bytes_per_s: 4_000_000_000, rtt_us: 200 };
 /// Smaller tables are weights like others.
 const TABLE_BYTES_MIN: u64 = 1 << 20;
 
@@ -45,14 +40,6 @@ pub struct Facts<'a> {
 
 impl<'a> Facts<'a> {
     pub fn new(graph: &'a Graph, notes: &Annotations, cluster: &'a Cluster) -> Self {
-        let random_column = graph.columns().extra.iter().find(|(name, _)| name == "random");
-        let kinds = kinds(graph);
-        let kind = |node: NodeId| kinds[graph.op_symbol(node) as usize];
-        let random = |node: NodeId| {
-            let column = random_column.and_then(|(_, bits)| bits.get(node.0 as usize));
-            kind(node) == OpKind::Generator
-                || column.map_or(kind(node) == OpKind::Random, |bit| *bit != 0)
-        };
         let mut resident = vec![vec![]; graph.storages().len()];
         for (storage, device) in &cluster.resident {
             if let Some(devices) = resident.get_mut(*storage as usize)
@@ -65,9 +52,9 @@ impl<'a> Facts<'a> {
         let mut facts = Facts {
             graph,
             cluster,
-            is_op: graph.nodes().map(|node| !kind(node).is_ours()).collect(),
-            is_source: graph.nodes().map(|node| kind(node) == OpKind::Source).collect(),
-            random: graph.nodes().map(random).collect(),
+            is_op: graph.nodes().map(|node| graph.is_op(node)).collect(),
+            is_source: graph.nodes().map(|node| graph.op(node) == "genie::source").collect(),
+            random: random_nodes(graph),
             together: vec![],
             tables: vec![],
             kv: vec![],
@@ -75,8 +62,8 @@ impl<'a> Facts<'a> {
             branches: 0,
             half: vec![],
             resident,
-            touched: graph.nodes().map(|node| touched(graph, node, kind(node))).collect(),
-            gathers: graph.nodes().map(|node| kind(node) == OpKind::Gather).collect(),
+            touched: graph.nodes().map(|node| bytes_touched(graph, node)).collect(),
+            gathers: graph.nodes().map(|node| graph.roles(node).has(Roles::GATHER)).collect(),
         };
         facts.together = facts.find_together();
         facts.tables = facts.find_tables(notes);
@@ -92,31 +79,7 @@ impl<'a> Facts<'a> {
             return 0;
         }
         let device: &Device = &self.cluster.devices[device as usize];
-        let arithmetic = ns(self.graph.flops(node), device.flops_per_s);
-        arithmetic.max(ns(self.touched[node.0 as usize], device.memory_bytes_per_s)) + OPERATOR_NS
-    }
-
-    /// The links from one place to another; empty where none lead there.
-    pub fn way(&self, from: u32, to: u32) -> Vec<Link> {
-        if let Some(link) = self.direct(from, to) {
-            return vec![link];
-        }
-        match (self.direct(from, PROGRAM), self.direct(PROGRAM, to)) {
-            (Some(up), Some(down)) if from != PROGRAM && to != PROGRAM => vec![up, down],
-            _ => vec![],
-        }
-    }
-
-    fn direct(&self, from: u32, to: u32) -> Option<Link> {
-        if let Some(link) = self.cluster.link(from, to) {
-            return Some(Link { from, to, ..*link });
-        }
-        if from == PROGRAM || to == PROGRAM {
-            return Some(Link { from, to, ..PROGRAM_LINK });
-        }
-        let (a, b) = (&self.cluster.devices[from as usize], &self.cluster.devices[to as usize]);
-        let bytes_per_s = a.memory_bytes_per_s.min(b.memory_bytes_per_s);
-        (a.node == b.node).then_some(Link { from, to, bytes_per_s, rtt_us: 0 })
+        roofline_ns(self.graph.flops(node), self.touched[node.0 as usize], device)
     }
 
     /// Whether content from before the graph stays what it is.
@@ -287,79 +250,6 @@ impl Descent {
             _ => Descent::Several,
         }
     }
-}
-
-/// Time for an amount at a rate; what nobody measured costs nothing.
-pub fn ns(amount: u64, per_second: u64) -> u64 {
-    if per_second == 0 {
-        return 0;
-    }
-    let ns = u128::from(amount) * 1_000_000_000 / u128::from(per_second);
-    // Sums of such times must not overflow.
-    ns.min(1 << 50) as u64
-}
-
-pub fn element_bytes(dtype: DType) -> u64 {
-    match dtype.0 {
-        0 | 1 | 11..=13 | 16 | 17 | 23..=26 | 44..=45 => 1,
-        2 | 5 | 15 | 27 => 2,
-        3 | 6 | 8 | 14 | 28 => 4,
-        10 => 16,
-        _ => 8,
-    }
-}
-
-pub fn bytes_of(tensor: &Tensor<'_>) -> u64 {
-    tensor.elements().saturating_mul(element_bytes(tensor.dtype))
-}
-
-/// What matters of an operator's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OpKind {
-    Source,
-    Generator,
-    /// Another one of Genie's own.
-    Own,
-    Gather,
-    PartWrite,
-    Random,
-    Plain,
-}
-
-impl OpKind {
-    fn is_ours(self) -> bool {
-        matches!(self, OpKind::Source | OpKind::Generator | OpKind::Own)
-    }
-}
-
-/// The kind of each symbol as an operator.
-fn kinds(graph: &Graph) -> Vec<OpKind> {
-    let of = |op: &str| {
-        let name = genie_plugin::graph::base_name(op);
-        match op {
-            "genie::source" => OpKind::Source,
-            "genie::generator" => OpKind::Generator,
-            _ if op.starts_with("genie::") => OpKind::Own,
-            _ if GATHERS.contains(&name) => OpKind::Gather,
-            _ if PART_WRITES.contains(&name) => OpKind::PartWrite,
-            _ if RANDOM.contains(&name) => OpKind::Random,
-            _ => OpKind::Plain,
-        }
-    };
-    (0..graph.symbols() as u32).map(|symbol| of(graph.symbol(symbol))).collect()
-}
-
-fn touched(graph: &Graph, node: NodeId, kind: OpKind) -> u64 {
-    let sum = |sum: u64, tensor: Tensor<'_>| sum.saturating_add(bytes_of(&tensor));
-    let others = || graph.inputs(node).skip(1).fold(0, sum);
-    let moved = match kind {
-        OpKind::Gather => {
-            graph.outputs(node).fold(0, sum).saturating_mul(2).saturating_add(others())
-        }
-        OpKind::PartWrite => others().saturating_mul(2),
-        _ => u64::MAX,
-    };
-    graph.bytes(node).min(moved)
 }
 
 /// Storages that a recognizer is rather sure about.

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use genie_plugin::cost::duration_ns;
 use genie_plugin::plan::PROGRAM;
 use genie_plugin::prelude::*;
 use genie_plugin::{Device, Link};
 
-use crate::facts::{Facts, Half, bytes_of, ns};
+use crate::facts::{Facts, Half};
 
 /// Devices that are considered, the strongest first.
 const DEVICES_MAX: usize = 8;
@@ -89,7 +90,7 @@ fn different(facts: &Facts<'_>, devices: &[u32]) -> Vec<u32> {
         let [a_device, b_device] = [a, b].map(|index| &facts.cluster.devices[index as usize]);
         let empty = |index: u32| !facts.resident.iter().any(|there| there.contains(&index));
         let link = |index: u32| {
-            let links = facts.way(PROGRAM, index);
+            let links = facts.cluster.route(PROGRAM, index).unwrap_or_default();
             links.first().map(|link| (link.bytes_per_s, link.rtt_us))
         };
         let rates = |device: &Device| {
@@ -279,7 +280,7 @@ fn nearest_user(facts: &Facts<'_>, node: NodeId, device: &[Option<u32>]) -> Opti
 fn heaviest_input(facts: &Facts<'_>, node: NodeId, device: &[Option<u32>]) -> Option<u32> {
     let inputs = facts.graph.inputs(node).filter_map(|input| {
         let made_on = device[facts.graph.producer(input.value).0 as usize]?;
-        Some((bytes_of(&input), made_on))
+        Some((input.bytes(), made_on))
     });
     inputs.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, at)| at)
 }
@@ -458,8 +459,8 @@ fn cut(
 
 /// How long bytes are on their way; None where no link leads there.
 fn send_ns(facts: &Facts<'_>, from: u32, to: u32, bytes: u64) -> Option<u64> {
-    let way = facts.way(from, to);
-    let hop = |link: &Link| ns(bytes, link.bytes_per_s) + u64::from(link.rtt_us) * 500;
+    let way = facts.cluster.route(from, to).unwrap_or_default();
+    let hop = |link: &Link| duration_ns(bytes, link.bytes_per_s) + u64::from(link.rtt_us) * 500;
     (!way.is_empty()).then(|| way.iter().map(hop).sum())
 }
 

@@ -9,7 +9,6 @@ mod lookups;
 mod phases;
 
 use genie_plugin::prelude::*;
-use genie_plugin::query::plain_name;
 use genie_plugin::shapes::attention::{Causality, attentions};
 use genie_plugin::shapes::flow::Flow;
 use genie_plugin::shapes::modality::{Modalities, Modality};
@@ -56,10 +55,9 @@ impl Recognizer for Recsys {
         if reading.evidence.whole_table {
             let attentions = attentions(graph, &flow);
             reading.evidence.attention |= !attentions.is_empty();
-            reading.evidence.causal = attentions
-                .iter()
-                .any(|found| found.causality == Causality::Causal)
-                || nodes.iter().any(|node| matches!(plain_name(graph.op(*node)), "triu" | "tril"));
+            reading.evidence.causal =
+                attentions.iter().any(|found| found.causality == Causality::Causal)
+                    || nodes.iter().any(|node| matches!(graph.name(*node), "triu" | "tril"));
         }
         let mut confidence = confidence(&found.list, reading.evidence);
         if confidence >= CLAIM_MIN && sees_or_hears(graph, &flow) {
@@ -155,10 +153,8 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
 /// graph.
 fn sums_by_edges(graph: &Graph, nodes: &[NodeId]) -> bool {
     nodes.iter().any(|node| {
-        matches!(
-            plain_name(graph.op(*node)),
-            "scatter_add" | "scatter_reduce" | "index_add" | "index_reduce"
-        ) && graph.output(*node, 0).is_some_and(|out| out.dtype.is_floating() && out.dims() > 1)
+        matches!(graph.name(*node), "scatter_add" | "scatter_reduce" | "index_add" | "index_reduce")
+            && graph.output(*node, 0).is_some_and(|out| out.dtype.is_floating() && out.dims() > 1)
     })
 }
 

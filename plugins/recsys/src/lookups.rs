@@ -1,7 +1,6 @@
 //! Which lookups in tables there are, and where their indices come from.
 
 use genie_plugin::prelude::*;
-use genie_plugin::query::{is_elementwise, plain_name};
 use genie_plugin::shapes::flow::is_given;
 
 /// Readers of the rows of a lookup that are looked at.
@@ -60,13 +59,13 @@ pub(crate) fn lookups(graph: &Graph, nodes: &[NodeId]) -> Lookups {
             continue;
         }
         let sum = graph.inputs(*node).fold(0, |sum, input| sum | sources[input.value.0 as usize]);
-        let name = plain_name(graph.op(*node));
+        let name = graph.name(*node);
         let own = match name {
             "cumsum" => source::COUNTED,
             "argmax" | "argmin" | "topk" | "sort" | "multinomial" | "max" => source::CHOSEN,
             _ => 0,
         };
-        let carries = is_elementwise(graph.op(*node))
+        let carries = graph.roles(*node).has(Roles::ELEMENTWISE)
             || matches!(
                 name,
                 "cat" | "stack" | "copy" | "index" | "select" | "index_select" | "repeat"
@@ -82,7 +81,7 @@ pub(crate) fn lookups(graph: &Graph, nodes: &[NodeId]) -> Lookups {
 }
 
 fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup> {
-    let name = plain_name(graph.op(node));
+    let name = graph.name(node);
     let bag = name.contains("embedding_bag") || name.contains("split_embedding");
     let known = bag
         || matches!(name, "embedding" | "index_select" | "index" | "gather" | "_unsafe_index")

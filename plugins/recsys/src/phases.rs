@@ -7,8 +7,7 @@
 use std::collections::HashMap;
 
 use genie_plugin::prelude::*;
-use genie_plugin::query::{is_elementwise, is_transparent, plain_name};
-use genie_plugin::shapes::flow::{is_convolution, product};
+use genie_plugin::shapes::flow::product;
 
 use crate::lookups::Lookup;
 
@@ -162,14 +161,14 @@ impl Follower<'_> {
 
     fn computed(&mut self, node: NodeId) {
         let graph = self.graph;
-        let name = plain_name(graph.op(node));
+        let name = graph.name(node);
         if let Some(product) = product(graph, node) {
             return match product.weighted {
                 true => self.projected(node, product.data, product.other),
                 false => self.compared(node, product.data, product.other),
             };
         }
-        if is_convolution(graph, node) {
+        if graph.roles(node).has(Roles::CONVOLUTION) {
             let Some(data) = graph.input(node, 0) else { return };
             let state = self.state(&data);
             return match state.kind {
@@ -189,7 +188,7 @@ impl Follower<'_> {
             "cat" | "stack" | "concat" | "hstack" => self.put_together(node),
             "sum" | "mean" | "amax" | "max" | "logsumexp" => self.reduced(node),
             _ if graph.inputs(node).len() >= 2
-                && (is_elementwise(graph.op(node)) || is_pairwise(name)) =>
+                && (graph.roles(node).has(Roles::ELEMENTWISE) || is_pairwise(name)) =>
             {
                 self.combined(node);
             }
@@ -397,13 +396,13 @@ impl Follower<'_> {
     fn is_pooled(&self, node: NodeId) -> bool {
         let mut readers = self.graph.successors(node).peekable();
         readers.peek().is_some()
-            && readers.all(|reader| matches!(plain_name(self.graph.op(reader)), "sum" | "mean"))
+            && readers.all(|reader| matches!(self.graph.name(reader), "sum" | "mean"))
     }
 
     /// Whether the same rows are multiplied with themselves, as in a factorization machine.
     fn is_squared(&self, value: ValueId) -> bool {
         let graph = self.graph;
-        graph.consumers(value).iter().any(|node| match plain_name(graph.op(*node)) {
+        graph.consumers(value).iter().any(|node| match graph.name(*node) {
             "pow" | "square" => true,
             "mul" | "bmm" | "matmul" => {
                 graph.inputs(*node).filter(|input| input.value == value).count() > 1
@@ -415,7 +414,7 @@ impl Follower<'_> {
     /// Elementwise with two operands or more.
     fn combined(&mut self, node: NodeId) {
         let graph = self.graph;
-        let name = plain_name(graph.op(node));
+        let name = graph.name(node);
         let carrying: Vec<Tensor<'_>> = graph
             .inputs(node)
             .filter(|input| self.state(input).kind != Kind::Nothing)
@@ -466,7 +465,7 @@ impl Follower<'_> {
         let from = usize::from(name == "copy");
         let Some(input) = graph.input(node, from) else { return };
         let state = self.state(&input);
-        let transparent = is_transparent(graph.op(node)) || name == "copy";
+        let transparent = graph.roles(node).has(Roles::COPY) || name == "copy";
         if !transparent
             && state.kind != Kind::Nothing
             && name.contains("norm")
@@ -498,7 +497,7 @@ impl Follower<'_> {
                     let used = readers().next().is_some();
                     let only =
                         readers().all(|reader| self.phases[reader] == Some(Phase::Interaction));
-                    let name = plain_name(graph.op(*node));
+                    let name = graph.name(*node);
                     let scales = product(graph, *node).is_none()
                         && (is_scaling(name) || matches!(name, "cat" | "stack"));
                     // Work on what has met that opens and closes fields again, or goes on from step
@@ -509,8 +508,7 @@ impl Follower<'_> {
                             let wide = graph
                                 .output(reader_id, 0)
                                 .is_some_and(|out| out.elements() as i64 > self.batch);
-                            gates[reader]
-                                || wide && matches!(plain_name(graph.op(reader_id)), "mul" | "add")
+                            gates[reader] || wide && matches!(graph.name(reader_id), "mul" | "add")
                         });
                     if used && only && (gates[at] || scales) {
                         self.phases[at] = Some(Phase::Interaction);

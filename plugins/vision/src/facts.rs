@@ -1,9 +1,8 @@
 //! What every operator of the forward pass does, as far as a picture is concerned.
 
 use genie_plugin::prelude::*;
-use genie_plugin::query::plain_name;
 use genie_plugin::shapes::Flow;
-use genie_plugin::shapes::flow::{is_convolution, is_given, is_weighted, product};
+use genie_plugin::shapes::flow::{is_given, is_weighted, product};
 
 /// The longest way that is followed back from an operand.
 const WALK_MAX: usize = 16;
@@ -135,7 +134,8 @@ impl<'g> Facts<'g> {
     /// Whether what reads the first convolution of planes sees them without a batch dimension.
     fn is_unbatched(&self) -> bool {
         let first = self.graph.nodes().find(|node| {
-            matches!(self.kind(*node), Kind::Convolution(_)) && is_convolution(self.graph, *node)
+            matches!(self.kind(*node), Kind::Convolution(_))
+                && self.graph.roles(*node).has(Roles::CONVOLUTION)
         });
         let Some(out) = first.and_then(|node| self.graph.output(node, 0)) else { return false };
         out.dims() == 4
@@ -164,7 +164,7 @@ impl<'g> Facts<'g> {
     /// The operand that carries what was computed: the deepest that is not given.
     pub fn carried(&self, node: NodeId) -> Option<Tensor<'g>> {
         let inputs = self.graph.inputs(node).filter(|input| !is_given(self.graph, input.value));
-        match plain_name(self.graph.op(node)) {
+        match self.graph.name(node) {
             // The destination is no operand.
             "copy" if self.graph.inputs(node).len() > 1 => self.graph.input(node, 1),
             _ => inputs.max_by_key(|input| {
@@ -278,7 +278,7 @@ fn kind(graph: &Graph, flow: &Flow, node: NodeId) -> Kind {
     if !flow.is_forward(node) {
         return Kind::Other;
     }
-    if is_convolution(graph, node) {
+    if graph.roles(node).has(Roles::CONVOLUTION) {
         return match convolution(graph, node) {
             Some(convolution) => Kind::Convolution(convolution),
             None => Kind::Product,
@@ -293,7 +293,7 @@ fn kind(graph: &Graph, flow: &Flow, node: NodeId) -> Kind {
     if product(graph, node).is_some() {
         return Kind::Mixing;
     }
-    match plain_name(graph.op(node)) {
+    match graph.name(node) {
         name if name.contains("scaled_dot_product") || name.contains("attention") => Kind::Mixing,
         name if name.contains("batch_norm") => Kind::BatchNorm,
         "native_layer_norm" | "layer_norm" | "native_group_norm" | "group_norm"

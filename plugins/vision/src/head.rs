@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use genie_plugin::prelude::*;
-use genie_plugin::query::plain_name;
 use genie_plugin::shapes::flow::product;
 
 use crate::facts::{Facts, Kind};
@@ -122,7 +121,7 @@ fn is_norm_after(facts: &Facts<'_>, residuals: &[NodeId]) -> bool {
 fn after_map(facts: &Facts<'_>, pass: Pass, last: NodeId) -> NodeId {
     let mut end = last;
     for node in pass.nodes(facts).filter(|node| *node > last) {
-        let adaptive = plain_name(facts.graph.op(node)).contains("adaptive");
+        let adaptive = facts.graph.name(node).contains("adaptive");
         let map = facts.positions(node) > 1 && !adaptive;
         let trailing =
             matches!(facts.kind(node), Kind::Activation | Kind::BatchNorm | Kind::MaxPool)
@@ -183,7 +182,7 @@ fn first_after_comparison(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
         let feature = |tensor: &Tensor<'_>| {
             matches!(facts.kind(facts.origin(tensor.value)), Kind::Convolution(_))
         };
-        plain_name(graph.op(node)) == "mul"
+        graph.name(node) == "mul"
             && facts.positions(node) > 1
             && a.sizes == b.sizes
             && feature(&a)
@@ -282,7 +281,7 @@ fn box_product(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
         let mut value = out.value;
         for _ in 0..4 {
             let readers = facts.readers(value);
-            if readers.iter().any(|reader| plain_name(graph.op(*reader)) == "sigmoid") {
+            if readers.iter().any(|reader| graph.name(*reader) == "sigmoid") {
                 return true;
             }
             let Some(next) = readers.first().and_then(|reader| graph.output(*reader, 0)) else {
@@ -370,11 +369,11 @@ fn box_maps(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
         let Some(out) = graph.output(*node, 0) else { return false };
         let mut names: Vec<&str> = Vec::new();
         for reader in facts.readers(out.value) {
-            match plain_name(graph.op(reader)) {
+            match graph.name(reader) {
                 "clone" | "contiguous" | "clamp" | "clamp_max" | "clamp_min" => {
                     if let Some(copy) = graph.output(reader, 0) {
                         let readers = facts.readers(copy.value);
-                        names.extend(readers.iter().map(|node| plain_name(graph.op(*node))));
+                        names.extend(readers.iter().map(|node| graph.name(*node)));
                     }
                 }
                 name => names.push(name),
@@ -398,7 +397,7 @@ fn picked(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
     };
     let mut first: Option<NodeId> = None;
     for node in pass.nodes(facts) {
-        let name = plain_name(graph.op(node));
+        let name = graph.name(node);
         if matches!(name, "topk" | "sort" | "argmax" | "nonzero" | "max") {
             let Some(scores) = graph.input(node, 0).and_then(|input| map_of(input.value)) else {
                 continue;
@@ -498,7 +497,7 @@ fn dense_result(facts: &Facts<'_>, pass: Pass) -> Option<NodeId> {
         match facts.kind(at) {
             Kind::Convolution(_) => facts.positions(at) > 1,
             // Masks of queries.
-            Kind::Mixing => out.dims() >= 4 && matches!(plain_name(graph.op(at)), "bmm" | "matmul"),
+            Kind::Mixing => out.dims() >= 4 && matches!(graph.name(at), "bmm" | "matmul"),
             Kind::Product => out.dims() >= 4,
             _ => false,
         }

@@ -59,14 +59,6 @@ impl NodeSet {
             })
         })
     }
-
-    /// Keeps what both hold.
-    pub fn intersect(&mut self, other: &NodeSet) {
-        for (index, word) in self.words.iter_mut().enumerate() {
-            *word &= other.words.get(index).copied().unwrap_or(0);
-        }
-        self.len = self.words.iter().map(|word| word.count_ones() as usize).sum();
-    }
 }
 
 #[cfg(test)]
@@ -86,8 +78,5 @@ mod tests {
         assert_eq!(set.iter().collect::<Vec<_>>(), [3, 64, 70].map(NodeId));
         assert_eq!(set.len(), 3);
         assert!(!set.contains(NodeId(999)) && set.contains(NodeId(64)));
-        set.intersect(&NodeSet::of(&graph, [NodeId(64), NodeId(5)]));
-        assert_eq!(set.iter().collect::<Vec<_>>(), [NodeId(64)]);
-        assert_eq!(set.len(), 1);
     }
 }
