@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
-use genie_analyzer::components::{self, Component};
+use genie_analyzer::components::{self, Parted};
 use genie_analyzer::explanation::{Model, Phase};
-use genie_analyzer::merge::{Reading, Said, merge};
+use genie_analyzer::merge::{Claim, Said, merge};
 use genie_analyzer::{Explanation, picture, scramble};
 use genie_plugin::recorded::Recorded;
 use genie_plugin::{Columns, Graph};
@@ -135,20 +135,17 @@ impl GraphArgs {
         if let Some(seed) = self.permute_modules {
             scramble::permute_names(&mut columns, seed);
         }
-        let graph = Graph::trusted(columns);
-        let (parts, reading) = read(graph.columns(), host);
+        let parted = read(columns, host);
         if self.print {
-            return print(file, &graph, &parts, &reading, &marks);
+            return print(file, &parted, &marks);
         }
-        self.write(file, &graph, &parts, &reading, written)
+        self.write(file, &parted, written)
     }
 
     fn write(
         &self,
         file: &Path,
-        graph: &Graph,
-        parts: &[(Component, Reading)],
-        reading: &Reading,
+        parted: &Parted,
         written: &mut HashSet<PathBuf>,
     ) -> anyhow::Result<()> {
         let Some(stem) = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()) else {
@@ -168,20 +165,20 @@ impl GraphArgs {
                 "{shown} was written for another graph of that name; draw them one by one"
             );
             let text = match format {
-                Format::Json => picture::json(graph.columns(), reading, parts).to_string(),
-                Format::Dot => picture::dot(graph.columns(), reading, parts),
-                Format::Svg => picture::svg(graph.columns(), reading, parts, &stem),
+                Format::Json => picture::json(parted).to_string(),
+                Format::Dot => picture::dot(parted),
+                Format::Svg => picture::svg(parted, &stem),
             };
             std::fs::write(&path, text).with_context(|| format!("cannot write {shown}"))?;
             writeln!(std::io::stdout(), "{shown}")?;
         }
-        writeln!(std::io::stdout(), "{}: {}", file.display(), summary(graph, parts, reading))?;
+        writeln!(std::io::stdout(), "{}: {}", file.display(), summary(parted))?;
         Ok(())
     }
 }
 
 /// Asks every recognizer; one that fails is told and left out.
-fn read(columns: &Columns, host: Option<&PluginHost>) -> (Vec<(Component, Reading)>, Reading) {
+fn read(columns: Columns, host: Option<&PluginHost>) -> Parted {
     components::read(columns, |columns| {
         let mut said = Vec::new();
         for call in host.iter().flat_map(|host| host.recognize(columns)) {
@@ -195,8 +192,8 @@ fn read(columns: &Columns, host: Option<&PluginHost>) -> (Vec<(Component, Readin
 }
 
 /// Workload, how sure, and phases by first appearance; of several models each.
-fn summary(graph: &Graph, parts: &[(Component, Reading)], reading: &Reading) -> String {
-    let told = Explanation::of(graph, parts, reading, false);
+fn summary(parted: &Parted) -> String {
+    let told = Explanation::of(parted, false);
     let phases = |phases: &[Phase]| {
         let each = phases.iter().map(|phase| format!("{} {}", phase.phase, phase.ops));
         let all: Vec<String> = each.collect();
@@ -215,13 +212,8 @@ fn summary(graph: &Graph, parts: &[(Component, Reading)], reading: &Reading) -> 
     }
 }
 
-fn print(
-    file: &Path,
-    graph: &Graph,
-    parts: &[(Component, Reading)],
-    reading: &Reading,
-    marks: &Graph,
-) -> anyhow::Result<()> {
+fn print(file: &Path, parted: &Parted, marks: &Graph) -> anyhow::Result<()> {
+    let Parted { graph, parts, reading } = parted;
     let ops: Vec<_> = graph
         .nodes()
         .filter(|node| graph.is_op(*node))
@@ -236,11 +228,14 @@ fn print(
             })
         })
         .collect();
-    let told = Explanation::of(graph, parts, reading, false);
-    let models: Vec<_> = told
-        .models
+    let models: Vec<_> = parts
         .iter()
-        .map(|model| json!({ "label": model.label, "confidence": model.confidence, "ops": model.ops }))
+        .map(|(component, reading)| {
+            let Claim { word, confidence, .. } = &reading.workload;
+            let graph = &component.graph;
+            let ops = graph.nodes().filter(|node| graph.is_op(*node)).count();
+            json!({ "label": word, "confidence": confidence, "ops": ops })
+        })
         .collect();
     let workload = &reading.workload;
     let line = json!({

@@ -95,7 +95,7 @@ fn inspect_takes_a_name_a_directory_or_a_manifest() {
     for which in ["probe", "./plugins/probe", "plugins/probe", "plugins/probe/plugin.toml"] {
         let (ok, out, err) = plugin(&root, &["inspect", which]);
         assert!(ok, "{which}: {err}");
-        for word in ["genie:plugin@0.2.0", "recognizer", "state        ready", "probe.wasm"] {
+        for word in ["genie:plugin@0.3.0", "recognizer", "state        ready", "probe.wasm"] {
             assert!(out.contains(word), "{which}: {word} is not in:\n{out}");
         }
         assert!(!out.contains("broken"), "{out}");

@@ -242,6 +242,7 @@ impl GraphBuilder {
     fn value(&mut self, storage: u32) -> u32 {
         self.columns.value_storage.push(storage);
         self.columns.value_producer.push(self.columns.op.len() as u32);
+        self.columns.value_edge.push(0);
         self.columns.value_storage.len() as u32 - 1
     }
 
@@ -296,6 +297,7 @@ impl GraphBuilder {
         c.class.push(self.module.1);
         c.mark.push(self.mark);
         c.stage.push(self.stage);
+        c.model.push(0);
         c.segment.push(self.segment);
         c.flops.push(flops);
         c.bytes.push(moved);

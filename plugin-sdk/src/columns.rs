@@ -1,6 +1,6 @@
 //! The columns of a graph as they cross between host and plugin, and their check.
 
-/// A graph as flat lists; `plugin-sdk/wit/v0.2/plugin.wit` says what each column holds.
+/// A graph as flat lists; `plugin-sdk/wit/v0.3/plugin.wit` says what each column holds.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[cfg_attr(feature = "harness", derive(serde::Serialize, serde::Deserialize))]
 pub struct Columns {
@@ -11,6 +11,8 @@ pub struct Columns {
     pub class: Vec<u32>,
     pub mark: Vec<u32>,
     pub stage: Vec<u8>,
+    #[cfg_attr(feature = "harness", serde(default))]
+    pub model: Vec<u32>,
     pub segment: Vec<u32>,
     pub flops: Vec<u64>,
     pub bytes: Vec<u64>,
@@ -27,6 +29,8 @@ pub struct Columns {
     pub arg_bits: Vec<u64>,
     pub value_storage: Vec<u32>,
     pub value_producer: Vec<u32>,
+    #[cfg_attr(feature = "harness", serde(default))]
+    pub value_edge: Vec<u8>,
     pub storage_bytes: Vec<u64>,
     pub storage_origin: Vec<u8>,
     pub storage_alive: Vec<u8>,
@@ -36,6 +40,17 @@ pub struct Columns {
     pub strides: Vec<i64>,
     #[cfg_attr(feature = "harness", serde(default))]
     pub extra: Vec<(String, Vec<u64>)>,
+}
+
+/// The model of what belongs to none alone: sources, uploads.
+pub const NO_MODEL: u32 = u32::MAX;
+
+/// Bits of the column `value_edge`.
+pub mod edge {
+    /// Another model hands the value over.
+    pub const FROM: u8 = 1;
+    /// Another model uses it.
+    pub const TO: u8 = 2;
 }
 
 /// A column that contradicts another one.
@@ -56,6 +71,16 @@ impl Columns {
         self.op.len()
     }
 
+    /// Fills the columns that graphs recorded by earlier releases lack: one model, no edges.
+    pub fn complete(&mut self) {
+        if self.model.is_empty() {
+            self.model = vec![0; self.nodes()];
+        }
+        if self.value_edge.is_empty() {
+            self.value_edge = vec![0; self.value_storage.len()];
+        }
+    }
+
     /// Checks that lengths agree, that ends ascend and that every index exists. After this no
     /// accessor of [`crate::Graph`] can fail.
     pub fn check(&self) -> Result<(), MalformedColumns> {
@@ -71,11 +96,12 @@ impl Columns {
             }
             start = 1;
         }
-        let per_node: [(&'static str, usize); 10] = [
+        let per_node: [(&'static str, usize); 11] = [
             ("module", self.module.len()),
             ("class", self.class.len()),
             ("mark", self.mark.len()),
             ("stage", self.stage.len()),
+            ("model", self.model.len()),
             ("segment", self.segment.len()),
             ("flops", self.flops.len()),
             ("bytes", self.bytes.len()),
@@ -98,6 +124,7 @@ impl Columns {
         check_len("storage_origin", self.storage_origin.len(), storages)?;
         check_len("storage_alive", self.storage_alive.len(), storages)?;
         check_len("value_producer", self.value_producer.len(), self.value_storage.len())?;
+        check_len("value_edge", self.value_edge.len(), self.value_storage.len())?;
         let geometries = self.geometry_dtype.len();
         check_len("geometry_ends", self.geometry_ends.len(), geometries)?;
         check_ends("geometry_ends", &self.geometry_ends, self.sizes.len())?;

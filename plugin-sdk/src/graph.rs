@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::columns::{Columns, MalformedColumns};
+use crate::columns::{Columns, MalformedColumns, NO_MODEL, edge};
 use crate::operators::{Roles, plain_name, roles};
 
 /// A node by its position in program order.
@@ -344,6 +344,11 @@ impl Graph {
         self.symbol(self.columns.mark[node.0 as usize])
     }
 
+    /// The number of the model of the window that the node belongs to; `None`: to none alone.
+    pub fn model(&self, node: NodeId) -> Option<u32> {
+        Some(self.columns.model[node.0 as usize]).filter(|model| *model != NO_MODEL)
+    }
+
     pub fn stage(&self, node: NodeId) -> Stage {
         stage(self.columns.stage[node.0 as usize])
     }
@@ -446,6 +451,19 @@ impl Graph {
     #[inline]
     pub fn producer(&self, value: ValueId) -> NodeId {
         NodeId(self.columns.value_producer[value.0 as usize])
+    }
+
+    /// Whether another model of the window hands the value over: its producer is a source that
+    /// stands for whoever made it.
+    #[inline]
+    pub fn is_handed_over(&self, value: ValueId) -> bool {
+        self.columns.value_edge[value.0 as usize] & edge::FROM != 0
+    }
+
+    /// Whether another model of the window uses the value.
+    #[inline]
+    pub fn is_handed_on(&self, value: ValueId) -> bool {
+        self.columns.value_edge[value.0 as usize] & edge::TO != 0
     }
 
     /// The nodes that use a value, in program order, once for each use.

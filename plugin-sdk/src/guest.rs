@@ -5,7 +5,7 @@
 #[allow(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, clippy::all)]
 pub mod bindings {
     wit_bindgen::generate!({
-        path: "wit/v0.2",
+        path: "wit/v0.3",
         world: "plugin",
         pub_export_macro: true,
         default_bindings_module: "genie_plugin::guest::bindings",
@@ -68,6 +68,7 @@ pub fn graph(graph: wit::Graph) -> Graph {
         class: graph.class,
         mark: graph.mark,
         stage: graph.stage,
+        model: graph.model,
         segment: graph.segment,
         flops: graph.flops,
         bytes: graph.bytes,
@@ -84,6 +85,7 @@ pub fn graph(graph: wit::Graph) -> Graph {
         arg_bits: graph.arg_bits,
         value_storage: graph.value_storage,
         value_producer: graph.value_producer,
+        value_edge: graph.value_edge,
         storage_bytes: graph.storage_bytes,
         storage_origin: graph.storage_origin,
         storage_alive: graph.storage_alive,

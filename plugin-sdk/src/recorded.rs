@@ -60,12 +60,13 @@ impl Recorded {
             return Err(RecordedError::TooLarge { path: path.to_owned(), bytes });
         }
         let text = std::fs::read(path).map_err(read)?;
-        let recorded: Recorded = serde_json::from_slice(&text)
+        let mut recorded: Recorded = serde_json::from_slice(&text)
             .map_err(|source| RecordedError::Json { path: path.to_owned(), source })?;
         if recorded.version != RECORDED_VERSION {
             let version = recorded.version;
             return Err(RecordedError::Version { path: path.to_owned(), version });
         }
+        recorded.graph.complete();
         recorded
             .graph
             .check()

@@ -49,6 +49,7 @@ MAY_USE = {
     # The network test bed's.
     "genie-test-relay": set(),
     "genie-frozen-v0-1": set(),
+    "genie-frozen-v0-2": set(),
     "genie-random-notes": {"genie-plugin"},
     "genie-planner": {"genie-plugin"},
     "genie-analyzer": {"genie-plugin", "genie-srg", "genie-wire"},

@@ -30,7 +30,7 @@ def component(tmp_path_factory):
 def test_nothing_of_a_system_is_imported(component):
     """Names of imports stand in a component as text; WASI's begin with `wasi:`."""
     content = component.read_bytes()
-    assert b"genie:plugin/recognizer@0.2.0" in content
+    assert b"genie:plugin/recognizer@0.3.0" in content
     assert b"genie:plugin/clock" not in content
 
 

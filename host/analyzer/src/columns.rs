@@ -86,6 +86,7 @@ impl<'a> Builder<'a> {
         self.out.class.push(class);
         self.out.mark.push(mark);
         self.out.stage.push(stage_code(node.stage));
+        self.out.model.push(0);
         self.out.segment.push(self.window.segments[index]);
         self.out.flops.push(node.cost.flops);
         self.out.bytes.push(node.cost.bytes);
@@ -212,6 +213,7 @@ impl<'a> Builder<'a> {
             self.out.value_storage.push(storage.0);
             // Its maker says so when it is met; nothing reads before it is made.
             self.out.value_producer.push(self.out.op.len() as u32 - 1);
+            self.out.value_edge.push(0);
         }
         value
     }

@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 
+use genie_plugin::columns::{NO_MODEL, edge};
 use genie_plugin::shapes::flow::{is_given, product};
 use genie_plugin::{Columns, DType, Graph, NodeId, Origin, Roles, Stage, StorageId, Tensor};
 use petgraph::unionfind::UnionFind;
@@ -32,27 +33,51 @@ pub const COMPONENTS_MAX: usize = 64;
 /// One model of a window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Component {
-    /// Its part of the graph, as if it ran alone.
-    pub columns: Columns,
+    /// Its part of the graph, as if it ran alone: its own number in the window in each node, and the
+    /// values marked that cross to or from other models.
+    pub graph: Graph,
     /// For each node here that of the window, or [`HANDED_OVER`].
     pub nodes: Vec<u32>,
     /// For each storage here that of the window.
     pub storages: Vec<u32>,
 }
 
-/// The components of a window, in the order of their first operators: at least one.
-pub fn part(columns: &Columns) -> Vec<Component> {
-    let graph = Graph::trusted(columns.clone());
+/// Says of each node which model it belongs to, and of each value whether it crosses between two.
+fn mark(columns: Columns) -> Graph {
+    let graph = Graph::trusted(columns);
     let of = components(&graph);
-    let count = of.iter().flatten().max().map_or(0, |last| *last as usize + 1);
+    let several = of.iter().flatten().any(|model| *model > 0);
+    let mut edges = vec![0; graph.values().len()];
+    for node in graph.nodes().filter(|_| several) {
+        let Some(user) = of[node.0 as usize] else { continue };
+        for input in graph.inputs(node) {
+            let maker = of[graph.producer(input.value).0 as usize];
+            if maker.is_some_and(|maker| maker != user) {
+                edges[input.value.0 as usize] = edge::TO;
+            }
+        }
+    }
+    let mut columns = graph.into_columns();
+    columns.model = match several {
+        true => of.into_iter().map(|model| model.unwrap_or(NO_MODEL)).collect(),
+        false => vec![0; columns.nodes()],
+    };
+    columns.value_edge = edges;
+    Graph::trusted(columns)
+}
+
+/// The models of a marked graph, in the order of their first operators: at least one.
+fn part(graph: &Graph) -> Vec<Component> {
+    let models = graph.nodes().filter_map(|node| graph.model(node));
+    let count = models.max().map_or(0, |last| last + 1);
     if count < 2 {
         return vec![Component {
-            columns: graph.into_columns(),
-            nodes: (0..columns.nodes() as u32).collect(),
-            storages: (0..columns.storage_bytes.len() as u32).collect(),
+            nodes: graph.nodes().map(|node| node.0).collect(),
+            storages: graph.storages().map(|storage| storage.0).collect(),
+            graph: graph.clone(),
         }];
     }
-    (0..count as u32).map(|component| extract(&graph, &of, component)).collect()
+    (0..count).map(|model| extract(graph, model)).collect()
 }
 
 /// For each node its component; what belongs to none alone (sources, uploads) has none.
@@ -397,7 +422,7 @@ fn is_product(graph: &Graph, node: NodeId) -> bool {
 }
 
 /// The part of the graph that is one component's.
-fn extract(graph: &Graph, of: &[Option<u32>], component: u32) -> Component {
+fn extract(graph: &Graph, model: u32) -> Component {
     let from = graph.columns();
     let mut out = Extract {
         from,
@@ -418,9 +443,10 @@ fn extract(graph: &Graph, of: &[Option<u32>], component: u32) -> Component {
         values: HashMap::new(),
         known_storages: HashMap::new(),
         copied: vec![false; graph.len()],
+        model,
         segment: 0,
     };
-    for node in graph.nodes().filter(|node| of[node.0 as usize] == Some(component)) {
+    for node in graph.nodes().filter(|node| graph.model(*node) == Some(model)) {
         // What it reads is there before it.
         for index in range(&from.input_ends, node.0 as usize) {
             out.need(index);
@@ -435,7 +461,8 @@ fn extract(graph: &Graph, of: &[Option<u32>], component: u32) -> Component {
     if !out.nodes.iter().any(trains) {
         out.columns.stage.fill(0);
     }
-    Component { columns: out.columns, nodes: out.nodes, storages: out.storages }
+    let graph = Graph::trusted(out.columns);
+    Component { graph, nodes: out.nodes, storages: out.storages }
 }
 
 struct Extract<'a> {
@@ -451,6 +478,7 @@ struct Extract<'a> {
     known_storages: HashMap<u32, u32>,
     /// Nodes of the window that are here.
     copied: Vec<bool>,
+    model: u32,
     segment: u32,
 }
 
@@ -508,6 +536,8 @@ impl Extract<'_> {
         columns.class.push(0);
         columns.mark.push(0);
         columns.stage.push(0);
+        columns.model.push(self.model);
+        columns.value_edge[new as usize] |= edge::FROM;
         columns.segment.push(self.segment);
         columns.flops.push(0);
         columns.bytes.push(0);
@@ -533,6 +563,7 @@ impl Extract<'_> {
         self.columns.class.push(from.class[at]);
         self.columns.mark.push(from.mark[at]);
         self.columns.stage.push(from.stage[at]);
+        self.columns.model.push(self.model);
         self.columns.segment.push(self.segment);
         self.columns.flops.push(from.flops[at]);
         self.columns.bytes.push(from.bytes[at]);
@@ -545,6 +576,8 @@ impl Extract<'_> {
         for index in range(&from.output_ends, at) {
             let value = self.value(from.output_value[index]);
             self.columns.value_producer[value as usize] = number;
+            self.columns.value_edge[value as usize] |=
+                from.value_edge[from.output_value[index] as usize];
             self.columns.output_value.push(value);
             self.columns.output_geometry.push(from.output_geometry[index]);
             self.columns.output_offset.push(from.output_offset[index]);
@@ -588,6 +621,7 @@ impl Extract<'_> {
         };
         let new = self.columns.value_storage.len() as u32;
         self.columns.value_storage.push(storage);
+        self.columns.value_edge.push(0);
         // Whoever makes it says so; a value without a maker is its first user's.
         self.columns.value_producer.push((self.nodes.len() as u32).saturating_sub(1));
         self.values.insert(value, new);
@@ -603,18 +637,25 @@ fn range(ends: &[u32], at: usize) -> std::ops::Range<usize> {
 /// The label of a program whose models have several.
 pub const MIXED: &str = "mixed";
 
-/// Has each component of a window read, and all of it told as one.
-pub fn read(
-    columns: &Columns,
-    mut read_one: impl FnMut(&Columns) -> Reading,
-) -> (Vec<(Component, Reading)>, Reading) {
+/// A window with its models, and what was read of each and of all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parted {
+    /// The window, each node marked with its model.
+    pub graph: Graph,
+    pub parts: Vec<(Component, Reading)>,
+    pub reading: Reading,
+}
+
+/// Has each model of a window read, and all of it told as one.
+pub fn read(columns: Columns, mut read_one: impl FnMut(&Columns) -> Reading) -> Parted {
+    let graph = mark(columns);
     let mut with_reading = |component: Component| {
-        let reading = read_one(&component.columns);
+        let reading = read_one(component.graph.columns());
         (component, reading)
     };
-    let parts: Vec<_> = part(columns).into_iter().map(&mut with_reading).collect();
-    let whole = gather(columns, &parts);
-    (parts, whole)
+    let parts: Vec<_> = part(&graph).into_iter().map(&mut with_reading).collect();
+    let reading = gather(graph.columns(), &parts);
+    Parted { graph, parts, reading }
 }
 
 /// The readings of a window's components as one of the window.
@@ -669,7 +710,7 @@ fn workloads(parts: &[(Component, Reading)], whole: &mut Reading) {
         .iter()
         .filter(|(part, reading)| match reading.workload.word.as_str() {
             UNKNOWN => false,
-            OTHER => weights(&Graph::trusted(part.columns.clone())).contains(&true),
+            OTHER => weights(&part.graph).contains(&true),
             _ => true,
         })
         .map(|(_, reading)| reading)
@@ -718,7 +759,8 @@ mod tests {
     }
 
     fn ops(parts: &[Component]) -> Vec<Vec<String>> {
-        let names = |part: &Component| told(&part.columns).into_iter().map(|(op, _)| op).collect();
+        let names =
+            |part: &Component| told(part.graph.columns()).into_iter().map(|(op, _)| op).collect();
         parts.iter().map(names).collect()
     }
 
@@ -744,10 +786,40 @@ mod tests {
         let y = linear(&mut g, hidden);
         g.read(y);
         let columns = g.columns();
-        let parts = part(&columns);
+        let parts = part(&mark(columns.clone()));
         assert_eq!(parts.len(), 1);
-        assert_eq!(parts[0].columns, columns);
-        assert_eq!(part(&Columns::default()).len(), 1);
+        assert_eq!(parts[0].graph.columns(), &columns);
+        assert_eq!(part(&mark(Columns::default())).len(), 1);
+    }
+
+    #[test]
+    fn what_crosses_between_models_is_marked_at_both_ends() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[2, 8]);
+        let scores = linear(&mut g, x);
+        let chosen = tokens(&mut g, scores);
+        let rows = embedding(&mut g, chosen);
+        linear(&mut g, rows);
+        let graph = mark(g.columns());
+        let of = |name: &str| graph.nodes().find(|node| graph.name(*node) == name).unwrap();
+        assert_eq!(
+            [of("argmax"), of("embedding")].map(|node| graph.model(node)),
+            [Some(0), Some(1)]
+        );
+        let crossing = |graph: &Graph, is: fn(&Graph, genie_plugin::ValueId) -> bool| {
+            graph.values().filter(|value| is(graph, *value)).count()
+        };
+        let parts = part(&graph);
+        assert_eq!(
+            parts.iter().map(|part| part.graph.model(NodeId(0))).collect::<Vec<_>>(),
+            [Some(0), Some(1)]
+        );
+        for (graph, handed_on, handed_over) in
+            [(&graph, 1, 0), (&parts[0].graph, 1, 0), (&parts[1].graph, 0, 1)]
+        {
+            assert_eq!(crossing(graph, Graph::is_handed_on), handed_on);
+            assert_eq!(crossing(graph, Graph::is_handed_over), handed_over);
+        }
     }
 
     #[test]
@@ -759,16 +831,16 @@ mod tests {
         let a = g.op("aten::relu", &[a], &[2, 8]);
         g.read(a);
         g.read(b);
-        let parts = part(&g.columns());
+        let parts = part(&mark(g.columns()));
         // What made the noise is the first one's; the other has it from there.
         assert_eq!(
             ops(&parts),
             [["aten::mul.Scalar", "aten::mm", "aten::relu"].as_slice(), &["aten::mm"]]
         );
         assert_eq!(parts[1].nodes.iter().filter(|node| **node == HANDED_OVER).count(), 1);
-        assert_eq!(told(&parts[1].columns)[0].1, ["genie::source", "genie::source"]);
+        assert_eq!(told(parts[1].graph.columns())[0].1, ["genie::source", "genie::source"]);
         let reads = |part: &Component| {
-            let graph = Graph::new(part.columns.clone()).unwrap();
+            let graph = Graph::new(part.graph.columns().clone()).unwrap();
             graph.nodes().filter(|node| graph.op(*node) == "genie::read").count()
         };
         assert_eq!((reads(&parts[0]), reads(&parts[1])), (1, 1));
@@ -783,7 +855,7 @@ mod tests {
         let y = embedding(&mut g, chosen);
         g.read(y);
         assert_eq!(
-            ops(&part(&g.columns())),
+            ops(&part(&mark(g.columns()))),
             [["aten::mm", "aten::argmax"].as_slice(), &["aten::embedding"]]
         );
         let mut g = GraphBuilder::new();
@@ -791,7 +863,7 @@ mod tests {
         let hidden = linear(&mut g, x);
         let y = linear(&mut g, hidden);
         g.read(y);
-        assert_eq!(part(&g.columns()).len(), 1);
+        assert_eq!(part(&mark(g.columns())).len(), 1);
     }
 
     #[test]
@@ -806,7 +878,7 @@ mod tests {
             });
             let y = linear(&mut g, made);
             g.read(y);
-            part(&g.columns()).len()
+            part(&mark(g.columns())).len()
         };
         assert_eq!((with("model.head"), with("")), (1, 2));
     }
@@ -827,7 +899,7 @@ mod tests {
                 g.read(y);
             }
         }
-        assert_eq!(ops(&part(&g.columns())), [["aten::mm"; 2].as_slice(); 3]);
+        assert_eq!(ops(&part(&mark(g.columns()))), [["aten::mm"; 2].as_slice(); 3]);
     }
 
     #[test]
@@ -843,7 +915,7 @@ mod tests {
         g.dtype(DType::FLOAT32);
         let z = linear(&mut g, x);
         g.read(z);
-        let parts = ops(&part(&g.columns()));
+        let parts = ops(&part(&mark(g.columns())));
         assert_eq!(parts[0], ["aten::mm", "aten::arange", "aten::add_"]);
         assert_eq!(parts[1], ["aten::ones", "aten::eq_", "aten::mm"]);
     }
@@ -858,7 +930,7 @@ mod tests {
             token = tokens(&mut g, x);
             g.read(token);
         }
-        assert_eq!(part(&g.columns()).len(), 1);
+        assert_eq!(part(&mark(g.columns())).len(), 1);
     }
 
     #[test]
@@ -873,7 +945,7 @@ mod tests {
         for each in [a, b, distances] {
             g.read(each);
         }
-        let parts = part(&g.columns());
+        let parts = part(&mark(g.columns()));
         assert_eq!(
             ops(&parts),
             [["aten::mm", "aten::add_"].as_slice(), &["aten::mm"], &["aten::mm"]]
@@ -888,7 +960,7 @@ mod tests {
             let y = linear(&mut g, x);
             g.read(y);
         }
-        let parts = part(&g.columns());
+        let parts = part(&mark(g.columns()));
         assert_eq!(parts.len(), COMPONENTS_MAX);
         assert_eq!(ops(&parts).iter().map(Vec::len).sum::<usize>(), 2 * COMPONENTS_MAX);
         // A storage that the program writes a million times, and two models read at the end.
@@ -900,7 +972,7 @@ mod tests {
         let (a, b) = (linear(&mut g, x), linear(&mut g, x));
         g.read(a);
         g.read(b);
-        assert_eq!(part(&g.columns()).len(), 2);
+        assert_eq!(part(&mark(g.columns())).len(), 2);
     }
 
     /// A step of a model: which of its operators comes next.
@@ -947,10 +1019,10 @@ mod tests {
                 }
             }
             let columns = g.columns();
-            let parts = part(&columns);
+            let parts = part(&mark(columns.clone()));
             prop_assert_eq!(parts.len(), 2);
-            prop_assert_eq!(told(&parts[0].columns), alone(&a));
-            prop_assert_eq!(told(&parts[1].columns), alone(&b));
+            prop_assert_eq!(told(parts[0].graph.columns()), alone(&a));
+            prop_assert_eq!(told(parts[1].graph.columns()), alone(&b));
             let mut nodes: Vec<u32> = parts.iter().flat_map(|part| part.nodes.clone()).collect();
             nodes.sort_unstable();
             nodes.dedup();
@@ -968,7 +1040,7 @@ mod tests {
         }
         let columns = g.columns();
         let mut labels = [("llm", 0.9), ("other", 0.99), ("llm", 0.8)].into_iter();
-        let (parts, whole) = read(&columns, |part| {
+        let Parted { graph, parts, reading: whole } = read(columns, |part| {
             let (word, confidence) = labels.next().unwrap();
             let claim = Claim { word: word.into(), confidence, by: "p".into() };
             Reading {
@@ -984,7 +1056,6 @@ mod tests {
         assert_eq!((whole.workload.word.as_str(), whole.workload.confidence), (MIXED, 0.9));
         let parts: Vec<&str> = whole.workloads.iter().map(|claim| claim.word.as_str()).collect();
         assert_eq!(parts, ["other", "llm"]);
-        let graph = Graph::new(columns).unwrap();
         let phases: Vec<&str> = graph
             .nodes()
             .filter(|node| graph.is_op(*node))

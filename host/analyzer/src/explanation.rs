@@ -4,7 +4,7 @@ use genie_plugin::symbols::Symbols;
 use genie_plugin::{Graph, NodeId, Origin, Stage};
 use serde::Serialize;
 
-use crate::components::{Component, HANDED_OVER, weights};
+use crate::components::{Component, Parted, weights};
 use crate::merge::{Claim, Reading};
 
 /// Operators listed one by one; more are counted only.
@@ -160,24 +160,14 @@ impl From<&Claim> for Label {
 }
 
 impl Explanation {
-    /// Tells what `reading` says of a graph that has these components. Plan, plugins and reasons are
+    /// Tells what was read of a window. Plan, plugins and reasons are
     /// for the caller to add.
-    pub fn of(
-        graph: &Graph,
-        parts: &[(Component, Reading)],
-        reading: &Reading,
-        truncated: bool,
-    ) -> Explanation {
+    pub fn of(parted: &Parted, truncated: bool) -> Explanation {
+        let Parted { graph, parts, reading } = parted;
         let mut words = Symbols::new();
         let mut ops = Ops::default();
         let mut phases = Phases::default();
         let mut models: Vec<(Model, Phases)> = parts.iter().map(model).collect();
-        let mut of = vec![0; graph.len()];
-        for (number, (component, _)) in parts.iter().enumerate() {
-            for node in component.nodes.iter().filter(|node| **node != HANDED_OVER) {
-                of[*node as usize] = number;
-            }
-        }
         let columns = graph.columns();
         // Most words are the graph's own, and looked up once.
         let mut of_symbols: Vec<Option<u32>> = vec![None; graph.symbols()];
@@ -185,7 +175,7 @@ impl Explanation {
         for node in graph.nodes().filter(|node| graph.is_op(*node)) {
             ops_total += 1;
             let phase = &reading.phases[node.0 as usize];
-            let number = of[node.0 as usize];
+            let number = graph.model(node).unwrap_or(0) as usize;
             phases.add(graph, node, phase);
             if let Some((model, phases)) = models.get_mut(number) {
                 model.ops += 1;
@@ -239,8 +229,8 @@ impl Explanation {
 
 /// A model before its operators are counted.
 fn model((component, reading): &(Component, Reading)) -> (Model, Phases) {
-    let graph = Graph::trusted(component.columns.clone());
-    let weights = weights(&graph).into_iter().zip(&component.columns.storage_bytes);
+    let weights = weights(&component.graph).into_iter();
+    let weights = weights.zip(&component.graph.columns().storage_bytes);
     let weights = weights.filter(|(is_weight, _)| *is_weight).map(|(_, bytes)| *bytes);
     let Claim { word, confidence, by } = reading.workload.clone();
     let family = reading.attributes.iter().find(|(key, _, who)| key == FAMILY && *who == by);

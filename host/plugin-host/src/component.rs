@@ -11,9 +11,9 @@ use wasmtime::{Engine, Store};
 use crate::check::PlanColumns;
 use crate::limits::Limits;
 use crate::manifest::{Capability, Kind, Manifest};
-use crate::since_v0_2::Answer;
+use crate::since::{self, Answer};
+use crate::since_v0_1;
 use crate::state::{State, on_epoch};
-use crate::{since_v0_1, since_v0_2};
 
 const PACKAGE: &str = "genie:plugin/";
 const METADATA: &str = "genie:plugin/metadata@";
@@ -23,7 +23,7 @@ const HANDLES_MAX: usize = 1_000;
 /// What a component says of itself before it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
-    /// The version of the interface, such as `0.2.0`; empty where it exports none.
+    /// The version of the interface, such as `0.3.0`; empty where it exports none.
     pub wit: String,
     pub imports: Vec<String>,
     pub exports: Vec<String>,
@@ -41,7 +41,8 @@ impl Shape {
 
 enum Exports {
     V0_1(since_v0_1::Exports),
-    V0_2(since_v0_2::Exports),
+    V0_2(since::v0_2::Exports),
+    V0_3(since::v0_3::Exports),
 }
 
 /// A component that links, ready to be instantiated.
@@ -69,10 +70,16 @@ impl Prepared {
         let mut linker = Linker::new(engine);
         let minor = shape.wit.rsplit_once('.').map_or("", |(minor, _)| minor);
         let (pre, exports) = match minor {
-            "0.2" => {
-                since_v0_2::link(&mut linker, &granted).map_err(misfit)?;
+            "0.3" => {
+                since::v0_3::link(&mut linker, &granted).map_err(misfit)?;
                 let pre = linker.instantiate_pre(component).map_err(misfit)?;
-                let exports = since_v0_2::Exports::find(&pre, &manifest.kinds).map_err(misfit)?;
+                let exports = since::v0_3::Exports::find(&pre, &manifest.kinds).map_err(misfit)?;
+                (pre, Exports::V0_3(exports))
+            }
+            "0.2" => {
+                since::v0_2::link(&mut linker, &granted).map_err(misfit)?;
+                let pre = linker.instantiate_pre(component).map_err(misfit)?;
+                let exports = since::v0_2::Exports::find(&pre, &manifest.kinds).map_err(misfit)?;
                 (pre, Exports::V0_2(exports))
             }
             "0.1" if manifest.kinds == [Kind::Recognizer] => {
@@ -85,8 +92,8 @@ impl Prepared {
             "" => return Err(format!("it exports no {METADATA}x.y.z, so it is no plugin")),
             _ => {
                 return Err(format!(
-                    "it is built for genie:plugin@{}; this host knows 0.1 and 0.2: build it with \
-                     an SDK of these, or take a newer host",
+                    "it is built for genie:plugin@{}; this host knows 0.1, 0.2 and 0.3: build it \
+                     with an SDK of these, or take a newer host",
                     shape.wit
                 ));
             }
@@ -110,12 +117,14 @@ impl Prepared {
         let guest = match &self.exports {
             Exports::V0_1(exports) => exports.load(&mut store, &instance).map(Guest::V0_1),
             Exports::V0_2(exports) => exports.load(&mut store, &instance).map(Guest::V0_2),
+            Exports::V0_3(exports) => exports.load(&mut store, &instance).map(Guest::V0_3),
         };
         let guest = guest.map_err(|error| Failure::Said(misfit(error)))?;
         let mut running = Running { store, guest };
         let configured = match &running.guest {
             Guest::V0_1(guest) => guest.configure(&mut running.store, &self.config),
             Guest::V0_2(guest) => guest.configure(&mut running.store, &self.config),
+            Guest::V0_3(guest) => guest.configure(&mut running.store, &self.config),
         };
         running.store.data_mut().end();
         match configured {
@@ -159,7 +168,8 @@ fn check_imports(shape: &Shape, manifest: &Manifest, granted: &[Capability]) -> 
 
 enum Guest {
     V0_1(since_v0_1::Guest),
-    V0_2(since_v0_2::Guest),
+    V0_2(since::v0_2::Guest),
+    V0_3(since::v0_3::Guest),
 }
 
 /// Why an instance cannot go on; it is thrown away.
@@ -200,6 +210,7 @@ impl Running {
         self.call(limit, |guest, store| match guest {
             Guest::V0_1(guest) => guest.describe(store).map(Ok),
             Guest::V0_2(guest) => guest.describe(store).map(Ok),
+            Guest::V0_3(guest) => guest.describe(store).map(Ok),
         })
         .and_then(|answer| answer.map_err(Failure::Said))
     }
@@ -212,6 +223,7 @@ impl Running {
         self.call(limit, |guest, store| match guest {
             Guest::V0_1(guest) => guest.recognize(store, graph),
             Guest::V0_2(guest) => guest.recognize(store, graph),
+            Guest::V0_3(guest) => guest.recognize(store, graph),
         })
     }
 
@@ -225,6 +237,7 @@ impl Running {
         self.call(limit, |guest, store| match guest {
             Guest::V0_1(_) => since_0_2(),
             Guest::V0_2(guest) => guest.schedule(store, graph, notes, now),
+            Guest::V0_3(guest) => guest.schedule(store, graph, notes, now),
         })
     }
 
@@ -237,6 +250,7 @@ impl Running {
         self.call(limit, |guest, store| match guest {
             Guest::V0_1(_) => since_0_2(),
             Guest::V0_2(guest) => guest.rewrite(store, graph, notes),
+            Guest::V0_3(guest) => guest.rewrite(store, graph, notes),
         })
     }
 
@@ -250,6 +264,7 @@ impl Running {
         self.call(limit, |guest, store| match guest {
             Guest::V0_1(_) => since_0_2(),
             Guest::V0_2(guest) => guest.adapt(store, now, samples, current),
+            Guest::V0_3(guest) => guest.adapt(store, now, samples, current),
         })
     }
 

@@ -426,6 +426,7 @@ fn bytes(c: &Columns) -> usize {
         &c.module,
         &c.class,
         &c.mark,
+        &c.model,
         &c.segment,
         &c.input_ends,
         &c.input_value,
@@ -445,6 +446,7 @@ fn bytes(c: &Columns) -> usize {
         + longs.iter().map(|column| column.len() * 8).sum::<usize>()
         + (c.sizes.len() + c.strides.len()) * 8
         + c.stage.len()
+        + c.value_edge.len()
         + c.arg_kind.len()
         + c.storage_origin.len()
         + c.storage_alive.len()

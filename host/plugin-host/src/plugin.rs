@@ -76,7 +76,7 @@ pub struct PluginStatus {
     #[serde(flatten)]
     pub state: PluginState,
     pub manifest: PathBuf,
-    /// The interface it was built for, such as `0.2.0`.
+    /// The interface it was built for, such as `0.3.0`.
     pub wit: String,
     pub provides: Vec<String>,
     pub calls: u64,

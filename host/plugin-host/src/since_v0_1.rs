@@ -6,7 +6,7 @@ use genie_plugin::{Columns, Info};
 use wasmtime::Store;
 use wasmtime::component::{HasSelf, Instance, InstancePre, Linker};
 
-use crate::since_v0_2::Answer;
+use crate::since::Answer;
 use crate::state::{Level, State};
 
 mod bindings {

@@ -261,7 +261,7 @@ fn what_is_no_component_is_refused() {
 #[test]
 fn another_version_of_the_interface_is_refused() {
     refused("wrong WIT version", "genie:plugin@0.9.0", |place| {
-        let bytes = replace(&hostile_bytes(), "@0.2.0", "@0.9.0");
+        let bytes = replace(&hostile_bytes(), "@0.3.0", "@0.9.0");
         place.add_bytes("wicked", "recognizer", &bytes, "");
     });
     refused("wrong package", "plugins do not get", |place| {

@@ -31,13 +31,38 @@ fn a_plugin_of_the_first_release_is_a_recognizer_only() {
     assert!(why.contains("recognizers only"), "{why}");
 }
 
+#[test]
+fn a_plugin_of_the_second_release_recognizes_and_plans() {
+    let place = Place::new();
+    let frozen = component("genie-frozen-v0-2");
+    place.add("frozen", "recognizer\", \"policy", &frozen, "");
+    let host = place.open();
+    assert_eq!(host.plugins()[0].state, PluginState::Ready);
+    assert_eq!(host.plugins()[0].wit, "0.2.0");
+    let graph = chain(5);
+    let notes = host.recognize(&graph).remove(0).result.unwrap();
+    assert_eq!(notes.workload[0].label, "other");
+    assert_eq!(notes.matches[0].nodes.len(), graph.nodes());
+    let device = genie_plugin::Device { name: "a".into(), ..Default::default() };
+    let cluster = genie_plugin::Cluster { devices: vec![device], ..Default::default() };
+    let plan = host.schedule("frozen", &graph, &notes, &cluster).unwrap().result.unwrap();
+    assert_eq!(plan.regions[0].nodes.len(), graph.nodes());
+}
+
 /// The text of a released interface is never edited: plugins out there were built from it. A
 /// change belongs into a new folder.
 #[test]
-fn the_first_release_stays_as_it_was() {
-    let text = include_bytes!("../../../plugin-sdk/wit/v0.1/plugin.wit");
-    assert_eq!(
-        blake3::hash(text).to_hex().as_str(),
-        "87197408ee4632c51ceecbdc399dede0ad78b591c7cbda12657584db9bfdd97d"
-    );
+fn released_interfaces_stay_as_they_were() {
+    for (text, hash) in [
+        (
+            include_bytes!("../../../plugin-sdk/wit/v0.1/plugin.wit").as_slice(),
+            "87197408ee4632c51ceecbdc399dede0ad78b591c7cbda12657584db9bfdd97d",
+        ),
+        (
+            include_bytes!("../../../plugin-sdk/wit/v0.2/plugin.wit").as_slice(),
+            "9107bcef262f2d9c872e45b6494d5c3c556145f1c3dcd21a2b41df49d500488a",
+        ),
+    ] {
+        assert_eq!(blake3::hash(text).to_hex().as_str(), hash);
+    }
 }

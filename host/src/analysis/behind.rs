@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use genie_analyzer::components::Parted;
 use genie_engine::NewTopology;
-use genie_plugin::Graph;
 use genie_plugin_host::{PluginHost, Settings};
 
 use super::known::Annotated;
@@ -85,9 +85,9 @@ impl Analysis {
         }
         let started = Instant::now();
         let columns = graph_of(&new.context);
-        let (_, reading, _) = self.read(Some(&plugins), &columns);
+        let (Parted { graph, reading, .. }, _) = self.read(Some(&plugins), columns);
         let newest = new.context.segments.last().map_or(0, |noted| noted.trace().len());
-        let from = columns.nodes().saturating_sub(newest);
+        let from = graph.len().saturating_sub(newest);
         let mut phases: Vec<(String, u32)> = Vec::new();
         for claim in reading.phases[from..].iter().filter(|claim| !claim.word.is_empty()) {
             match phases.iter_mut().find(|(phase, _)| *phase == claim.word) {
@@ -95,10 +95,8 @@ impl Analysis {
                 None => phases.push((claim.word.clone(), 1)),
             }
         }
-        let policy = match Graph::new(columns) {
-            Ok(graph) => plan::choose(&self.policy, Some(&plugins), &graph, &reading, &[]).0.policy,
-            Err(_) => String::new(),
-        };
+        let (plan, _) = plan::choose(&self.policy, Some(&plugins), &graph, &reading, &[]);
+        let policy = plan.policy;
         let annotated = Annotated {
             workload: reading.workload.word.clone(),
             confidence: reading.workload.confidence,

@@ -11,13 +11,13 @@ mod queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use genie_analyzer::components::{self, Component};
+use genie_analyzer::components::{self, Parted};
 use genie_analyzer::explanation::PluginTold;
 use genie_analyzer::merge::{Reading, Said, merge};
 use genie_analyzer::{Explanation, StorageFacts, columns};
 use genie_engine::{NewTopology, Snapshot};
 use genie_plugin::recorded::Recorded;
-use genie_plugin::{Annotations, Columns, Graph};
+use genie_plugin::{Annotations, Columns};
 use genie_plugin_host::{Call, Kind, PluginHost, PluginState, Settings, WATCH_EVERY, Watch};
 use genie_srg::{Origin, Window};
 use genie_wire::control::{Device, TraceQuestion};
@@ -127,22 +127,22 @@ impl Analysis {
     fn explain(&self, snapshot: &Snapshot, devices: &[Device]) -> Result<Explanation, String> {
         let columns = graph_of(snapshot);
         let plugins = self.plugins();
-        let (parts, reading, told) = self.read(plugins.as_deref(), &columns);
-        let graph = Graph::new(columns).map_err(|error| error.to_string())?;
-        let mut explanation = Explanation::of(&graph, &parts, &reading, snapshot.truncated);
+        columns.check().map_err(|error| error.to_string())?;
+        let (parted, told) = self.read(plugins.as_deref(), columns);
+        let mut explanation = Explanation::of(&parted, snapshot.truncated);
         explanation.plugins = told;
         explanation.why = self.reasons(plugins.as_deref());
         let (plan, notes) =
-            plan::choose(&self.policy, plugins.as_deref(), &graph, &reading, devices);
+            plan::choose(&self.policy, plugins.as_deref(), &parted.graph, &parted.reading, devices);
         explanation.plan = Some(plan);
         explanation.why.extend(notes);
         Ok(explanation)
     }
 
     /// Asks every recognizer about every model.
-    fn read(&self, plugins: Option<&PluginHost>, columns: &Columns) -> Read {
+    fn read(&self, plugins: Option<&PluginHost>, columns: Columns) -> Read {
         let mut told: Vec<PluginTold> = Vec::new();
-        let (parts, reading) = components::read(columns, |columns| {
+        let parted = components::read(columns, |columns| {
             let calls = plugins.map(|plugins| plugins.recognize(columns)).unwrap_or_default();
             let mut said = Vec::new();
             for call in calls {
@@ -154,9 +154,9 @@ impl Analysis {
             merge(columns, &said)
         });
         if self.debug {
-            log(&reading);
+            log(&parted.reading);
         }
-        (parts, reading, told)
+        (parted, told)
     }
 
     /// Why somebody who expects more may get less.
@@ -260,7 +260,7 @@ impl Drop for Analysis {
 }
 
 /// What recognizers say of each model and of all, and how each of them fared.
-type Read = (Vec<(Component, Reading)>, Reading, Vec<PluginTold>);
+type Read = (Parted, Vec<PluginTold>);
 
 /// Counts a call; of several of one plugin the first that went wrong is told.
 fn tell(told: &mut Vec<PluginTold>, call: &Call<Annotations>) {

@@ -1,7 +1,7 @@
 """A recognizer in Python: finds attention as a product, a softmax and a product.
 
 The classes that the host calls are named after the interfaces of the world; the graph crosses
-as columns (see plugin-sdk/wit/v0.2/plugin.wit). Walk the columns with loops over integers and
+as columns (see plugin-sdk/wit/v0.3/plugin.wit). Walk the columns with loops over integers and
 make few objects: the interpreter is the slow part.
 """
 

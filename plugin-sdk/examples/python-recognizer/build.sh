@@ -8,7 +8,7 @@ wit=$(mktemp -d)
 trap 'rm -rf "$wit"' EXIT
 cp wit/world.wit "$wit"
 mkdir -p "$wit/deps"
-cp -r ../../wit/v0.2 "$wit/deps/genie-plugin"
+cp -r ../../wit/v0.3 "$wit/deps/genie-plugin"
 # Without WASI: what Python would ask of a system becomes a trap.
 "${COMPONENTIZE_PY:-componentize-py}" -d "$wit" -w recognizer-without-clock \
     componentize app --stub-wasi -o "$out"

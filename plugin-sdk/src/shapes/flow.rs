@@ -56,7 +56,9 @@ pub fn product(graph: &Graph, node: NodeId) -> Option<Product<'_>> {
     }
     let first = usize::from(matches!(graph.name(node), "addmm" | "baddbmm"));
     let (a, b) = (graph.input(node, first)?, graph.input(node, first + 1)?);
-    let (given_a, given_b) = (is_given(graph, a.value), is_given(graph, b.value));
+    // What another model hands over is no parameter of this one.
+    let given = |value| is_given(graph, value) && !graph.is_handed_over(value);
+    let (given_a, given_b) = (given(a.value), given(b.value));
     Some(match (given_a, given_b) {
         (true, false) => Product { data: b, other: a, weighted: true },
         _ => Product { data: a, other: b, weighted: given_b },

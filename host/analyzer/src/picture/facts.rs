@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use genie_plugin::graph::base_name;
-use genie_plugin::{Columns, DType, Graph, NodeId, Origin};
+use genie_plugin::{DType, Graph, NodeId, Origin};
 
 use crate::merge::Reading;
 
@@ -17,7 +17,7 @@ const TOLD_NAME_MAX: usize = 200;
 
 /// A graph with its reading, ready for sums over stretches of nodes.
 pub struct Facts<'a> {
-    pub graph: Graph,
+    pub graph: &'a Graph,
     pub reading: &'a Reading,
     /// Phases by first appearance; the first is the empty one.
     pub phases: Vec<String>,
@@ -39,8 +39,7 @@ pub struct Signs {
 }
 
 impl<'a> Facts<'a> {
-    pub fn new(columns: &Columns, reading: &'a Reading) -> Self {
-        let graph = Graph::trusted(columns.clone());
+    pub fn new(graph: &'a Graph, reading: &'a Reading) -> Self {
         let mut phases = vec![String::new()];
         let mut index = HashMap::from([(String::new(), 0)]);
         let mut phase = Vec::with_capacity(graph.len());

@@ -16,10 +16,9 @@ mod svg;
 #[cfg(test)]
 mod tests;
 
-use genie_plugin::Columns;
 use serde_json::Value;
 
-use crate::components::Component;
+use crate::components::{Component, Parted};
 use crate::merge::Reading;
 
 pub use parts::BOXES_MAX;
@@ -28,9 +27,9 @@ pub use parts::BOXES_MAX;
 const MODELS_MAX: usize = 12;
 
 /// A graph of Graphviz: models, phases and modules as clusters, folded as in [`svg()`].
-pub fn dot(columns: &Columns, reading: &Reading, models: &[(Component, Reading)]) -> String {
-    let facts = facts::Facts::new(columns, reading);
-    match models {
+pub fn dot(parted: &Parted) -> String {
+    let facts = facts::Facts::new(&parted.graph, &parted.reading);
+    match &parted.parts[..] {
         [] | [_] => dot::write(&facts, &parts::parts(&facts, BOXES_MAX)),
         several => dot::write_models(&facts, &framed(several)),
     }
@@ -38,14 +37,9 @@ pub fn dot(columns: &Columns, reading: &Reading, models: &[(Component, Reading)]
 
 /// A picture for people, of at most [`BOXES_MAX`] boxes; without scripts or anything from elsewhere.
 /// Of several models each has a frame.
-pub fn svg(
-    columns: &Columns,
-    reading: &Reading,
-    models: &[(Component, Reading)],
-    title: &str,
-) -> String {
-    let facts = facts::Facts::new(columns, reading);
-    match models {
+pub fn svg(parted: &Parted, title: &str) -> String {
+    let facts = facts::Facts::new(&parted.graph, &parted.reading);
+    match &parted.parts[..] {
         [] | [_] => svg::write(&facts, &parts::parts(&facts, BOXES_MAX), title),
         several => svg::write_models(&facts, &framed(several), several.len(), title),
     }
@@ -61,13 +55,13 @@ struct Framed<'a> {
 
 fn framed(models: &[(Component, Reading)]) -> Vec<Framed<'_>> {
     let mut most: Vec<usize> = (0..models.len()).collect();
-    most.sort_by_key(|number| (std::cmp::Reverse(models[*number].0.columns.nodes()), *number));
+    most.sort_by_key(|number| (std::cmp::Reverse(models[*number].0.graph.len()), *number));
     most.truncate(MODELS_MAX);
     most.sort_unstable();
     let boxes = BOXES_MAX / most.len().max(1);
     let frame = |number: usize| {
         let (component, reading) = &models[number];
-        let facts = facts::Facts::new(&component.columns, reading);
+        let facts = facts::Facts::new(&component.graph, reading);
         let all = 0..facts.graph.len();
         let title = format!(
             "{number}: {} ({:.0} % sure) \u{b7} {} \u{b7} {}",
@@ -82,6 +76,6 @@ fn framed(models: &[(Component, Reading)]) -> Vec<Framed<'_>> {
 }
 
 /// Every node and storage with what was said of it, and of each model.
-pub fn json(columns: &Columns, reading: &Reading, models: &[(Component, Reading)]) -> Value {
-    json::value(&facts::Facts::new(columns, reading), models)
+pub fn json(parted: &Parted) -> Value {
+    json::value(&facts::Facts::new(&parted.graph, &parted.reading), &parted.parts)
 }

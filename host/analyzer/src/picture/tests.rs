@@ -1,11 +1,11 @@
 use genie_plugin::builder::GraphBuilder;
-use genie_plugin::{Annotations, Columns, NodeId};
+use genie_plugin::{Annotations, Columns, Graph, NodeId};
 use proptest::prelude::*;
 
 use super::facts::Facts;
 use super::parts::{Kind, Part, count, parts};
 use super::{BOXES_MAX, dot, json, svg};
-use crate::components;
+use crate::components::{self, Parted};
 use crate::merge::{Reading, Said, merge};
 
 /// A language model in two calls: `layers` layers, each an attention and a perceptron.
@@ -35,6 +35,11 @@ fn model(layers: usize, steps: usize) -> Columns {
 }
 
 /// Phases of nodes by a word for each.
+/// A graph of one model.
+fn alone(columns: &Columns, reading: &Reading) -> Parted {
+    Parted { graph: Graph::trusted(columns.clone()), parts: Vec::new(), reading: reading.clone() }
+}
+
 fn reading(columns: &Columns, phase: impl Fn(usize) -> &'static str) -> Reading {
     let mut notes = Annotations::new();
     notes.workload("llm", 0.9);
@@ -46,7 +51,8 @@ fn reading(columns: &Columns, phase: impl Fn(usize) -> &'static str) -> Reading 
 }
 
 fn tree(columns: &Columns, reading: &Reading) -> Vec<Part> {
-    parts(&Facts::new(columns, reading), BOXES_MAX)
+    let graph = Graph::trusted(columns.clone());
+    parts(&Facts::new(&graph, reading), BOXES_MAX)
 }
 
 /// Parts in one line: `name*times(inner)`.
@@ -105,7 +111,7 @@ fn repeats_without_modules_fold_too() {
 fn the_svg_is_well_formed_and_tells_everything_it_should() {
     let columns = model(3, 2);
     let reading = reading(&columns, |_| "llm.decode");
-    let text = svg(&columns, &reading, &[], "a <b> & \"c\" ']]>'");
+    let text = svg(&alone(&columns, &reading), "a <b> & \"c\" ']]>'");
     let document = roxmltree::Document::parse(&text).unwrap();
     let words: Vec<&str> = document.descendants().filter_map(|node| node.text()).collect();
     for expect in
@@ -128,10 +134,13 @@ fn the_svg_is_well_formed_and_tells_everything_it_should() {
 
 #[test]
 fn an_empty_graph_has_a_picture() {
-    let text = svg(&Columns::default(), &Reading::default(), &[], "");
+    let text = svg(&alone(&Columns::default(), &Reading::default()), "");
     roxmltree::Document::parse(&text).unwrap();
-    assert!(dot(&Columns::default(), &Reading::default(), &[]).starts_with("digraph genie {"));
-    assert_eq!(json(&Columns::default(), &Reading::default(), &[])["nodes"], serde_json::json!([]));
+    assert!(dot(&alone(&Columns::default(), &Reading::default())).starts_with("digraph genie {"));
+    assert_eq!(
+        json(&alone(&Columns::default(), &Reading::default()))["nodes"],
+        serde_json::json!([])
+    );
 }
 
 #[test]
@@ -149,10 +158,10 @@ fn a_graph_of_30000_nodes_has_a_bounded_picture() {
         let panels = tree(&columns, reading);
         assert!(count(&panels) <= BOXES_MAX, "{} boxes", count(&panels));
         assert_eq!(panels.last().unwrap().all.end, columns.nodes());
-        let text = svg(&columns, reading, &[], "large");
+        let text = svg(&alone(&columns, &reading), "large");
         roxmltree::Document::parse(&text).unwrap();
         assert!(text.len() < 1 << 20, "{} bytes of SVG", text.len());
-        let text = dot(&columns, reading, &[]);
+        let text = dot(&alone(&columns, &reading));
         assert!(text.len() < 1 << 20, "{} bytes of DOT", text.len());
     };
     check(&Reading::default());
@@ -179,7 +188,7 @@ fn a_graph_without_modules_is_bounded_too() {
 #[test]
 fn dot_is_balanced_and_names_only_nodes_that_exist() {
     let columns = model(3, 2);
-    let text = dot(&columns, &reading(&columns, |_| "llm \"x\" \\ {"), &[]);
+    let text = dot(&alone(&columns, &reading(&columns, |_| "llm \"x\" \\ {")));
     check_dot(&text);
     assert!(text.contains("layers.0\u{2013}2 Layer x 3"), "{text}");
 }
@@ -230,7 +239,7 @@ fn check_dot(text: &str) {
 fn json_tells_nodes_and_storages() {
     let columns = model(1, 1);
     let reading = reading(&columns, |_| "llm.prefill");
-    let value = json(&columns, &reading, &[]);
+    let value = json(&alone(&columns, &reading));
     assert_eq!(value["workload"]["label"], "llm");
     let nodes = value["nodes"].as_array().unwrap();
     assert_eq!(nodes.len(), columns.nodes());
@@ -262,15 +271,16 @@ proptest! {
         let phases = ["", "a.b", "<\"&\u{7}\\"];
         let reading = reading(&columns, |node| phases[node / 3 % 3]);
         let panels = tree(&columns, &reading);
-        let facts = Facts::new(&columns, &reading);
+        let graph = Graph::trusted(columns.clone());
+        let facts = Facts::new(&graph, &reading);
         let told: u64 = panels.iter().map(|part| facts.ops(&part.all)).sum();
         prop_assert_eq!(told, names.len() as u64);
-        let text = svg(&columns, &reading, &[], &title);
+        let text = svg(&alone(&columns, &reading), &title);
         prop_assert!(roxmltree::Document::parse(&text).is_ok(), "{}", text);
-        prop_assert_eq!(&text, &svg(&columns, &reading, &[], &title));
-        let text = dot(&columns, &reading, &[]);
+        prop_assert_eq!(&text, &svg(&alone(&columns, &reading), &title));
+        let text = dot(&alone(&columns, &reading));
         check_dot(&text);
-        prop_assert_eq!(&text, &dot(&columns, &reading, &[]));
+        prop_assert_eq!(&text, &dot(&alone(&columns, &reading)));
     }
 }
 
@@ -290,14 +300,14 @@ fn each_of_several_models_has_a_frame() {
             graph.read(x);
         }
         let columns = graph.columns();
-        let (parts, whole) = components::read(&columns, |part| reading(part, |_| "llm.prefill"));
-        assert_eq!(parts.len(), models);
-        let value = json(&columns, &whole, &parts);
+        let parted = components::read(columns, |part| reading(part, |_| "llm.prefill"));
+        assert_eq!(parted.parts.len(), models);
+        let value = json(&parted);
         assert_eq!(value["models"].as_array().unwrap().len(), models);
-        let text = dot(&columns, &whole, &parts);
+        let text = dot(&parted);
         check_dot(&text);
         assert_eq!(text.matches("style=bold").count(), models.min(12));
-        svg(&columns, &whole, &parts, "several")
+        svg(&parted, "several")
     };
     for models in [2, 12, 14] {
         let text = draw(models);

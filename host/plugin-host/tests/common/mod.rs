@@ -145,6 +145,7 @@ pub fn chain(layers: usize) -> Columns {
         c.class.push(0);
         c.mark.push(0);
         c.stage.push(0);
+        c.model.push(0);
         c.segment.push(0);
         c.flops.push(128);
         c.bytes.push(256);
@@ -163,6 +164,7 @@ pub fn chain(layers: usize) -> Columns {
         c.output_ends.push(c.output_value.len() as u32);
         c.value_storage.push(value);
         c.value_producer.push(c.op.len() as u32 - 1);
+        c.value_edge.push(0);
         c.storage_bytes.push(256);
         c.storage_origin.push(u8::from(op == source));
         c.storage_alive.push(1);
