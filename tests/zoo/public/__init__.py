@@ -18,6 +18,10 @@ from . import (  # noqa: F401
     second_vision,
     seq2seq,
     text,
+    third_audio,
+    third_multimodal,
+    third_recsys,
+    third_seq2seq,
     torch25,
     vision,
 )
