@@ -1,12 +1,10 @@
 //! Training steps: which stage each operator belongs to.
 
+use genie_plugin::evidence::RECORDED;
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::is_given;
 
 use crate::facts::Facts;
-
-/// Stages are facts that the capture recorded.
-const CERTAIN: f32 = 0.99;
 
 /// Gives every operator of a window with a backward pass or an optimizer the phase of its stage.
 pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
@@ -27,9 +25,9 @@ pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
             _ => forward.push(node),
         }
     }
-    notes.matched("training.step", "train.forward", "", CERTAIN, forward);
-    notes.matched("training.step", "train.backward", "", CERTAIN, backward);
-    notes.matched("training.step", "train.optimizer", "", CERTAIN, optimizer);
+    notes.matched("training.step", "train.forward", "", RECORDED, forward);
+    notes.matched("training.step", "train.backward", "", RECORDED, backward);
+    notes.matched("training.step", "train.optimizer", "", RECORDED, optimizer);
 }
 
 /// For each node whether it computes a gradient that a loss is made of (penalties on gradients,
@@ -64,10 +62,13 @@ fn gradients_in_losses(graph: &Graph, by_hand: &[bool]) -> Vec<bool> {
     in_loss
 }
 
-/// For each node whether it is part of an optimizer written by hand: it depends on gradients, runs
-/// outside the backward pass, and leads to a write into what was given: a parameter, a moment.
+/// For each node whether it is an optimizer's work outside its step: one written by hand, gradients
+/// that are clipped, weights that follow others at a distance. It depends on gradients or on what
+/// was updated, runs outside the backward pass, and leads to a write into a parameter, a moment or a
+/// gradient, or to the optimizer.
 fn updates_by_hand(graph: &Graph) -> Vec<bool> {
     let mut depends = vec![false; graph.len()];
+    let mut follows = vec![false; graph.len()];
     let mut writes = vec![false; graph.len()];
     let outside = |node: NodeId| {
         graph.is_op(node) && !matches!(graph.stage(node), Stage::Backward | Stage::Optimizer)
@@ -78,15 +79,38 @@ fn updates_by_hand(graph: &Graph) -> Vec<bool> {
             graph.stage(from) == Stage::Backward
                 || (depends[from.0 as usize] && !writes[from.0 as usize])
         });
-        writes[at] = depends[at] && writes_given(graph, node);
+        let is_updated = |value: ValueId| {
+            let from = graph.producer(value);
+            let at = from.0 as usize;
+            graph.stage(from) == Stage::Optimizer || writes[at] || follows[at]
+        };
+        let of = |is: &dyn Fn(ValueId) -> bool, all| {
+            let mut inputs = graph.inputs(node).map(|input| is(input.value));
+            if all { inputs.all(|it| it) } else { inputs.any(|it| it) }
+        };
+        follows[at] = each_alone(graph, node)
+            && of(&is_updated, false)
+            && of(&|value| is_updated(value) || is_given(graph, value), true);
+        let kept = (depends[at] || follows[at]) && writes_given(graph, node);
+        writes[at] = kept || depends[at] && writes_gradient(graph, node);
     }
     let mut updates = vec![false; graph.len()];
-    for node in graph.nodes().rev().filter(|node| outside(*node) && depends[node.0 as usize]) {
+    for node in graph.nodes().rev().filter(|node| outside(*node)) {
         let at = node.0 as usize;
-        updates[at] = writes[at]
-            || graph.successors(node).any(|reader| reader > node && updates[reader.0 as usize]);
+        let leads = |reader: NodeId| {
+            let given = depends[at] && graph.stage(reader) == Stage::Optimizer;
+            reader > node && (given || updates[reader.0 as usize])
+        };
+        updates[at] =
+            (depends[at] || follows[at]) && (writes[at] || graph.successors(node).any(leads));
     }
     updates
+}
+
+/// Whether each element of the results depends on the same element of the operands only, also in
+/// lists of tensors.
+fn each_alone(graph: &Graph, node: NodeId) -> bool {
+    graph.roles(node).has(Roles::ELEMENTWISE) || graph.name(node).starts_with("_foreach_")
 }
 
 /// Whether the node writes in place into a storage whose first content was given.
@@ -94,6 +118,16 @@ fn writes_given(graph: &Graph, node: NodeId) -> bool {
     graph.outputs(node).any(|out| {
         let values = graph.values_of(graph.storage(out.value));
         values.first().is_some_and(|first| *first != out.value && is_given(graph, *first))
+    })
+}
+
+/// Whether the node writes in place into what a backward pass made.
+fn writes_gradient(graph: &Graph, node: NodeId) -> bool {
+    graph.outputs(node).any(|out| {
+        let mut before = graph.values_of(graph.storage(out.value)).iter();
+        before.any(|value| {
+            *value < out.value && graph.stage(graph.producer(*value)) == Stage::Backward
+        })
     })
 }
 
@@ -140,6 +174,30 @@ mod tests {
         ] {
             seen.assert_phase_of(op, phase);
         }
+    }
+
+    #[test]
+    fn clipping_before_a_step_and_a_slow_copy_after_it_are_the_optimizers() {
+        let mut g = GraphBuilder::new();
+        let (x, w, slow) = (g.input(&[4, 3]), g.weight(&[3, 2]), g.weight(&[3, 2]));
+        g.stage(Stage::Forward);
+        let y = g.op("aten::mm", &[x, w], &[4, 2]);
+        g.stage(Stage::Backward);
+        let grad = g.op("aten::neg", &[y], &[3, 2]);
+        g.stage(Stage::Forward);
+        let norm = g.op("aten::linalg_vector_norm", &[grad], &[]);
+        let grad = g.in_place("aten::mul_.Tensor", grad, &[norm]);
+        g.stage(Stage::Optimizer);
+        let w = g.in_place("aten::add_.Tensor", w, &[grad]);
+        g.stage(Stage::Forward);
+        g.in_place("aten::lerp_.Scalar", slow, &[w]);
+        g.op("aten::matmul", &[x, w], &[4, 2]);
+        let graph = g.build();
+        let seen = harness::recognize::<General>(&graph);
+        for op in ["linalg_vector_norm", "mul_", "lerp_"] {
+            seen.assert_phase_of(op, "train.optimizer");
+        }
+        seen.assert_phase_of("matmul", "train.forward");
     }
 
     #[test]
