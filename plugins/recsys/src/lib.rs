@@ -135,7 +135,7 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
             (false, _, true) => 0.82,
             (true, false, true) => 0.83,
             (false, _, false) => 0.7,
-            (true, true, true) => 0.66,
+            (true, true, true) => 0.91,
             (true, _, false) => 0.45,
         });
     }

@@ -11,6 +11,9 @@ use genie_plugin::shapes::flow::product;
 
 use crate::lookups::Lookup;
 
+/// A table of users or items has at least so many rows.
+const ROWS_MANY: i64 = 256;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 enum Kind {
     /// Masks, positions, constants.
@@ -39,6 +42,8 @@ struct State {
     sources: u64,
     /// Numbers in a row of the tables.
     width: i64,
+    /// Examples.
+    batch: i64,
     /// Some example has several rows of one lookup.
     many: bool,
     /// Dense work on nothing but mixed fields.
@@ -79,7 +84,8 @@ pub(crate) struct Reading {
 pub(crate) fn follow(graph: &Graph, nodes: &[NodeId], lookups: &[Lookup]) -> Reading {
     let mut tables: HashMap<StorageId, Table> = HashMap::new();
     for (index, lookup) in lookups.iter().enumerate() {
-        let table = tables.entry(lookup.table).or_insert(Table { sources: 0, each: lookup.each });
+        let fresh = Table { sources: 0, each: lookup.each, rows: lookup.rows };
+        let table = tables.entry(lookup.table).or_insert(fresh);
         table.sources |= 1 << (index % 64);
     }
     let mut follower = Follower {
@@ -120,6 +126,8 @@ struct Table {
     sources: u64,
     /// Rows for each example, of the first lookup.
     each: i64,
+    /// Rows of the table.
+    rows: i64,
 }
 
 struct Follower<'g> {
@@ -152,6 +160,7 @@ impl Follower<'_> {
             kind: Kind::Rows,
             sources: 1 << (index % 64),
             width: lookup.width,
+            batch: lookup.batch,
             many: lookup.each > 1,
             from_mixed: false,
             direct: index as u32 + 1,
@@ -208,6 +217,12 @@ impl Follower<'_> {
             sum.kind = sum.kind.max(state.kind);
             sum.sources |= state.sources;
             sum.width = sum.width.max(state.width);
+            sum.batch = match sum.batch {
+                0 => state.batch,
+                // Where the numbers differ, what most lookups have.
+                known if known != state.batch && state.batch != 0 => self.batch,
+                known => known,
+            };
             sum.many |= state.many;
         }
         sum
@@ -232,10 +247,15 @@ impl Follower<'_> {
         self.set(node, state, Some(Phase::Dense));
     }
 
+    fn batch_of(&self, state: State) -> i64 {
+        if state.batch == 0 { self.batch } else { state.batch }
+    }
+
     /// Whether fields lie behind each other in one long row for each example.
     fn is_flat(&self, tensor: &Tensor<'_>, state: State) -> bool {
         let mut long = tensor.sizes.iter().copied().filter(|size| *size != 1);
-        let batch = self.batch == 1 || long.next() == Some(self.batch);
+        let batch = self.batch_of(state);
+        let batch = batch == 1 || long.next() == Some(batch);
         let row = long.next().unwrap_or(1);
         batch && long.next().is_none() && row > state.width
     }
@@ -250,17 +270,26 @@ impl Follower<'_> {
         let graph = self.graph;
         let state = self.state(&data);
         let table = graph.storage(weight.value);
+        let batch = self.batch_of(state);
         let scored = self.tables.get(&table).map(|table| table.each);
+        let all = graph.output(node, 0).map_or(0, |out| out.size(-1));
         let rows = data.elements() as i64 / data.size(-1).max(1);
         if let (Some(each), true) = (scored, state.kind != Kind::Nothing) {
             // Compared with every row of a table.
-            let sequence = each > 1 && self.batch > 1 && rows == self.batch;
+            let sequence = each > 1 && batch > 1 && rows == batch;
             self.evidence.whole_table |= sequence && state.sources != 0;
+            return self.mixed(node, state);
+        }
+        // A score for each row of a table, by weights of their own.
+        if all >= ROWS_MANY
+            && state.sources != 0
+            && self.tables.values().any(|table| table.rows == all)
+        {
             return self.mixed(node, state);
         }
         match state.kind {
             Kind::Rows | Kind::Mixed => {
-                let one_row = rows == self.batch
+                let one_row = rows == batch
                     && !(data.dims() == 3 && data.size(1) == 1 && data.size(-1) == state.width);
                 let step = state.kind == Kind::Rows && state.many && data.size(-1) == state.width;
                 if one_row && !step {
@@ -508,7 +537,14 @@ impl Follower<'_> {
                             let wide = graph
                                 .output(reader_id, 0)
                                 .is_some_and(|out| out.elements() as i64 > self.batch);
-                            gates[reader] || wide && matches!(graph.name(reader_id), "mul" | "add")
+                            let opens = match graph.name(reader_id) {
+                                // Something is there to be opened and closed.
+                                "mul" => graph.inputs(reader_id).any(|other| {
+                                    matches!(self.state(&other).kind, Kind::Rows | Kind::Mixed)
+                                }),
+                                name => name == "add",
+                            };
+                            gates[reader] || wide && opens
                         });
                     if used && only && (gates[at] || scales) {
                         self.phases[at] = Some(Phase::Interaction);
