@@ -1,6 +1,6 @@
 //! Which kind of input each value depends on.
 
-use crate::graph::{Arg, DType, Graph, NodeId, Tensor, ValueId};
+use crate::graph::{Arg, DType, Graph, NodeId, Origin, Tensor, ValueId};
 use crate::operators::Roles;
 use crate::shapes::flow::{Flow, is_given, product};
 
@@ -188,7 +188,9 @@ impl Modalities {
     fn node(&mut self, graph: &Graph, flow: &Flow, node: NodeId) {
         if !flow.is_forward(node) {
             for output in graph.outputs(node) {
-                let given = is_given(graph, output.value) || graph.is_op(node);
+                // What was stored as a weight is no input: learned queries, positions.
+                let stored = graph.origin(graph.storage(output.value)) == Origin::Weight;
+                let given = is_given(graph, output.value) && !stored || graph.is_op(node);
                 self.rooted[output.value.0 as usize] = given;
                 self.counted[output.value.0 as usize] = counts(output);
                 if output.dtype.is_integer() && is_given(graph, output.value) {

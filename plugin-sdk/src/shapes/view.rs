@@ -1,7 +1,12 @@
 //! The window with everything that the shapes say of it, computed once.
 
 use crate::graph::Graph;
+use crate::shapes::flow::product;
+use crate::shapes::modality::lookup;
 use crate::shapes::{Attention, Flow, Modalities, Modality, Pass, Passes, attentions};
+
+/// Features of a region have at least so many numbers.
+const REGION_WIDTH_MIN: i64 = 32;
 
 /// The window, with what the SDK's shapes say of it.
 pub struct View<'a> {
@@ -33,6 +38,33 @@ impl<'a> View<'a> {
             .iter()
             .filter(|(_, modality)| *modality != Modality::TOKENS)
             .fold(Modality::NONE, |sum, (_, modality)| sum.with(*modality))
+    }
+
+    /// What kind features of regions (of a picture, of frames) come in as, beside tokens: several
+    /// wide rows for each text, which one product with a parameter reads. What several read is a
+    /// memory that another model made. [`Modality::NONE`] where there are none.
+    pub fn regions(&self) -> Modality {
+        let graph = self.graph;
+        let texts = self.passes.list.iter().filter_map(|pass| lookup(graph, pass.start));
+        let batch = texts.map(|found| if found.index.dims() < 2 { 1 } else { found.index.size(0) });
+        let Some(batch) = batch.max() else { return Modality::NONE };
+        let rows = Modality::SERIES.with(Modality::VECTOR);
+        let products = || {
+            self.modalities.entries.iter().filter_map(|(node, of)| {
+                product(graph, *node).filter(|_| of.only(rows)).map(|found| (found, *of))
+            })
+        };
+        let mut seen = Modality::NONE;
+        for (found, of) in products() {
+            let wide = found.data.size(-1) >= REGION_WIDTH_MIN;
+            let rows = found.data.elements() as i64 / found.data.size(-1).max(1);
+            let readers =
+                products().filter(|(other, _)| other.data.value == found.data.value).count();
+            if wide && rows >= 2 * batch && rows % batch.max(1) == 0 && readers == 1 {
+                seen = seen.with(of);
+            }
+        }
+        seen
     }
 
     /// Whether a pass is fed by choices among its own kind of scores: it writes what it reads.

@@ -21,7 +21,11 @@ pub fn recognize(view: &View, notes: &mut Annotations) {
     let graph = view.graph;
     let others = view.other_inputs();
     // Pictures or sound among the inputs: another recognizer knows better.
-    let pure = if others.has(Modality(Modality::IMAGE.0 | Modality::AUDIO.0)) { 0.3 } else { 1.0 };
+    let pure = match () {
+        () if others.has(Modality(Modality::IMAGE.0 | Modality::AUDIO.0)) => 0.3,
+        () if view.regions() != Modality::NONE => 0.5,
+        () => 1.0,
+    };
     let confidence = confidence * pure;
     let label = match family {
         Family::Decoder => "llm",
@@ -145,8 +149,9 @@ fn phases(view: &View, family: Family, confidence: f32, notes: &mut Annotations)
     let list = &view.passes.list;
     let mut phase_of_pass: Vec<&str> = Vec::with_capacity(list.len());
     let mut seen = false;
+    let looked_at = looked_at(view);
     let first = view.working().next().map_or(0, |(_, pass)| pass.tokens);
-    for pass in list {
+    for (index, pass) in list.iter().enumerate() {
         let phase = match family {
             Family::Encoder => "text.encode",
             Family::EncoderDecoder => {
@@ -155,7 +160,10 @@ fn phases(view: &View, family: Family, confidence: f32, notes: &mut Annotations)
                     || pass.chosen
                     || pass.past > 0
                     || !pass.scores.is_empty();
-                if decodes { "seq2seq.decode" } else { "seq2seq.encode" }
+                let silent = pass.crossing.is_empty() && pass.scores.is_empty() && !pass.chosen;
+                let encodes = !pass.chosen && looked_at[index]
+                    || silent && looked_at[index..].contains(&true);
+                if decodes && !encodes { "seq2seq.decode" } else { "seq2seq.encode" }
             }
             Family::Decoder => {
                 // A prompt that is read in equal parts is still being read.
@@ -188,6 +196,22 @@ fn phases(view: &View, family: Family, confidence: f32, notes: &mut Annotations)
     }
     let scores = list.iter().flat_map(|pass| pass.scores.iter().copied());
     notes.matched("llm.scores", "", "text", confidence, scores);
+}
+
+/// For each pass whether a later one looks at what it made: an encoder, whatever its masks and
+/// windows look like.
+fn looked_at(view: &View) -> Vec<bool> {
+    let list = &view.passes.list;
+    let mut looked_at = vec![false; list.len()];
+    for (index, pass) in list.iter().enumerate() {
+        for attention in &pass.crossing {
+            match view.passes.latest(view.attentions[*attention].key) {
+                Some(made) if made < index => looked_at[made] = true,
+                _ => {}
+            }
+        }
+    }
+    looked_at
 }
 
 /// Whether a pass of one token uses state from before the window.

@@ -11,16 +11,22 @@ const FUSION: &str = "mm.fusion";
 /// Operators between a projection and the attention that it is for.
 const PROJECTION_STEPS_MAX: usize = 8;
 
-/// What is seen, in pixels or in features of regions.
-const SEEN: Modality = Modality(Modality::IMAGE.0 | Modality::SERIES.0);
+/// The window, with what is seen in it: pixels, or features of regions.
+struct Scene<'a> {
+    view: &'a View<'a>,
+    seen: Modality,
+}
 
 pub fn recognize(view: &View, notes: &mut Annotations) {
-    let Some(confidence) = claim(view) else { return };
+    let pixels = Modality::IMAGE.with(Modality::SERIES);
+    let seen = if view.other_inputs().has(pixels) { pixels } else { Modality::NONE };
+    let scene = Scene { view, seen: seen.with(view.regions()) };
+    let Some(confidence) = claim(&scene) else { return };
     notes.workload("multimodal", confidence);
     if view.flow.training {
         return;
     }
-    let phases = phases(view);
+    let phases = phases(&scene);
     let graph = view.graph;
     for (phase, pattern, modality) in [
         (VISION, "multimodal.tower", "image"),
@@ -38,43 +44,48 @@ pub fn recognize(view: &View, notes: &mut Annotations) {
 }
 
 /// How sure it is that the window fuses modalities; `None` when it does not.
-fn claim(view: &View) -> Option<f32> {
-    let graph = view.graph;
-    let others = view.other_inputs();
-    if !others.has(SEEN) || others.has(Modality::AUDIO) {
+fn claim(scene: &Scene<'_>) -> Option<f32> {
+    let graph = scene.view.graph;
+    let others = scene.view.other_inputs();
+    if !others.has(scene.seen) || others.has(Modality::AUDIO) {
         return None;
     }
     // Text: a sequence of tokens that parameters work on.
-    let text = view.passes.list.iter().any(|pass| pass.tokens > 1 || pass.chosen);
+    let text = scene.view.passes.list.iter().any(|pass| pass.tokens > 1 || pass.chosen);
     if !text {
         return None;
     }
     let mut both = 0usize;
     let mut seen_alone = 0usize;
-    for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
-        let of = view.modalities.node_of(graph, node);
-        both += usize::from(of.has(Modality::TOKENS) && of.has(SEEN));
-        seen_alone += usize::from(of.only(SEEN));
+    for node in graph.nodes().filter(|node| scene.view.flow.is_forward(*node)) {
+        let of = scene.view.modalities.node_of(graph, node);
+        both += usize::from(of.has(Modality::TOKENS) && of.has(scene.seen));
+        seen_alone += usize::from(of.only(scene.seen));
     }
     if both == 0 || seen_alone == 0 {
         return None;
     }
     let pixels = others.has(Modality::IMAGE);
-    let attends = !view.attentions.is_empty();
-    Some(match (pixels, attends) {
-        (true, true) => 0.94,
-        (true, false) => 0.85,
-        (false, true) => 0.6,
-        (false, false) => 0.3,
+    let attends = !scene.view.attentions.is_empty();
+    let regions = scene.view.regions() != Modality::NONE;
+    Some(match (pixels, attends, regions) {
+        (true, true, _) => 0.94,
+        (true, false, _) => 0.85,
+        (false, true, true) => 0.85,
+        (false, false, true) => 0.7,
+        (false, true, false) => 0.6,
+        (false, false, false) => 0.3,
     })
 }
 
-fn phases(view: &View) -> Vec<Option<&'static str>> {
-    let graph = view.graph;
+fn phases(scene: &Scene<'_>) -> Vec<Option<&'static str>> {
+    let graph = scene.view.graph;
     let mut phases: Vec<Option<&'static str>> = vec![None; graph.len()];
-    let writers: Vec<Writer> = view.passes.list.iter().map(|pass| writer(view, pass)).collect();
+    let writers: Vec<Writer> =
+        scene.view.passes.list.iter().map(|pass| writer(scene, pass)).collect();
     // Without a tower of its own, text belongs to the fusion from its first token on.
-    let towers = view
+    let towers = scene
+        .view
         .passes
         .list
         .iter()
@@ -83,27 +94,27 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
     // A single projection is no tower: what is seen goes straight into the joint encoder.
     let projections = graph
         .nodes()
-        .filter(|node| view.flow.is_forward(*node) && is_weighted(graph, *node))
-        .filter(|node| view.modalities.node_of(graph, *node).only(SEEN))
+        .filter(|node| scene.view.flow.is_forward(*node) && is_weighted(graph, *node))
+        .filter(|node| scene.view.modalities.node_of(graph, *node).only(scene.seen))
         .count();
-    let mut joined = connected(view);
-    projections_of_crossing(view, &mut joined);
-    for attention in crossing(view) {
-        own_self_attention(view, attention, &mut joined);
+    let mut joined = connected(scene);
+    projections_of_crossing(scene, &mut joined);
+    for attention in crossing(scene) {
+        own_self_attention(scene, attention, &mut joined);
     }
     if writers.contains(&Writer::Decoder) {
-        weights_of_decoder(view, &mut joined);
+        weights_of_decoder(scene, &mut joined);
     }
     let embedded: Vec<NodeId> =
-        view.passes.list.iter().map(|pass| end_of_embedding(view, pass)).collect();
-    let pixels = view.other_inputs().has(Modality::IMAGE);
-    for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
-        let of = view.modalities.node_of(graph, node);
+        scene.view.passes.list.iter().map(|pass| end_of_embedding(scene, pass)).collect();
+    let pixels = scene.view.other_inputs().has(Modality::IMAGE);
+    for node in graph.nodes().filter(|node| scene.view.flow.is_forward(*node)) {
+        let of = scene.view.modalities.node_of(graph, node);
         let pass = graph
             .outputs(node)
-            .find_map(|out| view.passes.latest(out.value))
+            .find_map(|out| scene.view.passes.latest(out.value))
             .filter(|_| of.has(Modality::TOKENS));
-        let phase = match (of.has(Modality::TOKENS), of.has(SEEN)) {
+        let phase = match (of.has(Modality::TOKENS), of.has(scene.seen)) {
             (true, true) => Some(FUSION),
             (true, _) | (_, true) if joined[node.0 as usize] => Some(FUSION),
             // Learned queries and the like look as if they were given; beside pixels they are not.
@@ -121,14 +132,14 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
         phases[node.0 as usize] = phase;
     }
     // Masks, positions and the like belong to what uses them first, else to what came before.
-    for node in graph.nodes().rev().filter(|node| view.flow.is_forward(*node)) {
+    for node in graph.nodes().rev().filter(|node| scene.view.flow.is_forward(*node)) {
         if phases[node.0 as usize].is_none() {
             let user = graph.successors(node).find_map(|user| phases[user.0 as usize]);
             phases[node.0 as usize] = user;
         }
     }
     let mut last = None;
-    for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
+    for node in graph.nodes().filter(|node| scene.view.flow.is_forward(*node)) {
         let phase = &mut phases[node.0 as usize];
         match phase {
             Some(_) => last = *phase,
@@ -140,18 +151,14 @@ fn phases(view: &View) -> Vec<Option<&'static str>> {
 
 /// Nodes behind a connector: learned queries, more than one, that look at what is seen and hand
 /// it on to the text.
-fn connected(view: &View) -> Vec<bool> {
-    let graph = view.graph;
+fn connected(scene: &Scene<'_>) -> Vec<bool> {
+    let graph = scene.view.graph;
     let mut connected = vec![false; graph.len()];
-    for attention in &view.attentions {
-        let query = view.modalities.value(attention.query);
-        let queries = !query.has(Modality(Modality::TOKENS.0 | Modality::IMAGE.0));
-        let seen = view.modalities.value(attention.key).only(SEEN);
-        if queries && seen && attention.q_len > 1 {
-            connected[attention.node.0 as usize] = true;
-        }
+    for attention in scene.view.attentions.iter().filter(|attention| is_connector(scene, attention))
+    {
+        attention.nodes.iter().for_each(|node| connected[node.0 as usize] = true);
     }
-    for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
+    for node in graph.nodes().filter(|node| scene.view.flow.is_forward(*node)) {
         if graph.predecessors(node).any(|from| connected[from.0 as usize]) {
             connected[node.0 as usize] = true;
         }
@@ -161,14 +168,14 @@ fn connected(view: &View) -> Vec<bool> {
 
 /// Marks the projections with which an attention between modalities begins: they make its query,
 /// key and value, each still of one modality.
-fn projections_of_crossing(view: &View, joined: &mut [bool]) {
-    let graph = view.graph;
-    for attention in crossing(view) {
+fn projections_of_crossing(scene: &Scene<'_>, joined: &mut [bool]) {
+    let graph = scene.view.graph;
+    for attention in crossing(scene) {
         for start in [attention.query, attention.key, attention.value] {
             let mut at = start;
             for _ in 0..PROJECTION_STEPS_MAX {
                 let node = graph.producer(at);
-                if !view.flow.is_forward(node) {
+                if !scene.view.flow.is_forward(node) {
                     break;
                 }
                 joined[node.0 as usize] = true;
@@ -181,30 +188,42 @@ fn projections_of_crossing(view: &View, joined: &mut [bool]) {
     }
 }
 
-/// Attentions between modalities.
-fn crossing<'a>(view: &'a View) -> impl Iterator<Item = &'a Attention> {
-    view.attentions.iter().filter(|attention| {
-        let query = view.modalities.value(attention.query);
-        let key = view.modalities.value(attention.key);
-        (query.has(Modality::TOKENS) && key.only(SEEN))
-            || (query.only(SEEN) && key.has(Modality::TOKENS))
+/// Attentions between modalities, and of learned queries over what is seen.
+fn crossing<'a>(scene: &'a Scene<'a>) -> impl Iterator<Item = &'a Attention> {
+    scene.view.attentions.iter().filter(|attention| {
+        let query = scene.view.modalities.value(attention.query);
+        let key = scene.view.modalities.value(attention.key);
+        (query.has(Modality::TOKENS) && key.only(scene.seen))
+            || (query.only(scene.seen) && key.has(Modality::TOKENS))
+            || is_connector(scene, attention)
     })
+}
+
+/// Whether learned queries, more than one, look at what is seen.
+fn is_connector(scene: &Scene<'_>, attention: &Attention) -> bool {
+    let query = scene.view.modalities.value(attention.query);
+    // Beside pixels, rows of numbers are learned ones; without, they are what is seen.
+    let queries = match scene.seen.has(Modality::IMAGE) {
+        true => !query.has(Modality::TOKENS.with(Modality::IMAGE)),
+        false => query == Modality::NONE,
+    };
+    queries && attention.q_len > 1 && scene.view.modalities.value(attention.key).only(scene.seen)
 }
 
 /// Marks the self-attention that stands in one block with an attention between modalities: nothing
 /// but norms, projections and a sum between them. Where a block of its own ends, an activation
 /// stands between.
-fn own_self_attention(view: &View, crossing: &Attention, joined: &mut [bool]) {
-    let graph = view.graph;
-    let query = view.modalities.value(crossing.query);
-    let same = |node: NodeId| view.modalities.node_of(graph, node) == query;
-    let before = view.attentions.iter().rev().find(|attention| {
+fn own_self_attention(scene: &Scene<'_>, crossing: &Attention, joined: &mut [bool]) {
+    let graph = scene.view.graph;
+    let query = scene.view.modalities.value(crossing.query);
+    let same = |node: NodeId| scene.view.modalities.node_of(graph, node) == query;
+    let before = scene.view.attentions.iter().rev().find(|attention| {
         attention.node < crossing.node
-            && view.modalities.value(attention.query) == query
-            && view.modalities.value(attention.key) == query
+            && scene.view.modalities.value(attention.query) == query
+            && scene.view.modalities.value(attention.key) == query
     });
     let Some(own) = before else { return };
-    if !in_one_block(view, own, crossing) {
+    if !in_one_block(scene, own, crossing) {
         return;
     }
     // From the norm before its projections on.
@@ -232,12 +251,12 @@ fn own_self_attention(view: &View, crossing: &Attention, joined: &mut [bool]) {
 
 /// Whether nothing but norms, projections and sums stands between two attentions on the way of the
 /// first one's tokens.
-fn in_one_block(view: &View, own: &Attention, crossing: &Attention) -> bool {
-    let graph = view.graph;
-    let query = view.modalities.value(own.query);
+fn in_one_block(scene: &Scene<'_>, own: &Attention, crossing: &Attention) -> bool {
+    let graph = scene.view.graph;
+    let query = scene.view.modalities.value(own.query);
     let mut between = (own.output.0..crossing.node.0)
         .map(NodeId)
-        .filter(|node| view.modalities.node_of(graph, *node) == query);
+        .filter(|node| scene.view.modalities.node_of(graph, *node) == query);
     !between.any(|node| {
         matches!(
             graph.op_name(node),
@@ -258,19 +277,19 @@ fn in_one_block(view: &View, own: &Attention, crossing: &Attention) -> bool {
 
 /// Marks what works with the parameters of the text's decoder, also where it works on what is seen
 /// (a recurrent decoder that begins with the picture).
-fn weights_of_decoder(view: &View, joined: &mut [bool]) {
-    let graph = view.graph;
+fn weights_of_decoder(scene: &Scene<'_>, joined: &mut [bool]) {
+    let graph = scene.view.graph;
     let mut weights = std::collections::HashSet::new();
-    let weighted = |node: &NodeId| view.flow.is_forward(*node) && is_weighted(graph, *node);
+    let weighted = |node: &NodeId| scene.view.flow.is_forward(*node) && is_weighted(graph, *node);
     for node in graph.nodes().filter(weighted) {
-        if view.modalities.node_of(graph, node).has(Modality::TOKENS) {
+        if scene.view.modalities.node_of(graph, node).has(Modality::TOKENS) {
             weights.extend(graph.inputs(node).map(|input| graph.storage(input.value)));
         }
     }
-    for node in graph.nodes().filter(|node| view.flow.is_forward(*node)) {
+    for node in graph.nodes().filter(|node| scene.view.flow.is_forward(*node)) {
         let shared = is_weighted(graph, node)
             && graph.inputs(node).any(|input| weights.contains(&graph.storage(input.value)));
-        let seen = view.modalities.node_of(graph, node).only(SEEN);
+        let seen = scene.view.modalities.node_of(graph, node).only(scene.seen);
         let behind = || graph.predecessors(node).any(|from| joined[from.0 as usize]);
         if seen && (shared || behind()) {
             joined[node.0 as usize] = true;
@@ -289,36 +308,37 @@ enum Writer {
     Decoder,
 }
 
-fn writer(view: &View, pass: &Pass) -> Writer {
-    let sees = pass.mixed.has(SEEN);
+fn writer(scene: &Scene<'_>, pass: &Pass) -> Writer {
+    let sees = pass.mixed.has(scene.seen);
     if !sees {
         return Writer::Tower;
     }
-    let told = |node: &NodeId| view.modalities.node_of(view.graph, *node).has(SEEN);
+    let told =
+        |node: &NodeId| scene.view.modalities.node_of(scene.view.graph, *node).has(scene.seen);
     let writes =
         pass.chosen || pass.past > 0 || (!pass.bidirectional && pass.scores.iter().any(told));
     if writes || (!pass.scores.is_empty() && !pass.crossing.is_empty()) {
         return Writer::Decoder;
     }
     let attentions: Vec<&Attention> =
-        pass.attentions.iter().map(|index| &view.attentions[*index]).collect();
-    let sees = |attention: &&Attention| view.modalities.value(attention.key).has(SEEN);
+        pass.attentions.iter().map(|index| &scene.view.attentions[*index]).collect();
+    let sees = |attention: &&Attention| scene.view.modalities.value(attention.key).has(scene.seen);
     let Some(first) = attentions.iter().position(sees) else { return Writer::Tower };
     let interleaved = match attentions[..first] {
         [] => true,
-        [own] => in_one_block(view, own, attentions[first]),
+        [own] => in_one_block(scene, own, attentions[first]),
         _ => false,
     };
     if interleaved { Writer::Interleaved } else { Writer::Tower }
 }
 
 /// The pass's first product of tokens with a parameter; the end of the graph where there is none.
-fn end_of_embedding(view: &View, pass: &Pass) -> NodeId {
-    let end = view.graph.len() as u32;
+fn end_of_embedding(scene: &Scene<'_>, pass: &Pass) -> NodeId {
+    let end = scene.view.graph.len() as u32;
     let mut nodes = (pass.start.0..end).map(NodeId);
     let first = nodes.find(|node| {
-        is_weighted(view.graph, *node)
-            && view.modalities.node_of(view.graph, *node).has(Modality::TOKENS)
+        is_weighted(scene.view.graph, *node)
+            && scene.view.modalities.node_of(scene.view.graph, *node).has(Modality::TOKENS)
     });
     first.unwrap_or(NodeId(end))
 }
