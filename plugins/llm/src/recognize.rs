@@ -140,8 +140,13 @@ fn mixes_all(view: &View) -> bool {
 fn crosses_text(view: &View, pass: &Pass) -> bool {
     pass.crossing.iter().any(|index| {
         let key = view.modalities.value(view.attentions[*index].key);
-        key.has(Modality::TOKENS) || key == Modality::NONE
+        key.has(Modality::TOKENS) || key == Modality::NONE || is_memory(view, key)
     })
+}
+
+/// Whether rows of numbers are what an encoder made before the window: no features of regions.
+fn is_memory(view: &View, key: Modality) -> bool {
+    key.only(Modality::SERIES.with(Modality::VECTOR)) && view.regions() == Modality::NONE
 }
 
 fn phases(view: &View, family: Family, confidence: f32, notes: &mut Annotations) {

@@ -11,6 +11,9 @@ const FUSION: &str = "mm.fusion";
 /// Operators between a projection and the attention that it is for.
 const PROJECTION_STEPS_MAX: usize = 8;
 
+/// Products between an embedding and the first attention of a block that begins with one.
+const PROJECTIONS_OF_QUERY_MAX: usize = 3;
+
 /// The window, with what is seen in it: pixels, or features of regions.
 struct Scene<'a> {
     view: &'a View<'a>,
@@ -325,11 +328,22 @@ fn writer(scene: &Scene<'_>, pass: &Pass) -> Writer {
     let sees = |attention: &&Attention| scene.view.modalities.value(attention.key).has(scene.seen);
     let Some(first) = attentions.iter().position(sees) else { return Writer::Tower };
     let interleaved = match attentions[..first] {
-        [] => true,
+        // Recurrence reads the text before anything looks at what is seen.
+        [] => work_before(scene, pass, attentions[first]) <= PROJECTIONS_OF_QUERY_MAX,
         [own] => in_one_block(scene, own, attentions[first]),
         _ => false,
     };
     if interleaved { Writer::Interleaved } else { Writer::Tower }
+}
+
+/// Products of parameters with the pass's tokens alone before an attention.
+fn work_before(scene: &Scene<'_>, pass: &Pass, attention: &Attention) -> usize {
+    let graph = scene.view.graph;
+    let alone = |node: &NodeId| {
+        is_weighted(graph, *node)
+            && scene.view.modalities.node_of(graph, *node).only(Modality::TOKENS)
+    };
+    (pass.start.0..attention.node.0).map(NodeId).filter(alone).count()
 }
 
 /// The pass's first product of tokens with a parameter; the end of the graph where there is none.
