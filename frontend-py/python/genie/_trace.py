@@ -85,10 +85,10 @@ class Model(_Entry, namedtuple("Model", "label confidence by family phases ops w
         return str(self.label)
 
 
-class Op(_Entry, namedtuple("Op", "op module phase confidence class_ modality by mark model")):
+class Op(_Entry, namedtuple("Op", "op module phase confidence class_ modality by mark model times")):
     """One recorded operator: its name, the path and class of its module, its phase and modality,
-    how sure which recognizer (`by`) is of the phase, the phase that the program marked, and the
-    number of its model in `models`."""
+    how sure which recognizer (`by`) is of the phase, the phase that the program marked, the
+    number of its model in `models`, and how often it ran: repeats of a loop are listed once."""
 
     __slots__ = ()
 
@@ -133,6 +133,7 @@ class Ops:
             by=words[columns["by"][index]],
             mark=words[columns["mark"][index]],
             model=columns["model"][index],
+            times=columns["times"][index],
         )
 
     def __iter__(self) -> "Iterator[Op]":
@@ -146,7 +147,8 @@ class Explanation:
     workload: the class of the program, claimed by the plugin `workload_by`; `mixed` where its models have
     several. `workloads` has all that were claimed, with their plugins.
     models: what shares weights or activations is one, in the order of their first operators.
-    phases: in order of first appearance. ops: one entry for each recorded operator. The trace
+    phases: in order of first appearance. ops: one entry for each recorded operator; long loops are kept
+    a few times and then counted, so that `ops_total` may be more than there are entries. The trace
     holds some 16,000 records; `truncated` says whether the program went on beyond them.
     residency: for each weight, cache, input and living tensor, the largest first.
     plan: which policy places what where, and why. matches: what recognizers found.
@@ -207,7 +209,12 @@ class Explanation:
             for key, value, by in self.attributes:
                 if by == self.workload_by:
                     yield f"  {key}: {value}"
-        yield f"ops: {self.ops_total}" + (" (not all: the trace was full; call genie.reset_trace())" if self.truncated else "")
+        notes = []
+        if self.ops_total > len(self.ops):
+            notes.append(f"{len(self.ops)} listed, repeats are counted")
+        if self.truncated:
+            notes.append("not all: the trace was full; call genie.reset_trace()")
+        yield f"ops: {self.ops_total}" + (f" ({'; '.join(notes)})" if notes else "")
         if len(self.models) > 1:
             yield from _tree(self.models)
         elif self.phases:

@@ -20,14 +20,27 @@ pub struct StorageFacts {
     pub alive: bool,
 }
 
-/// Builds the columns; `facts` tells of the storages that the session remembers.
-pub fn columns(window: &Window, facts: impl Fn(StorageId) -> Option<StorageFacts>) -> Columns {
+/// The extra column that says how often each node ran: repeats of a loop are kept once.
+pub const TIMES: &str = "times";
+
+/// Builds the columns; `times` says how often each kept segment ran (once where it says nothing),
+/// `facts` tells of the storages that the session remembers.
+pub fn columns(
+    window: &Window,
+    times: &[u32],
+    facts: impl Fn(StorageId) -> Option<StorageFacts>,
+) -> Columns {
     let mut builder = Builder::new(window);
     for (index, node) in window.srg.graph.node_weights().enumerate() {
         builder.node(index, node);
     }
     builder.storages(facts);
-    builder.finish()
+    let mut columns = builder.finish();
+    if times.iter().any(|times| *times > 1) {
+        let of = |noted: &u32| times.get(*noted as usize).map_or(1, |times| u64::from(*times));
+        columns.extra.push((TIMES.to_owned(), window.noted.iter().map(of).collect()));
+    }
+    columns
 }
 
 struct Builder<'a> {

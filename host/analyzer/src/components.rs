@@ -101,7 +101,9 @@ fn components(graph: &Graph) -> Vec<Option<u32>> {
 pub(crate) fn weights(graph: &Graph) -> Vec<bool> {
     let is_stored = |storage| graph.origin(storage) == Origin::Weight;
     let mut weights: Vec<bool> = graph.storages().map(is_stored).collect();
-    for node in graph.nodes().filter(|node| graph.is_op(*node)) {
+    // A backward pass multiplies by what was given to the forward one.
+    let forward = |node: &NodeId| graph.is_op(*node) && !is_training(graph, *node);
+    for node in graph.nodes().filter(forward) {
         let placed = match product(graph, node) {
             Some(product) => product.weighted.then_some(product.other),
             None if graph.roles(node).has(Roles::CONVOLUTION) => graph.input(node, 1),
@@ -820,6 +822,27 @@ mod tests {
             assert_eq!(crossing(graph, Graph::is_handed_on), handed_on);
             assert_eq!(crossing(graph, Graph::is_handed_over), handed_over);
         }
+    }
+
+    #[test]
+    fn an_input_of_training_steps_is_no_weight() {
+        let mut g = GraphBuilder::new();
+        let x = g.input(&[2, 8]);
+        g.stage(Stage::Forward);
+        let w = g.weight(&[8, 8]);
+        let loss = g.op("aten::mm", &[x, w], &[2, 8]);
+        g.stage(Stage::Backward);
+        let turned = g.transpose(x, 0, 1);
+        let grad = g.op("aten::mm", &[turned, loss], &[8, 8]);
+        g.read(grad);
+        g.stage(Stage::Optimizer);
+        let moved = g.in_place("aten::sub_.Tensor", w, &[grad]);
+        g.stage(Stage::Forward);
+        let next = g.op("aten::mm", &[x, moved], &[2, 8]);
+        g.read(next);
+        let other = linear(&mut g, x);
+        g.read(other);
+        assert_eq!(part(&mark(g.columns())).len(), 2);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use genie_plugin::symbols::Symbols;
 use genie_plugin::{Graph, NodeId, Origin, Stage};
 use serde::Serialize;
 
+use crate::columns::TIMES;
 use crate::components::{Component, Parted, weights};
 use crate::merge::{Claim, Reading};
 
@@ -28,7 +29,8 @@ pub struct Explanation {
     pub phases: Vec<Phase>,
     pub words: Vec<String>,
     pub ops: Ops,
-    pub ops_total: usize,
+    /// Operators that ran, each as often as it did.
+    pub ops_total: u64,
     pub truncated: bool,
     pub residency: Vec<Residency>,
     pub matches: Vec<Matched>,
@@ -54,7 +56,7 @@ pub struct Model {
     /// What its recognizer calls its family; may be empty.
     pub family: String,
     pub phases: Vec<Phase>,
-    pub ops: usize,
+    pub ops: u64,
     /// Storages of weights.
     pub weights: usize,
     pub weight_bytes: u64,
@@ -66,7 +68,7 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Phase {
     pub phase: String,
-    pub ops: usize,
+    pub ops: u64,
     /// Mean over its operators.
     pub confidence: f32,
     pub flops: u64,
@@ -88,6 +90,8 @@ pub struct Ops {
     pub confidence: Vec<f32>,
     /// The node's number in the graph.
     pub node: Vec<u32>,
+    /// How often it ran: repeats of a loop are listed once.
+    pub times: Vec<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -171,19 +175,23 @@ impl Explanation {
         let columns = graph.columns();
         // Most words are the graph's own, and looked up once.
         let mut of_symbols: Vec<Option<u32>> = vec![None; graph.symbols()];
-        let mut ops_total = 0;
+        let times = columns.extra.iter().find(|(name, _)| name == TIMES);
+        let times = |node: NodeId| times.map_or(1, |(_, times)| times[node.0 as usize]);
+        let (mut ops_total, mut listed) = (0, 0);
         for node in graph.nodes().filter(|node| graph.is_op(*node)) {
-            ops_total += 1;
+            let times = times(node);
+            ops_total += times;
+            listed += 1;
             let phase = &reading.phases[node.0 as usize];
             let number = graph.model(node).unwrap_or(0) as usize;
-            phases.add(graph, node, phase);
+            phases.add(graph, node, phase, times);
             if let Some((model, phases)) = models.get_mut(number) {
-                model.ops += 1;
-                model.flops = model.flops.saturating_add(graph.flops(node));
-                model.bytes = model.bytes.saturating_add(graph.bytes(node));
-                phases.add(graph, node, phase);
+                model.ops += times;
+                model.flops = model.flops.saturating_add(graph.flops(node).saturating_mul(times));
+                model.bytes = model.bytes.saturating_add(graph.bytes(node).saturating_mul(times));
+                phases.add(graph, node, phase, times);
             }
-            if ops_total > OPS_MAX {
+            if listed > OPS_MAX {
                 continue;
             }
             let at = node.0 as usize;
@@ -201,6 +209,7 @@ impl Explanation {
             ops.by.push(words.intern(&phase.by));
             ops.confidence.push(phase.confidence);
             ops.node.push(node.0);
+            ops.times.push(times);
         }
         let finished =
             |(model, phases): (Model, Phases)| Model { phases: phases.finish(), ..model };
@@ -212,7 +221,7 @@ impl Explanation {
             words: words.into_list(),
             ops,
             ops_total,
-            truncated: truncated || ops_total > OPS_MAX,
+            truncated: truncated || listed > OPS_MAX,
             residency: residencies(graph, reading),
             matches: matches(reading),
             attributes: reading.attributes.clone(),
@@ -254,7 +263,7 @@ fn model((component, reading): &(Component, Reading)) -> (Model, Phases) {
 struct Phases(Vec<(Phase, f64)>);
 
 impl Phases {
-    fn add(&mut self, graph: &Graph, node: NodeId, claim: &Claim) {
+    fn add(&mut self, graph: &Graph, node: NodeId, claim: &Claim, times: u64) {
         if claim.word.is_empty() {
             return;
         }
@@ -267,10 +276,10 @@ impl Phases {
             }
         };
         let (told, sum) = &mut self.0[index];
-        told.ops += 1;
-        told.flops = told.flops.saturating_add(graph.flops(node));
-        told.bytes = told.bytes.saturating_add(graph.bytes(node));
-        *sum += f64::from(claim.confidence);
+        told.ops += times;
+        told.flops = told.flops.saturating_add(graph.flops(node).saturating_mul(times));
+        told.bytes = told.bytes.saturating_add(graph.bytes(node).saturating_mul(times));
+        *sum += f64::from(claim.confidence) * times as f64;
     }
 
     fn finish(self) -> Vec<Phase> {

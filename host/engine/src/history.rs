@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use genie_srg::{IdMap, Noted, Origin};
+use genie_srg::{IdMap, Noted, Origin, SegmentHashes, Trace};
 use genie_wire::record::StorageId;
 use genie_wire::template::OutputSpec;
 
+use crate::fold::Fold;
 use crate::storages::{Storage, Storages};
 
 /// Records kept since the last reset; what comes later is counted only.
@@ -32,6 +33,8 @@ pub struct KnownStorage {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Snapshot {
     pub segments: Vec<Arc<Noted>>,
+    /// How often each of them ran: repeats are kept once.
+    pub times: Vec<u32>,
     /// The storages that the segments touch.
     pub storages: IdMap<u64, KnownStorage>,
     /// Whether the history was full before the program got here.
@@ -42,10 +45,14 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 pub struct History {
     segments: Vec<Arc<Noted>>,
+    times: Vec<u32>,
+    fold: Fold,
     records: usize,
     operands: usize,
     truncated: bool,
     freed: IdMap<u64, Storage>,
+    /// At so many freed storages those that nothing names are forgotten.
+    freed_room: usize,
 }
 
 impl History {
@@ -65,19 +72,47 @@ impl History {
         self.truncated = true;
     }
 
+    /// Counts a finished segment where it goes on with a repeat; else it is to be kept.
+    pub(crate) fn repeats(&mut self, hashes: SegmentHashes, trace: &Trace) -> bool {
+        let repeated = self.fold.repeats(&self.segments, hashes, trace);
+        if let Some(repeated) = repeated {
+            self.times[repeated] = self.times[repeated].saturating_add(1);
+        }
+        repeated.is_some()
+    }
+
     /// Keeps a finished segment.
     pub(crate) fn note(&mut self, noted: Arc<Noted>) {
         self.records += noted.trace().len();
         self.operands += noted.trace().operands();
         self.segments.push(noted);
+        self.times.push(1);
+        self.fold.kept(&self.segments);
     }
 
     /// A storage is gone; windows may still name it.
     #[inline]
     pub(crate) fn freed(&mut self, id: StorageId, storage: Storage) {
-        if !self.truncated && self.freed.len() < FREED_MAX {
+        if self.truncated {
+            return;
+        }
+        if self.freed.len() >= self.freed_room {
+            self.forget_freed();
+        }
+        if self.freed.len() < FREED_MAX {
             self.freed.insert(id.0, storage);
         }
+    }
+
+    /// Forgets freed storages that no kept segment names: those of counted repeats. The newest may
+    /// be of a segment that is not finished yet; what repeats has their like.
+    fn forget_freed(&mut self) {
+        let named = self.segments.iter().flat_map(|noted| noted.trace().storages());
+        let named: std::collections::HashSet<u64> = named.map(|id| id.0).collect();
+        self.freed.retain(|id, _| named.contains(id));
+        // Not again before as many more were freed.
+        let room = self.freed.len() + FREED_MAX / 4;
+        self.freed_room = if room <= FREED_MAX { room } else { usize::MAX };
     }
 
     /// A synchronous operator answered. It ended its segment, so that is a recent one.
@@ -90,7 +125,7 @@ impl History {
 
     /// Everything since the reset.
     pub(crate) fn snapshot(&self, storages: &Storages) -> Snapshot {
-        self.snapshot_of(self.segments.clone(), storages)
+        self.snapshot_of(self.segments.clone(), self.times.clone(), storages)
     }
 
     /// The last segments, `noted` included and last.
@@ -113,10 +148,16 @@ impl History {
         if segments.is_empty() {
             segments.push(noted.clone());
         }
-        self.snapshot_of(segments, storages)
+        let times = vec![1; segments.len()];
+        self.snapshot_of(segments, times, storages)
     }
 
-    fn snapshot_of(&self, segments: Vec<Arc<Noted>>, storages: &Storages) -> Snapshot {
+    fn snapshot_of(
+        &self,
+        segments: Vec<Arc<Noted>>,
+        times: Vec<u32>,
+        storages: &Storages,
+    ) -> Snapshot {
         let mut known = IdMap::default();
         for id in segments.iter().flat_map(|noted| noted.trace().storages()) {
             if known.contains_key(&id.0) {
@@ -131,6 +172,6 @@ impl History {
                 KnownStorage { bytes: storage.bytes, origin: storage.origin, alive };
             known.insert(id.0, known_storage);
         }
-        Snapshot { segments, storages: known, truncated: self.truncated }
+        Snapshot { segments, times, storages: known, truncated: self.truncated }
     }
 }

@@ -12,6 +12,7 @@
 pub mod action;
 pub mod counters;
 mod error;
+mod fold;
 pub mod history;
 pub mod plan;
 mod regions;

@@ -70,7 +70,9 @@ impl Segmenter {
                 self.pending.len() < PENDING_MAX && !self.pending.iter().any(waits)
             }
         };
-        let kept = self.history.has_room();
+        let has_room = self.history.has_room();
+        let repeats = has_room && self.history.repeats(hashes, self.hasher.trace());
+        let kept = has_room && !repeats;
         if is_new || kept {
             let trace = self.hasher.take_trace();
             let template = |id: TemplateId| self.templates.get(id.0 as usize).cloned();
@@ -82,7 +84,7 @@ impl Segmenter {
                 self.history.note(noted);
             }
         }
-        if !kept {
+        if !has_room {
             self.history.truncate();
         }
         self.hasher.begin();

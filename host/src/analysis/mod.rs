@@ -285,7 +285,7 @@ fn graph_of(snapshot: &Snapshot) -> Columns {
     let known = |id: genie_wire::StorageId| snapshot.storages.get(&id.0);
     let origin = |id| known(id).map_or(Origin::Unknown, |storage| storage.origin);
     let window = Window::build(&snapshot.segments, origin);
-    columns(&window, |id| {
+    columns(&window, &snapshot.times, |id| {
         known(id).map(|storage| StorageFacts {
             bytes: storage.bytes,
             origin: storage.origin,

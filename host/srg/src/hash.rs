@@ -186,6 +186,11 @@ impl SegmentHasher {
         }
     }
 
+    /// The notes of the finished segment.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
     /// Takes the notes of the finished segment, to build its graph.
     pub fn take_trace(&mut self) -> Trace {
         std::mem::take(&mut self.trace)

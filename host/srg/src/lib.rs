@@ -25,7 +25,7 @@ pub mod window;
 pub use cost::Cost;
 pub use digest::TemplateDigest;
 pub use graph::{Edge, EdgeKind, Node, NodeKind, Residency, Srg};
-pub use hash::SegmentHasher;
+pub use hash::{SegmentHasher, SegmentHashes};
 pub use id_map::IdMap;
 pub use mix::Hash128;
 pub use segments::{Lookup, Segments};

@@ -127,6 +127,11 @@ impl Trace {
         self.storages.iter().map(|(id, _)| *id)
     }
 
+    /// The session's storage by its [`LocalStorage`] number.
+    pub fn storage(&self, local: usize) -> Option<StorageId> {
+        self.storages.get(local).map(|(id, _)| *id)
+    }
+
     pub(crate) fn shrink_to_fit(&mut self) {
         self.steps.shrink_to_fit();
         self.operands.shrink_to_fit();

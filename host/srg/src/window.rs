@@ -70,8 +70,10 @@ pub struct Window {
     pub srg: Srg,
     /// The session's id of each local storage.
     pub storages: Vec<StorageId>,
-    /// For each node of the graph, the index of its segment.
+    /// For each node of the graph, the index of its segment: of what lies between two reads.
     pub segments: Vec<u32>,
+    /// For each node of the graph, the index of the kept segment that it is from.
+    pub noted: Vec<u32>,
 }
 
 impl Window {
@@ -79,10 +81,11 @@ impl Window {
     /// from.
     pub fn build(segments: &[Arc<Noted>], origin: impl Fn(StorageId) -> Origin) -> Window {
         let mut joined = Joined::default();
-        for noted in segments {
+        for (index, noted) in segments.iter().enumerate() {
             joined.append(noted);
+            joined.step_noted.resize(joined.trace.steps.len(), index as u32);
         }
-        let Joined { trace, templates, step_segments, .. } = joined;
+        let Joined { trace, templates, step_segments, step_noted, .. } = joined;
         let hashes =
             SegmentHashes { exact: Hash128(0), topology: Hash128(0), records: trace.steps.len() };
         let (srg, steps) = Srg::build_with_steps(
@@ -92,16 +95,19 @@ impl Window {
             origin,
         );
         // A source belongs to the segment that first uses it: that of the next step's node.
-        let mut segment = 0;
+        let (mut segment, mut kept) = (0, 0);
         let mut of_nodes = vec![0; srg.graph.node_count()];
+        let mut noted = of_nodes.clone();
         for (node, step) in steps.iter().enumerate().rev() {
             if let Some(step) = step {
                 segment = step_segments[*step as usize];
+                kept = step_noted[*step as usize];
             }
             of_nodes[node] = segment;
+            noted[node] = kept;
         }
         let storages = trace.storages.iter().map(|(id, _)| *id).collect();
-        Window { srg, storages, segments: of_nodes }
+        Window { srg, storages, segments: of_nodes, noted }
     }
 }
 
@@ -112,6 +118,7 @@ struct Joined {
     known: HashMap<*const Template, u32>,
     locals: HashMap<StorageId, LocalStorage>,
     step_segments: Vec<u32>,
+    step_noted: Vec<u32>,
     segments: u32,
 }
 

@@ -6,8 +6,8 @@ use crate::operators::Roles;
 /// What each node does with its operands, and which nodes count.
 #[derive(Debug, Clone)]
 pub struct Flow {
-    /// Operators of the forward pass: in a training window, those that are neither of the
-    /// backward pass nor of the optimizer.
+    /// Operators of the forward pass: in a training window, of the first one. The next steps are the
+    /// same again.
     forward: Vec<bool>,
     /// Whether some node is of the backward pass or the optimizer.
     pub training: bool,
@@ -15,19 +15,20 @@ pub struct Flow {
 
 impl Flow {
     pub fn of(graph: &Graph) -> Flow {
-        let mut training = false;
+        let (mut training, mut is_over) = (false, false);
         let forward = graph
             .nodes()
             .map(|node| {
                 let later = matches!(graph.stage(node), Stage::Backward | Stage::Optimizer);
                 training |= later;
-                graph.is_op(node) && !later
+                is_over |= graph.stage(node) == Stage::Backward;
+                graph.is_op(node) && !later && !is_over
             })
             .collect();
         Flow { forward, training }
     }
 
-    /// Whether the node is an operator of inference or of a forward pass.
+    /// Whether the node is an operator of inference or of the first forward pass.
     pub fn is_forward(&self, node: NodeId) -> bool {
         self.forward[node.0 as usize]
     }
@@ -37,6 +38,13 @@ impl Flow {
 pub fn is_given(graph: &Graph, value: ValueId) -> bool {
     let op = graph.op(graph.producer(value));
     op.starts_with("genie::") && op != "genie::alloc" && op != "genie::resize"
+}
+
+/// Whether a value may be a parameter: given, also once an optimizer moved it. What another model
+/// hands over is none of this one.
+pub fn is_parameter(graph: &Graph, value: ValueId) -> bool {
+    is_given(graph, value) && !graph.is_handed_over(value)
+        || graph.stage(graph.producer(value)) == Stage::Optimizer
 }
 
 /// Matrix products, with the operand that is data and the one that is a parameter, if one is.
@@ -56,9 +64,7 @@ pub fn product(graph: &Graph, node: NodeId) -> Option<Product<'_>> {
     }
     let first = usize::from(matches!(graph.name(node), "addmm" | "baddbmm"));
     let (a, b) = (graph.input(node, first)?, graph.input(node, first + 1)?);
-    // What another model hands over is no parameter of this one.
-    let given = |value| is_given(graph, value) && !graph.is_handed_over(value);
-    let (given_a, given_b) = (given(a.value), given(b.value));
+    let (given_a, given_b) = (is_parameter(graph, a.value), is_parameter(graph, b.value));
     Some(match (given_a, given_b) {
         (true, false) => Product { data: b, other: a, weighted: true },
         _ => Product { data: a, other: b, weighted: given_b },

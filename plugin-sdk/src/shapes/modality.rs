@@ -1,8 +1,8 @@
 //! Which kind of input each value depends on.
 
-use crate::graph::{Arg, DType, Graph, NodeId, Origin, Tensor, ValueId};
+use crate::graph::{Arg, DType, Graph, NodeId, Tensor, ValueId};
 use crate::operators::Roles;
-use crate::shapes::flow::{Flow, is_given, product};
+use crate::shapes::flow::{Flow, is_given, is_parameter, product};
 
 /// A kind of input, as one bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup<'_>> {
         }
         _ => return None,
     };
-    let rows = table.dims() == 2 && table.dtype.is_floating() && is_given(graph, table.value);
+    let rows = table.dims() == 2 && table.dtype.is_floating() && is_parameter(graph, table.value);
     let tokens = if index.dims() == 0 { 1 } else { index.size(-1) };
     let offset = index.offset;
     (rows && index.dtype.is_integer()).then_some(Lookup { table, index, tokens, offset })
@@ -188,9 +188,7 @@ impl Modalities {
     fn node(&mut self, graph: &Graph, flow: &Flow, node: NodeId) {
         if !flow.is_forward(node) {
             for output in graph.outputs(node) {
-                // What was stored as a weight is no input: learned queries, positions.
-                let stored = graph.origin(graph.storage(output.value)) == Origin::Weight;
-                let given = is_given(graph, output.value) && !stored || graph.is_op(node);
+                let given = is_given(graph, output.value) || graph.is_op(node);
                 self.rooted[output.value.0 as usize] = given;
                 self.counted[output.value.0 as usize] = counts(output);
                 if output.dtype.is_integer() && is_given(graph, output.value) {

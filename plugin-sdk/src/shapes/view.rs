@@ -1,7 +1,10 @@
 //! The window with everything that the shapes say of it, computed once.
 
-use crate::graph::Graph;
-use crate::shapes::flow::product;
+use std::ops::ControlFlow;
+
+use crate::dataflow::{CLIMB_MAX, climb};
+use crate::graph::{Graph, Origin, Tensor};
+use crate::shapes::flow::{is_given, passed_on, product};
 use crate::shapes::modality::lookup;
 use crate::shapes::{Attention, Flow, Modalities, Modality, Pass, Passes, attentions};
 
@@ -54,17 +57,35 @@ impl<'a> View<'a> {
                 product(graph, *node).filter(|_| of.only(rows)).map(|found| (found, *of))
             })
         };
-        let mut seen = Modality::NONE;
-        for (found, of) in products() {
-            let wide = found.data.size(-1) >= REGION_WIDTH_MIN;
-            let rows = found.data.elements() as i64 / found.data.size(-1).max(1);
-            let readers =
-                products().filter(|(other, _)| other.data.value == found.data.value).count();
-            if wide && rows >= 2 * batch && rows % batch.max(1) == 0 && readers == 1 {
-                seen = seen.with(of);
-            }
-        }
-        seen
+        let is_region = |data: Tensor<'_>| {
+            let rows = data.elements() as i64 / data.size(-1).max(1);
+            let readers = products().filter(|(other, _)| other.data.value == data.value).count();
+            data.size(-1) >= REGION_WIDTH_MIN
+                && rows >= 2 * batch
+                && rows % batch.max(1) == 0
+                && readers == 1
+                && self.is_of_each(data, batch)
+        };
+        let regions = products().filter(|(found, _)| is_region(found.data));
+        regions.fold(Modality::NONE, |sum, (_, of)| sum.with(of))
+    }
+
+    /// Whether there are rows for each text; learned queries are the same for all.
+    fn is_of_each(&self, data: Tensor<'_>, batch: i64) -> bool {
+        let graph = self.graph;
+        let root =
+            climb(graph, data.value, CLIMB_MAX, |value, node| match is_given(graph, value) {
+                true => ControlFlow::Break(Some(value)),
+                false => match passed_on(graph, node) {
+                    Some(from) => ControlFlow::Continue(from.value),
+                    None => ControlFlow::Break(None),
+                },
+            });
+        root.is_none_or(|root| {
+            let storage = graph.storage(root);
+            let whole = graph.storage_bytes(storage) >= data.bytes();
+            whole && (batch > 1 || graph.origin(storage) != Origin::Weight)
+        })
     }
 
     /// Whether a pass is fed by choices among its own kind of scores: it writes what it reads.
