@@ -80,7 +80,7 @@ impl Seen {
                 continue;
             }
             seen.windows |=
-                graph.inputs(node).any(|input| is_given(graph, input.value) && overlaps(input));
+                graph.inputs(node).any(|input| is_given(graph, input.value) && input.overlaps());
             seen.products += usize::from(product(facts.graph, node).is_some());
             let name = facts.graph.name(node);
             if name.contains("embedding") {
@@ -124,15 +124,6 @@ const FACTORIZATIONS: [&str; 9] = [
     "_det",
     "triangular",
 ];
-
-/// Whether a view shows some elements more than once, at different places: sliding windows.
-fn overlaps(view: Tensor<'_>) -> bool {
-    let mut dims: Vec<(i64, i64)> =
-        view.strides.iter().copied().zip(view.sizes.iter().copied()).collect();
-    dims.retain(|(stride, size)| *stride > 0 && *size > 1);
-    dims.sort_unstable();
-    dims.windows(2).any(|pair| pair[1].0 < pair[0].0.saturating_mul(pair[0].1))
-}
 
 /// Whether a softmax weighs rows: its result goes into a batched product.
 fn meets_a_product(graph: &Graph, softmax: NodeId) -> bool {

@@ -1,0 +1,138 @@
+//! What comes in or goes out, and how sure it is that it is sound.
+
+use std::ops::RangeInclusive;
+
+use genie_plugin::evidence::{FAIR, LIKELY, PLAUSIBLE, STRONG, WEAK};
+use genie_plugin::prelude::*;
+use genie_plugin::shapes::Convolution;
+
+use super::spectrum;
+use crate::facts::Facts;
+
+/// Fewer samples are no sound: 25 ms at 16 kHz.
+pub(super) const SAMPLES_MIN: i64 = 400;
+/// Samples of a sound that is surely one: an eighth of a second.
+const SAMPLES_MANY: i64 = 2000;
+/// Samples for each frame that a front end leaves at the least.
+const FRAME_MIN: i64 = 8;
+/// Bands of a spectrogram.
+const BANDS: RangeInclusive<i64> = 16..=256;
+/// A usual count of bands begins here; fewer may be sensors.
+const BANDS_USUAL: i64 = 40;
+/// Fewer frames are no sound.
+pub(super) const FRAMES_MIN: i64 = 16;
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Source {
+    /// Convolutions read one or two channels of many samples.
+    Wave { samples: i64 },
+    /// Frames of a waveform are transformed.
+    Spectrum,
+    /// Convolutions read a series with as many channels as a spectrogram has bands.
+    Bands { usual: bool },
+    /// Convolutions read one plane that is not about square.
+    Plane {
+        /// It is much longer than wide, or so is the kernel.
+        uneven: bool,
+    },
+    /// The bands of a plane are normed one by one.
+    BandNorm,
+    /// Products read frames of bands one by one: see [`super::rows`].
+    Rows,
+    /// Transposed convolutions make many samples of few frames.
+    WaveOut,
+}
+
+impl Source {
+    /// How sure it is, where convolutions make one frame of `frame` samples, and attention or
+    /// recurrence runs over frames if there is a `sequence`.
+    pub fn level(self, frame: i64, sequence: bool) -> f32 {
+        let signs = |other| usize::from(sequence) + usize::from(other);
+        match self {
+            Source::Wave { samples } => {
+                let least = if sequence { FRAME_MIN } else { 2 * FRAME_MIN };
+                match samples >= SAMPLES_MANY {
+                    true if frame >= least => STRONG,
+                    _ if frame >= FRAME_MIN => LIKELY,
+                    true => FAIR,
+                    false => 0.0,
+                }
+            }
+            Source::Bands { usual } => [WEAK, FAIR, STRONG][signs(usual)],
+            Source::Plane { uneven } => [PLAUSIBLE, LIKELY, STRONG][signs(uneven)],
+            Source::Spectrum | Source::BandNorm => STRONG,
+            Source::Rows if !sequence => 0.0,
+            Source::Rows | Source::WaveOut => LIKELY,
+        }
+    }
+}
+
+/// Whether pictures with colours come in.
+pub(super) fn has_pictures(facts: &Facts<'_>) -> bool {
+    let convolutions = facts.nodes.iter().filter_map(|node| Convolution::of(facts.graph, *node));
+    let mut colours = convolutions.filter(|found| found.spatial >= 2 && found.channels() == 3);
+    colours.any(|found| is_raw(facts, found.data))
+}
+
+/// Where sound first comes in.
+pub(super) fn incoming(facts: &Facts<'_>) -> Option<(NodeId, Source)> {
+    facts.nodes.iter().find_map(|node| Some((*node, heard_at(facts, *node)?)))
+}
+
+fn heard_at(facts: &Facts<'_>, node: NodeId) -> Option<Source> {
+    let graph = facts.graph;
+    if let Some(convolution) = Convolution::of(graph, node) {
+        return convolved(convolution).filter(|_| is_raw(facts, convolution.data));
+    }
+    if let Some(data) = spectrum::transformed(graph, node) {
+        return is_raw(facts, data).then_some(Source::Spectrum);
+    }
+    let data = graph.input(node, 0).filter(|_| graph.name(node).contains("batch_norm"))?;
+    let (a, b) = (data.size(-2), data.size(-1));
+    let banded = data.dims() == 4 && data.size(1) > 4 && a.min(b) == 1 && a.max(b) > 1;
+    (banded && is_raw(facts, data)).then_some(Source::BandNorm)
+}
+
+/// Whether no parameter took part yet.
+pub(super) fn is_raw(facts: &Facts<'_>, data: Tensor<'_>) -> bool {
+    !facts.modalities.is_touched(data.value)
+}
+
+/// What a convolution over given numbers hears.
+fn convolved(convolution: Convolution<'_>) -> Option<Source> {
+    if convolution.transposed {
+        return None;
+    }
+    let (a, b) = (convolution.data.size(-2), convolution.data.size(-1));
+    match (convolution.spatial, convolution.channels(), convolution.kernel()) {
+        (1, 1..=2, _) if b >= SAMPLES_MIN => Some(Source::Wave { samples: b }),
+        // A kernel of one looks at each position alone: points, not frames.
+        (1, bands, [wide])
+            if *wide > 1 && BANDS.contains(&bands) && b >= FRAMES_MIN.max(bands / 2) =>
+        {
+            Some(Source::Bands { usual: bands >= BANDS_USUAL })
+        }
+        // A kernel along one dimension only reads sensors one by one.
+        (2, 1, [high, wide]) if high.min(wide) > &1 => {
+            let (longer, shorter) = (a.max(b), a.min(b));
+            let uneven = longer >= 2 * shorter || high != wide;
+            (shorter >= 8 && longer * 4 >= shorter * 5).then_some(Source::Plane { uneven })
+        }
+        _ => None,
+    }
+}
+
+/// Where transposed convolutions begin to make a waveform.
+pub(super) fn made(facts: &Facts<'_>) -> Option<NodeId> {
+    let graph = facts.graph;
+    let over_series = facts.nodes.iter().filter_map(|node| {
+        let found = Convolution::of(graph, *node).filter(|found| found.spatial == 1)?;
+        Some((*node, found, graph.output(*node, 0)?))
+    });
+    let spreads = over_series.clone().filter(|(_, found, _)| found.transposed && found.stride > 1);
+    let (first, ..) = spreads.clone().next()?;
+    let frames = spreads.map(|(_, found, _)| found.data.size(-1)).min()?;
+    let waves = over_series.filter(|(node, _, out)| *node >= first && out.size(-2) <= 2);
+    let samples = waves.map(|(.., out)| out.size(-1)).max()?;
+    (samples >= SAMPLES_MIN && samples / FRAME_MIN >= frames).then_some(first)
+}
