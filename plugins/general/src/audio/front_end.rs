@@ -11,7 +11,7 @@ use super::{Sound, Source, attends};
 pub(super) fn of(sound: &Sound<'_>) -> NodeSet {
     let graph = sound.facts.graph;
     let mut front = match sound.source {
-        Source::Wave { .. } => convolved(sound),
+        Source::Wave { .. } if !is_codec(sound) => convolved(sound),
         Source::Spectrum => transformed(sound),
         _ => NodeSet::new(graph),
     };
@@ -19,31 +19,39 @@ pub(super) fn of(sound: &Sound<'_>) -> NodeSet {
     front
 }
 
-/// From the first convolution over the waveform to the last one before any matrix, with what
-/// bends and scales its result.
+/// From the first convolution over the waveform on, with what bends and scales its result.
 fn convolved(sound: &Sound<'_>) -> NodeSet {
-    let (graph, nodes) = (sound.facts.graph, &sound.facts.nodes);
-    let front = reach(graph, nodes, [sound.entry], |node| keeps_frames(graph, node));
+    let graph = sound.facts.graph;
+    let roles = Roles::CONVOLUTION.and(Roles::ELEMENTWISE).and(Roles::ACTIVATION);
+    let roles = roles.and(Roles::NORM).and(Roles::POOL);
+    // An encoder norms frames first; a norm that an activation reads is that of a convolution.
+    let begins = |node| {
+        graph.name(node).contains("layer_norm")
+            && !graph.successors(node).any(|reader| graph.roles(reader).has(Roles::ACTIVATION))
+    };
+    reach(graph, &sound.facts.nodes, [sound.entry], |node| {
+        let name = graph.name(node);
+        (graph.roles(node).has(roles) || name.contains("pad") || name == "glu") && !begins(node)
+    })
+}
+
+/// A codec is one encoder from the waveform on: it has residual connections before any product, or
+/// no product.
+fn is_codec(sound: &Sound<'_>) -> bool {
+    let (graph, front) = (sound.facts.graph, convolved(sound));
     let is_residual = |node: NodeId| {
         let branches = graph.predecessors(node).filter(|before| front.contains(*before));
         graph.name(node) == "add" && branches.count() > 1
     };
-    let has_products = nodes.iter().any(|node| product(graph, *node).is_some());
-    // A codec is one encoder from the waveform on.
-    if !has_products || front.iter().any(is_residual) && !attends(sound.facts) {
-        return NodeSet::new(graph);
-    }
-    let convolutions = front.iter().filter(|node| graph.roles(*node).has(Roles::CONVOLUTION));
-    let last = convolutions.last().unwrap_or(sound.entry);
-    let tail = reach(graph, nodes, [last], |node| front.contains(node) && !begins(graph, node));
-    NodeSet::of(graph, front.iter().filter(|node| *node <= last || tail.contains(*node)))
+    !sound.facts.nodes.iter().any(|node| product(graph, *node).is_some())
+        || front.iter().any(is_residual) && !attends(sound.facts)
 }
 
 /// From frames to the logarithm of their spectrum.
 fn transformed(sound: &Sound<'_>) -> NodeSet {
-    let (graph, nodes) = (sound.facts.graph, &sound.facts.nodes);
+    let graph = sound.facts.graph;
     let encodes = Roles::CONVOLUTION.and(Roles::ATTENTION).and(Roles::FUSED_LAYER);
-    let front = reach(graph, nodes, [sound.entry], |node| {
+    let front = reach(graph, &sound.facts.nodes, [sound.entry], |node| {
         !graph.roles(node).has(encodes) && graph.name(node) != "addmm"
     });
     let ends = |node: &NodeId| {
@@ -51,23 +59,4 @@ fn transformed(sound: &Sound<'_>) -> NodeSet {
     };
     let last = front.iter().filter(ends).last().unwrap_or(sound.entry);
     NodeSet::of(graph, front.iter().filter(|node| *node <= last))
-}
-
-/// Work that a front end does with frames.
-fn keeps_frames(graph: &Graph, node: NodeId) -> bool {
-    let roles = Roles::CONVOLUTION
-        .and(Roles::ELEMENTWISE)
-        .and(Roles::ACTIVATION)
-        .and(Roles::NORM)
-        .and(Roles::POOL);
-    let name = graph.name(node);
-    graph.roles(node).has(roles) || name.contains("pad") || name == "glu"
-}
-
-/// Whether an encoder begins here: frames are normed, and no activation reads the result, which
-/// would be the norm of a convolution.
-fn begins(graph: &Graph, node: NodeId) -> bool {
-    let mut readers = graph.successors(node);
-    graph.name(node).contains("layer_norm")
-        && !readers.any(|reader| graph.roles(reader).has(Roles::ACTIVATION))
 }

@@ -124,15 +124,14 @@ fn convolved(convolution: Convolution<'_>) -> Option<Source> {
 
 /// Where transposed convolutions begin to make a waveform.
 pub(super) fn made(facts: &Facts<'_>) -> Option<NodeId> {
-    let graph = facts.graph;
-    let over_series = facts.nodes.iter().filter_map(|node| {
-        let found = Convolution::of(graph, *node).filter(|found| found.spatial == 1)?;
-        Some((*node, found, graph.output(*node, 0)?))
-    });
-    let spreads = over_series.clone().filter(|(_, found, _)| found.transposed && found.stride > 1);
-    let (first, ..) = spreads.clone().next()?;
-    let frames = spreads.map(|(_, found, _)| found.data.size(-1)).min()?;
-    let waves = over_series.filter(|(node, _, out)| *node >= first && out.size(-2) <= 2);
-    let samples = waves.map(|(.., out)| out.size(-1)).max()?;
-    (samples >= SAMPLES_MIN && samples / FRAME_MIN >= frames).then_some(first)
+    let (graph, nodes) = (facts.graph, &facts.nodes);
+    let over_series = |node| Convolution::of(graph, node).filter(|found| found.spatial == 1);
+    let (first, frames) = nodes.iter().find_map(|node| {
+        let found = over_series(*node).filter(|found| found.transposed && found.stride > 1)?;
+        Some((*node, found.data.size(-1)))
+    })?;
+    let least = SAMPLES_MIN.max(frames.saturating_mul(FRAME_MIN));
+    let is_wave = |out: Tensor<'_>| out.size(-2) <= 2 && out.size(-1) >= least;
+    let later = nodes.iter().filter(|node| **node >= first && over_series(**node).is_some());
+    later.filter_map(|node| graph.output(*node, 0)).any(is_wave).then_some(first)
 }

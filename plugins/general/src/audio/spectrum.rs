@@ -1,8 +1,6 @@
 //! Spectra of frames, by a Fourier transform or by products.
 
-use std::ops::ControlFlow;
-
-use genie_plugin::dataflow::{CLIMB_MAX, climb};
+use genie_plugin::dataflow::{CLIMB_MAX, leads_up};
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::{is_given, product};
 
@@ -44,17 +42,12 @@ fn square_of(graph: &Graph, node: NodeId) -> Option<Tensor<'_>> {
 
 /// Whether frames were cut from something as long as a sound.
 fn is_long(graph: &Graph, frames: Tensor<'_>) -> bool {
-    let cut_from = climb(graph, frames.value, CLIMB_MAX, |value, node| {
-        match graph.inputs(node).max_by_key(|input| input.elements()) {
-            Some(next) if next.dtype.is_floating() && !is_given(graph, value) => {
-                ControlFlow::Continue(next.value)
-            }
-            _ => ControlFlow::Break(graph.output(node, 0)),
-        }
-    });
-    cut_from.is_some_and(|whole| {
-        let held = graph.storage_bytes(graph.storage(whole.value)) / whole.dtype.bytes();
-        let samples = if whole.overlaps() { held as i64 } else { whole.size(-1) };
-        samples >= SAMPLES_MIN
-    })
+    let is_sound = |value: ValueId, node: NodeId| {
+        is_given(graph, value)
+            && graph.origin(graph.storage(value)) != Origin::Weight
+            && graph
+                .output(node, 0)
+                .is_some_and(|whole| whole.size(-1) >= SAMPLES_MIN || whole.overlaps())
+    };
+    leads_up(graph, frames.value, CLIMB_MAX, is_sound, |_| true)
 }
