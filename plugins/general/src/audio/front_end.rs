@@ -2,7 +2,6 @@
 
 use genie_plugin::dataflow::{NodeSet, add_servants, reach};
 use genie_plugin::prelude::*;
-use genie_plugin::shapes::flow::product;
 
 use super::{Sound, Source, attends};
 
@@ -35,16 +34,14 @@ fn convolved(sound: &Sound<'_>) -> NodeSet {
     })
 }
 
-/// A codec is one encoder from the waveform on: it has residual connections before any product, or
-/// no product.
+/// A codec is one encoder from the waveform on, with residual connections.
 fn is_codec(sound: &Sound<'_>) -> bool {
     let (graph, front) = (sound.facts.graph, convolved(sound));
     let is_residual = |node: NodeId| {
         let branches = graph.predecessors(node).filter(|before| front.contains(*before));
         graph.name(node) == "add" && branches.count() > 1
     };
-    !sound.facts.nodes.iter().any(|node| product(graph, *node).is_some())
-        || front.iter().any(is_residual) && !attends(sound.facts)
+    front.iter().any(is_residual) && !attends(sound.facts)
 }
 
 /// From frames to the logarithm of their spectrum.

@@ -49,15 +49,12 @@ impl Source {
     pub fn level(self, frame: i64, sequence: bool) -> f32 {
         let signs = |other| usize::from(sequence) + usize::from(other);
         match self {
-            Source::Wave { samples } => {
-                let least = if sequence { FRAME_MIN } else { 2 * FRAME_MIN };
-                match samples >= SAMPLES_MANY {
-                    true if frame >= least => STRONG,
-                    _ if frame >= FRAME_MIN => LIKELY,
-                    true => FAIR,
-                    false => 0.0,
-                }
-            }
+            Source::Wave { samples } => match (samples >= SAMPLES_MANY, frame >= FRAME_MIN) {
+                (true, true) => STRONG,
+                (false, true) => LIKELY,
+                (true, false) => FAIR,
+                (false, false) => 0.0,
+            },
             Source::Bands { usual } => [WEAK, FAIR, STRONG][signs(usual)],
             Source::Plane { uneven } => [PLAUSIBLE, LIKELY, STRONG][signs(uneven)],
             Source::Spectrum | Source::BandNorm => STRONG,
