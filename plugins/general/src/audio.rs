@@ -23,7 +23,7 @@ const GATES_MIN: usize = 9;
 
 pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
     let Some(sound) = Sound::of(facts) else { return };
-    let confidence = sound.source.level(sound.frame(), sound.sequence);
+    let confidence = sound.source.level(sound.frame(), sound.attends || sound.recurs);
     if confidence < CLAIM_MIN {
         return;
     }
@@ -51,8 +51,9 @@ struct Sound<'g> {
     made: Option<NodeId>,
     /// What depends on the entry.
     heard: NodeSet,
-    /// Attention or recurrence runs.
-    sequence: bool,
+    attends: bool,
+    /// A recurrence runs, as one operator or written out.
+    recurs: bool,
 }
 
 impl<'g> Sound<'g> {
@@ -66,9 +67,13 @@ impl<'g> Sound<'g> {
             (Some(incoming), _) => incoming,
             (None, None) => (rows::entry(facts)?, Source::Rows),
         };
-        let heard = reach(facts.graph, &facts.nodes, [entry], |_| true);
-        let sequence = attends(facts) || recurs(facts);
-        Some(Sound { facts, entry, source, made, heard, sequence })
+        let (graph, nodes) = (facts.graph, &facts.nodes);
+        let gates = nodes.iter().filter(|node| matches!(graph.name(**node), "sigmoid" | "tanh"));
+        let recurs = gates.count() >= GATES_MIN
+            || nodes.iter().any(|node| graph.roles(*node).has(Roles::RECURRENCE));
+        let heard = reach(graph, nodes, [entry], |_| true);
+        let attends = !facts.attentions().is_empty();
+        Some(Sound { facts, entry, source, made, heard, attends, recurs })
     }
 
     /// Samples for each of the fewest positions that convolutions and pools leave of a waveform.
@@ -80,15 +85,4 @@ impl<'g> Sound<'g> {
         let frames = shrunk.filter_map(|node| Some(graph.output(node, 0)?.size(-1)));
         samples / frames.filter(|frames| *frames > 1).min().unwrap_or(i64::MAX)
     }
-}
-
-fn attends(facts: &Facts<'_>) -> bool {
-    !facts.attentions().is_empty()
-}
-
-/// Whether a recurrence runs, as one operator or written out.
-fn recurs(facts: &Facts<'_>) -> bool {
-    let (graph, nodes) = (facts.graph, &facts.nodes);
-    let gates = nodes.iter().filter(|node| matches!(graph.name(**node), "sigmoid" | "tanh"));
-    gates.count() >= GATES_MIN || nodes.iter().any(|node| graph.roles(*node).has(Roles::RECURRENCE))
 }

@@ -3,14 +3,14 @@
 use genie_plugin::dataflow::{NodeSet, add_servants, reach};
 use genie_plugin::prelude::*;
 
-use super::{Sound, Source, attends};
+use super::{Sound, Source};
 
 /// The nodes of the front end, with what is only there for it: padding, windows, norms of its
 /// weights. Empty where spectrograms come in.
 pub(super) fn of(sound: &Sound<'_>) -> NodeSet {
     let graph = sound.facts.graph;
     let mut front = match sound.source {
-        Source::Wave { .. } if !is_codec(sound) => convolved(sound),
+        Source::Wave { .. } if sound.attends || !is_codec(sound) => convolved(sound),
         Source::Spectrum => transformed(sound),
         _ => NodeSet::new(graph),
     };
@@ -34,14 +34,14 @@ fn convolved(sound: &Sound<'_>) -> NodeSet {
     })
 }
 
-/// A codec is one encoder from the waveform on, with residual connections.
+/// A codec is one encoder from the waveform on, with residual connections and without attention.
 fn is_codec(sound: &Sound<'_>) -> bool {
     let (graph, front) = (sound.facts.graph, convolved(sound));
     let is_residual = |node: NodeId| {
         let branches = graph.predecessors(node).filter(|before| front.contains(*before));
         graph.name(node) == "add" && branches.count() > 1
     };
-    front.iter().any(is_residual) && !attends(sound.facts)
+    front.iter().any(is_residual)
 }
 
 /// From frames to the logarithm of their spectrum.

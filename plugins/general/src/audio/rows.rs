@@ -18,17 +18,13 @@ pub(super) fn entry(facts: &Facts<'_>) -> Option<NodeId> {
     let graph = facts.graph;
     let (entry, frames) = facts.nodes.iter().find_map(|node| {
         let data = product(graph, *node).filter(|found| found.weighted)?.data;
-        let frames = series_len(graph, data);
+        let whole =
+            graph.output(graph.producer(data.value), 0).filter(|whole| whole.dims() == 3)?;
+        let frames = whole.size(1).max(whole.size(0));
         let fits = BANDS.contains(&data.size(-1)) && frames >= FRAMES_MIN;
         (fits && is_raw(facts, data)).then_some((*node, frames))
     })?;
     facts.nodes.iter().any(|node| speaks(facts, *node, frames)).then_some(entry)
-}
-
-/// How many rows a given series has, one after another.
-fn series_len(graph: &Graph, data: Tensor<'_>) -> i64 {
-    let whole = graph.output(graph.producer(data.value), 0).unwrap_or(data);
-    if whole.dims() == 3 { whole.size(1).max(whole.size(0)) } else { 0 }
 }
 
 /// Whether symbols are scored for each frame, words look at frames (there are as many scores as
