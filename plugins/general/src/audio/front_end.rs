@@ -2,6 +2,7 @@
 
 use genie_plugin::dataflow::{NodeSet, add_servants, reach};
 use genie_plugin::prelude::*;
+use genie_plugin::shapes::flow::is_residual;
 
 use super::{Sound, Source};
 
@@ -10,7 +11,7 @@ use super::{Sound, Source};
 pub(super) fn of(sound: &Sound<'_>) -> NodeSet {
     let graph = sound.facts.graph;
     let mut front = match sound.source {
-        Source::Wave { .. } if sound.attends || !is_codec(sound) => convolved(sound),
+        Source::Wave { .. } => convolved(sound),
         Source::Spectrum => transformed(sound),
         _ => NodeSet::new(graph),
     };
@@ -18,30 +19,20 @@ pub(super) fn of(sound: &Sound<'_>) -> NodeSet {
     front
 }
 
-/// From the first convolution over the waveform on, with what bends and scales its result.
+/// From the first convolution over the waveform on, with what bends and scales its result. Empty
+/// for a codec: it is one encoder from the waveform on.
 fn convolved(sound: &Sound<'_>) -> NodeSet {
     let graph = sound.facts.graph;
     let roles = Roles::CONVOLUTION.and(Roles::ELEMENTWISE).and(Roles::ACTIVATION);
     let roles = roles.and(Roles::NORM).and(Roles::POOL);
-    // An encoder norms frames first; a norm that an activation reads is that of a convolution.
-    let begins = |node| {
-        graph.name(node).contains("layer_norm")
-            && !graph.successors(node).any(|reader| graph.roles(reader).has(Roles::ACTIVATION))
-    };
-    reach(graph, &sound.facts.nodes, [sound.entry], |node| {
-        let name = graph.name(node);
-        (graph.roles(node).has(roles) || name.contains("pad") || name == "glu") && !begins(node)
-    })
-}
-
-/// A codec is one encoder from the waveform on, with residual connections and without attention.
-fn is_codec(sound: &Sound<'_>) -> bool {
-    let (graph, front) = (sound.facts.graph, convolved(sound));
-    let is_residual = |node: NodeId| {
-        let branches = graph.predecessors(node).filter(|before| front.contains(*before));
-        graph.name(node) == "add" && branches.count() > 1
-    };
-    front.iter().any(is_residual)
+    let bends = |node| graph.roles(node).has(Roles::ACTIVATION);
+    let front = reach(graph, &sound.facts.nodes, [sound.entry], |node| match graph.name(node) {
+        // An encoder norms frames first, but a norm that an activation reads is a convolution's.
+        "native_layer_norm" | "layer_norm" => graph.successors(node).any(bends),
+        name => graph.roles(node).has(roles) || name.contains("pad") || name == "glu",
+    });
+    let is_codec = !sound.attends && front.iter().any(|node| is_residual(graph, node));
+    if is_codec { NodeSet::new(graph) } else { front }
 }
 
 /// From frames to the logarithm of their spectrum.
