@@ -252,7 +252,7 @@ impl Modalities {
 
     /// Whether a lookup fetches positions, not tokens: each row of the table once, or vectors that
     /// are only added to what comes from another kind of input.
-    fn is_positional(&self, graph: &Graph, node: NodeId, lookup: Lookup) -> bool {
+    pub fn is_positional(&self, graph: &Graph, node: NodeId, lookup: Lookup) -> bool {
         if lookup.index.elements() == lookup.table.size(-2) as u64 && lookup.table.size(-2) > 1 {
             return true;
         }
