@@ -7,7 +7,7 @@ use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::product;
 use genie_plugin::shapes::{Convolution, Modality};
 
-use super::source::{FRAMES_MIN, is_raw};
+use super::source::FRAMES_MIN;
 use crate::facts::Facts;
 
 /// Fewer bands are sensors, more are features of regions.
@@ -22,7 +22,7 @@ pub(super) fn entry(facts: &Facts<'_>) -> Option<NodeId> {
             graph.output(graph.producer(data.value), 0).filter(|whole| whole.dims() == 3)?;
         let frames = whole.size(1).max(whole.size(0));
         let fits = BANDS.contains(&data.size(-1)) && frames >= FRAMES_MIN;
-        (fits && is_raw(facts, data)).then_some((*node, frames))
+        (fits && facts.is_raw(data)).then_some((*node, frames))
     })?;
     facts.nodes.iter().any(|node| speaks(facts, *node, frames)).then_some(entry)
 }

@@ -22,6 +22,7 @@ const BANDS_USUAL: i64 = 40;
 /// Fewer frames are no sound.
 pub(super) const FRAMES_MIN: i64 = 16;
 
+/// What sound looks like.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Source {
     /// Convolutions read one or two channels of many samples.
@@ -30,13 +31,9 @@ pub(super) enum Source {
     Spectrum,
     /// Convolutions read a series with as many channels as a spectrogram has bands.
     Bands { usual: bool },
-    /// Convolutions read one plane that is not about square.
-    Plane {
-        /// It is much longer than wide, or so is the kernel.
-        uneven: bool,
-    },
-    /// The bands of a plane are normed one by one.
-    BandNorm,
+    /// Convolutions read one plane that is not about square, much longer than wide or with such a
+    /// kernel if `uneven`; or its bands are normed one by one.
+    Plane { uneven: bool },
     /// Products read frames of bands one by one: see [`super::rows`].
     Rows,
     /// Transposed convolutions make many samples of few frames.
@@ -57,7 +54,7 @@ impl Source {
             },
             Source::Bands { usual } => [WEAK, FAIR, STRONG][signs(usual)],
             Source::Plane { uneven } => [PLAUSIBLE, LIKELY, STRONG][signs(uneven)],
-            Source::Spectrum | Source::BandNorm => STRONG,
+            Source::Spectrum => STRONG,
             Source::Rows if !sequence => 0.0,
             Source::Rows | Source::WaveOut => LIKELY,
         }
@@ -68,31 +65,29 @@ impl Source {
 pub(super) fn has_pictures(facts: &Facts<'_>) -> bool {
     let convolutions = facts.nodes.iter().filter_map(|node| Convolution::of(facts.graph, *node));
     let mut colours = convolutions.filter(|found| found.spatial >= 2 && found.channels() == 3);
-    colours.any(|found| is_raw(facts, found.data))
+    colours.any(|found| facts.is_raw(found.data))
 }
 
 /// Where sound first comes in.
 pub(super) fn incoming(facts: &Facts<'_>) -> Option<(NodeId, Source)> {
-    facts.nodes.iter().find_map(|node| Some((*node, heard_at(facts, *node)?)))
+    facts.nodes.iter().find_map(|node| {
+        let (data, source) = heard(facts.graph, *node)?;
+        facts.is_raw(data).then_some((*node, source))
+    })
 }
 
-fn heard_at(facts: &Facts<'_>, node: NodeId) -> Option<Source> {
-    let graph = facts.graph;
+/// What a node hears, if nothing was computed before, and what it reads.
+fn heard(graph: &Graph, node: NodeId) -> Option<(Tensor<'_>, Source)> {
     if let Some(convolution) = Convolution::of(graph, node) {
-        return convolved(convolution).filter(|_| is_raw(facts, convolution.data));
+        return Some((convolution.data, convolved(convolution)?));
     }
-    if let Some(data) = spectrum::transformed(graph, node) {
-        return is_raw(facts, data).then_some(Source::Spectrum);
+    if let Some(frames) = spectrum::transformed(graph, node) {
+        return Some((frames, Source::Spectrum));
     }
     let data = graph.input(node, 0).filter(|_| graph.name(node).contains("batch_norm"))?;
     let (a, b) = (data.size(-2), data.size(-1));
     let banded = data.dims() == 4 && data.size(1) > 4 && a.min(b) == 1 && a.max(b) > 1;
-    (banded && is_raw(facts, data)).then_some(Source::BandNorm)
-}
-
-/// Whether no parameter took part yet.
-pub(super) fn is_raw(facts: &Facts<'_>, data: Tensor<'_>) -> bool {
-    !facts.modalities.is_touched(data.value)
+    banded.then_some((data, Source::Plane { uneven: true }))
 }
 
 /// What a convolution over given numbers hears.
