@@ -14,11 +14,8 @@ pub(super) fn of(sound: &Sound<'_>) -> NodeSet {
     let Some(first) = begin.first().copied() else { return NodeSet::new(graph) };
     let heard = |node| sound.heard.contains(node);
     // Masks and positions of words serve words also where the program reads them itself.
-    let ends = graph.nodes().filter(|node| {
-        *node > first
-            && graph.successors(*node).count() == 0
-            && !graph.predecessors(*node).any(heard)
-    });
+    let unread = |node: &NodeId| *node > first && graph.successors(*node).next().is_none();
+    let ends = graph.nodes().filter(unread).filter(|node| !graph.predecessors(*node).any(heard));
     let mut decoder = reach(graph, nodes, begin.into_iter().chain(ends), |_| true);
     add_servants(graph, nodes, &mut decoder, |node| node > first || !heard(node));
     decoder

@@ -92,21 +92,18 @@ fn heard(graph: &Graph, node: NodeId) -> Option<(Tensor<'_>, Source)> {
 
 /// What a convolution over given numbers hears.
 fn convolved(convolution: Convolution<'_>) -> Option<Source> {
-    if convolution.transposed {
-        return None;
-    }
     let (a, b) = (convolution.data.size(-2), convolution.data.size(-1));
-    match (convolution.spatial, convolution.channels(), convolution.kernel()) {
-        (1, 1..=2, _) if b >= SAMPLES_MIN => Some(Source::Wave { samples: b }),
+    let (longer, shorter) = (a.max(b), a.min(b));
+    match (convolution.channels(), convolution.kernel()) {
+        _ if convolution.transposed => None,
+        (1..=2, [_]) if b >= SAMPLES_MIN => Some(Source::Wave { samples: b }),
         // A kernel of one looks at each position alone: points, not frames.
-        (1, bands, [wide])
-            if *wide > 1 && BANDS.contains(&bands) && b >= FRAMES_MIN.max(bands / 2) =>
-        {
-            Some(Source::Bands { usual: bands >= BANDS_USUAL })
+        (bands, [2..=i64::MAX]) if BANDS.contains(&bands) => {
+            let is_series = b >= FRAMES_MIN.max(bands / 2);
+            is_series.then_some(Source::Bands { usual: bands >= BANDS_USUAL })
         }
         // A kernel along one dimension only reads sensors one by one.
-        (2, 1, [high, wide]) if high.min(wide) > &1 => {
-            let (longer, shorter) = (a.max(b), a.min(b));
+        (1, [high @ 2..=i64::MAX, wide @ 2..=i64::MAX]) => {
             let uneven = longer >= 2 * shorter || high != wide;
             (shorter >= 8 && longer * 4 >= shorter * 5).then_some(Source::Plane { uneven })
         }

@@ -42,12 +42,10 @@ fn square_of(graph: &Graph, node: NodeId) -> Option<Tensor<'_>> {
 
 /// Whether frames were cut from something as long as a sound.
 fn is_long(graph: &Graph, frames: Tensor<'_>) -> bool {
-    let is_sound = |value: ValueId, node: NodeId| {
-        is_given(graph, value)
+    let is_sound = |value, node| {
+        let whole = graph.output(node, 0).filter(|_| is_given(graph, value));
+        whole.is_some_and(|whole| whole.size(-1) >= SAMPLES_MIN || whole.overlaps())
             && graph.origin(graph.storage(value)) != Origin::Weight
-            && graph
-                .output(node, 0)
-                .is_some_and(|whole| whole.size(-1) >= SAMPLES_MIN || whole.overlaps())
     };
     leads_up(graph, frames.value, CLIMB_MAX, is_sound, |_| true)
 }

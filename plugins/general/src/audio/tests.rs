@@ -10,7 +10,7 @@ const FRONT_END: &str = "audio.frontend";
 const ENCODER: &str = "audio.encode";
 const DECODER: &str = "audio.decode";
 
-fn linear(g: &mut GraphBuilder, x: Handle, rows: i64, from: i64, to: i64) -> Handle {
+fn linear(g: &mut GraphBuilder, x: Handle, [rows, from, to]: [i64; 3]) -> Handle {
     let (w, b) = (g.weight(&[from, to]), g.weight(&[to]));
     g.op("aten::addmm", &[b, x, w], &[rows, to])
 }
@@ -25,7 +25,7 @@ fn speech(g: &mut GraphBuilder) -> Handle {
     let x = g.transpose(x, 1, 2);
     let x = g.op("aten::native_layer_norm", &[x], &[1, 200, 32]);
     let x = g.view(x, &[200, 32]);
-    linear(g, x, 200, 32, 16)
+    linear(g, x, [200, 32, 16])
 }
 
 /// Speech, and words that attend to it.
@@ -33,8 +33,7 @@ fn transcriber(g: &mut GraphBuilder) -> Handle {
     let frames = speech(g);
     let (ids, table) = (g.input_of(&[1, 3], DType::INT64), g.weight(&[90, 16]));
     let words = g.op("aten::embedding", &[table, ids], &[1, 3, 16]);
-    let words = g.view(words, &[3, 16]);
-    let keys = g.transpose(frames, 0, 1);
+    let (words, keys) = (g.view(words, &[3, 16]), g.transpose(frames, 0, 1));
     let scores = g.op("aten::mm", &[words, keys], &[3, 200]);
     let weights = g.op("aten::_softmax", &[scores], &[3, 200]);
     g.op("aten::mm", &[weights, frames], &[3, 16])
@@ -48,22 +47,22 @@ fn spectrum(g: &mut GraphBuilder) -> Handle {
     let spectrum = g.op("aten::_fft_r2c", &[frames], &[16, 129]);
     let power = g.op("aten::abs", &[spectrum], &[16, 129]);
     let log = g.op("aten::log", &[power], &[16, 129]);
-    linear(g, log, 16, 129, 8)
+    linear(g, log, [16, 129, 8])
 }
 
-/// The squares of two products are added, or the second product as it is.
+/// Two products of frames are added, that many of them squared first.
 fn powers<const SQUARES: usize>(g: &mut GraphBuilder) -> Handle {
-    let x = g.input(&[1, 4096]);
+    let (x, square) = (g.input(&[1, 4096]), [Given::Tensor(0), Given::Int(2)]);
     let frames = g.view(x, &[16, 256]);
-    let mut parts = [0, 1].map(|_| {
+    let waves = [0, 1].map(|number| {
         let wave = g.weight(&[256, 129]);
-        g.op("aten::mm", &[frames, wave], &[16, 129])
+        let wave = g.op("aten::mm", &[frames, wave], &[16, 129]);
+        if number >= SQUARES {
+            return wave;
+        }
+        g.op_with("aten::pow.Tensor_Scalar", &[wave], Some(&square), &[16, 129])
     });
-    for part in &mut parts[..SQUARES] {
-        let square = [Given::Tensor(0), Given::Int(2)];
-        *part = g.op_with("aten::pow.Tensor_Scalar", &[*part], Some(&square), &[16, 129]);
-    }
-    let power = g.op("aten::add.Tensor", &parts, &[16, 129]);
+    let power = g.op("aten::add.Tensor", &waves, &[16, 129]);
     let log = g.op("aten::log", &[power], &[16, 129]);
     let (bands, w) = (g.view(log, &[1, 16, 129]), g.weight(&[8, 16, 3]));
     g.convolve(bands, w, &[1], false, &[1, 8, 127])
@@ -79,46 +78,48 @@ fn vocoder(g: &mut GraphBuilder) -> Handle {
 #[test]
 fn each_part_has_its_phase() {
     type Build = fn(&mut GraphBuilder) -> Handle;
-    for (build, parts) in [
-        (speech as Build, &[(FRONT_END, "convolution gelu relu"), (ENCODER, "addmm")][..]),
-        (speech, &[(ENCODER, "native_layer_norm")]),
-        (transcriber, &[(ENCODER, "addmm"), (DECODER, "embedding mm _softmax")]),
-        (spectrum, &[(FRONT_END, "mul _fft_r2c log"), (ENCODER, "addmm")]),
-        (powers::<2>, &[(FRONT_END, "mm pow log"), (ENCODER, "convolution")]),
-        (vocoder, &[(DECODER, "tanh")]),
+    for (build, ops, phase) in [
+        (speech as Build, "convolution gelu relu", FRONT_END),
+        (speech, "native_layer_norm addmm", ENCODER),
+        (transcriber, "addmm", ENCODER),
+        (transcriber, "embedding mm _softmax", DECODER),
+        (spectrum, "mul _fft_r2c log", FRONT_END),
+        (spectrum, "addmm", ENCODER),
+        (powers::<2>, "mm pow log", FRONT_END),
+        (powers::<2>, "convolution", ENCODER),
+        (vocoder, "tanh", DECODER),
     ] {
         let mut g = GraphBuilder::new();
         build(&mut g);
         let graph = g.build();
         let seen = harness::recognize::<General>(&graph);
         seen.assert_workload("audio");
-        for (phase, ops) in parts {
-            ops.split(' ').for_each(|op| {
-                seen.assert_phase_of(op, phase);
-            });
+        for op in ops.split(' ') {
+            seen.assert_phase_of(op, phase);
         }
     }
 }
 
+fn claimed(g: GraphBuilder) -> f32 {
+    let notes = harness::recognize::<General>(&g.build()).notes;
+    let claims = notes.workload.iter().filter(|claim| claim.label == "audio");
+    claims.map(|claim| claim.confidence).fold(0.0, f32::max)
+}
+
 #[test]
-fn what_looks_like_sound_in_part_only_is_none() {
-    let claimed = |g: GraphBuilder| {
-        let notes = harness::recognize::<General>(&g.build()).notes;
-        let claim = notes.workload.iter().find(|claim| claim.label == "audio");
-        claim.map_or(0.0, |claim| claim.confidence)
-    };
-    for (data, kernel, least, most) in [
+fn what_looks_like_sound_in_part_is_not_surely_sound() {
+    for (data, kernel, claims) in [
         // Planes that are long, about square, in colours; few channels of a short series.
-        (&[1, 1, 64, 200][..], &[8, 1, 3, 3][..], 0.7, 1.0),
-        (&[1, 1, 28, 28], &[8, 1, 3, 3], 0.0, 0.7),
-        (&[1, 3, 64, 200], &[8, 3, 3, 3], 0.0, 0.7),
-        (&[8, 4, 64], &[32, 4, 3], 0.0, 0.0),
+        (&[1, 1, 64, 200][..], &[8, 1, 3, 3][..], 0.7..=1.0),
+        (&[1, 1, 28, 28], &[8, 1, 3, 3], 0.0..=0.69),
+        (&[1, 3, 64, 200], &[8, 3, 3, 3], 0.0..=0.69),
+        (&[8, 4, 64], &[32, 4, 3], 0.0..=0.0),
     ] {
         let mut g = GraphBuilder::new();
         let (x, w) = (g.input(data), g.weight(kernel));
-        let steps = vec![1; kernel.len() - 2];
-        g.convolve(x, w, &steps, false, &[&[data[0], kernel[0]], &data[2..]].concat());
-        assert!((least..=most).contains(&claimed(g)), "{data:?}");
+        let sizes = [&[data[0], kernel[0]], &data[2..]].concat();
+        g.convolve(x, w, &vec![1; kernel.len() - 2], false, &sizes);
+        assert!(claims.contains(&claimed(g)), "{data:?}");
     }
     let mut g = GraphBuilder::new();
     powers::<1>(&mut g);
