@@ -3,9 +3,7 @@
 //! [`Source`] lists what sound looks like. The front end ends where the first product of a matrix
 //! begins; a decoder is what depends on tokens; the encoder is the rest.
 
-mod decoder;
-mod front_end;
-mod rows;
+mod parts;
 mod source;
 mod spectrum;
 #[cfg(test)]
@@ -31,7 +29,7 @@ pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
     if facts.flow.training {
         return;
     }
-    let (decoder, front_end) = (decoder::of(&sound), front_end::of(&sound));
+    let (decoder, front_end) = (parts::decoder(&sound), parts::front_end(&sound));
     let nodes = facts.nodes.iter().copied();
     let (decoder, heard): (Vec<_>, Vec<_>) = nodes.partition(|node| decoder.contains(*node));
     let (front_end, encoder): (Vec<_>, Vec<_>) =
@@ -65,7 +63,7 @@ impl<'g> Sound<'g> {
         let (entry, source) = match (source::incoming(facts), made) {
             (None | Some((_, Source::Bands { .. })), Some(made)) => (made, Source::WaveOut),
             (Some(incoming), _) => incoming,
-            (None, None) => (rows::entry(facts)?, Source::Rows),
+            (None, None) => (source::rows(facts)?, Source::Rows),
         };
         let (graph, nodes) = (facts.graph, &facts.nodes);
         let gates = nodes.iter().filter(|node| matches!(graph.name(**node), "sigmoid" | "tanh"));

@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 
 use genie_plugin::evidence::{FAIR, LIKELY, PLAUSIBLE, STRONG, WEAK};
 use genie_plugin::prelude::*;
-use genie_plugin::shapes::Convolution;
+use genie_plugin::shapes::flow::product;
+use genie_plugin::shapes::{Convolution, Modality};
 
 use super::spectrum;
 use crate::facts::Facts;
@@ -19,8 +20,10 @@ const FRAME_MIN: i64 = 8;
 const BANDS: RangeInclusive<i64> = 16..=256;
 /// A usual count of bands begins here; fewer may be sensors.
 const BANDS_USUAL: i64 = 40;
+/// Bands of frames that no convolution reads: fewer are sensors, more are features of regions.
+const BANDS_ROWS: RangeInclusive<i64> = 20..=160;
 /// Fewer frames are no sound.
-pub(super) const FRAMES_MIN: i64 = 16;
+const FRAMES_MIN: i64 = 16;
 
 /// What sound looks like.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +37,7 @@ pub(super) enum Source {
     /// Convolutions read one plane that is not about square, much longer than wide or with such a
     /// kernel if `uneven`; or its bands are normed one by one.
     Plane { uneven: bool },
-    /// Products read frames of bands one by one: see [`super::rows`].
+    /// Products read frames of bands one by one, and attention or recurrence runs over them.
     Rows,
     /// Transposed convolutions make many samples of few frames.
     WaveOut,
@@ -55,8 +58,8 @@ impl Source {
             Source::Bands { usual } => [WEAK, FAIR, STRONG][signs(usual)],
             Source::Plane { uneven } => [PLAUSIBLE, LIKELY, STRONG][signs(uneven)],
             Source::Spectrum => STRONG,
-            Source::Rows if !sequence => 0.0,
-            Source::Rows | Source::WaveOut => LIKELY,
+            Source::Rows => [0.0, LIKELY][signs(false)],
+            Source::WaveOut => LIKELY,
         }
     }
 }
@@ -123,4 +126,35 @@ pub(super) fn made(facts: &Facts<'_>) -> Option<NodeId> {
     let is_wave = |out: Tensor<'_>| out.size(-2) <= 2 && out.size(-1) >= least;
     let later = nodes.iter().filter(|node| **node >= first && over_series(**node).is_some());
     later.filter_map(|node| graph.output(*node, 0)).any(is_wave).then_some(first)
+}
+
+/// Where frames of bands come in that no convolution reads first, if something tells them from
+/// other series.
+pub(super) fn rows(facts: &Facts<'_>) -> Option<NodeId> {
+    let graph = facts.graph;
+    let (entry, frames) = facts.nodes.iter().find_map(|node| {
+        let data = product(graph, *node).filter(|found| found.weighted)?.data;
+        let whole =
+            graph.output(graph.producer(data.value), 0).filter(|whole| whole.dims() == 3)?;
+        let frames = whole.size(1).max(whole.size(0));
+        let fits = BANDS_ROWS.contains(&data.size(-1)) && frames >= FRAMES_MIN;
+        (fits && facts.is_raw(data)).then_some((*node, frames))
+    })?;
+    facts.nodes.iter().any(|node| speaks(facts, *node, frames)).then_some(entry)
+}
+
+/// Whether symbols are scored for each frame, words look at frames (there are as many scores as
+/// frames), or each channel is mixed with its neighbours in time.
+fn speaks(facts: &Facts<'_>, node: NodeId, frames: i64) -> bool {
+    let graph = facts.graph;
+    let Some(data) = graph.input(node, 0) else { return false };
+    let depends_on = facts.modalities.value(data.value);
+    depends_on.has(Modality::SERIES.with(Modality::VECTOR))
+        && match graph.name(node) {
+            "_log_softmax" => data.dims() == 3 && data.size(-1) > 2,
+            "_softmax" => depends_on.has(Modality::TOKENS) && data.size(-1) == frames,
+            _ => Convolution::of(graph, node).is_some_and(|found| {
+                found.spatial == 1 && found.weight.size(1) == 1 && found.is_grouped()
+            }),
+        }
 }

@@ -6,15 +6,6 @@ use genie_plugin::prelude::*;
 
 use crate::General;
 
-const FRONT_END: &str = "audio.frontend";
-const ENCODER: &str = "audio.encode";
-const DECODER: &str = "audio.decode";
-
-fn linear(g: &mut GraphBuilder, x: Handle, [rows, from, to]: [i64; 3]) -> Handle {
-    let (w, b) = (g.weight(&[from, to]), g.weight(&[to]));
-    g.op("aten::addmm", &[b, x, w], &[rows, to])
-}
-
 /// A waveform, two convolutions, norm and a product over frames.
 fn speech(g: &mut GraphBuilder) -> Handle {
     let (x, a, b) = (g.input(&[1, 1, 8000]), g.weight(&[32, 1, 10]), g.weight(&[32, 32, 4]));
@@ -24,8 +15,8 @@ fn speech(g: &mut GraphBuilder) -> Handle {
     let x = g.op("aten::relu", &[x], &[1, 32, 200]);
     let x = g.transpose(x, 1, 2);
     let x = g.op("aten::native_layer_norm", &[x], &[1, 200, 32]);
-    let x = g.view(x, &[200, 32]);
-    linear(g, x, [200, 32, 16])
+    let (x, w, b) = (g.view(x, &[200, 32]), g.weight(&[32, 16]), g.weight(&[16]));
+    g.op("aten::addmm", &[b, x, w], &[200, 16])
 }
 
 /// Speech, and words that attend to it.
@@ -42,26 +33,23 @@ fn transcriber(g: &mut GraphBuilder) -> Handle {
 /// A Fourier transform of frames.
 fn spectrum(g: &mut GraphBuilder) -> Handle {
     let (x, window) = (g.input(&[1, 4096]), g.weight(&[256]));
-    let frames = g.view(x, &[16, 256]);
+    let (frames, w, b) = (g.view(x, &[16, 256]), g.weight(&[129, 8]), g.weight(&[8]));
     let frames = g.op("aten::mul.Tensor", &[frames, window], &[16, 256]);
     let spectrum = g.op("aten::_fft_r2c", &[frames], &[16, 129]);
     let power = g.op("aten::abs", &[spectrum], &[16, 129]);
     let log = g.op("aten::log", &[power], &[16, 129]);
-    linear(g, log, [16, 129, 8])
+    g.op("aten::addmm", &[b, log, w], &[16, 8])
 }
 
 /// Two products of frames are added, that many of them squared first.
 fn powers<const SQUARES: usize>(g: &mut GraphBuilder) -> Handle {
     let (x, square) = (g.input(&[1, 4096]), [Given::Tensor(0), Given::Int(2)]);
     let frames = g.view(x, &[16, 256]);
-    let waves = [0, 1].map(|number| {
-        let wave = g.weight(&[256, 129]);
-        let wave = g.op("aten::mm", &[frames, wave], &[16, 129]);
-        if number >= SQUARES {
-            return wave;
-        }
-        g.op_with("aten::pow.Tensor_Scalar", &[wave], Some(&square), &[16, 129])
-    });
+    let mut waves = [g.weight(&[256, 129]), g.weight(&[256, 129])]
+        .map(|wave| g.op("aten::mm", &[frames, wave], &[16, 129]));
+    for wave in &mut waves[..SQUARES] {
+        *wave = g.op_with("aten::pow.Tensor_Scalar", &[*wave], Some(&square), &[16, 129]);
+    }
     let power = g.op("aten::add.Tensor", &waves, &[16, 129]);
     let log = g.op("aten::log", &[power], &[16, 129]);
     let (bands, w) = (g.view(log, &[1, 16, 129]), g.weight(&[8, 16, 3]));
@@ -77,17 +65,16 @@ fn vocoder(g: &mut GraphBuilder) -> Handle {
 
 #[test]
 fn each_part_has_its_phase() {
-    type Build = fn(&mut GraphBuilder) -> Handle;
     for (build, ops, phase) in [
-        (speech as Build, "convolution gelu relu", FRONT_END),
-        (speech, "native_layer_norm addmm", ENCODER),
-        (transcriber, "addmm", ENCODER),
-        (transcriber, "embedding mm _softmax", DECODER),
-        (spectrum, "mul _fft_r2c log", FRONT_END),
-        (spectrum, "addmm", ENCODER),
-        (powers::<2>, "mm pow log", FRONT_END),
-        (powers::<2>, "convolution", ENCODER),
-        (vocoder, "tanh", DECODER),
+        (speech as fn(&mut GraphBuilder) -> Handle, "convolution gelu relu", "audio.frontend"),
+        (speech, "native_layer_norm addmm", "audio.encode"),
+        (transcriber, "addmm", "audio.encode"),
+        (transcriber, "embedding mm _softmax", "audio.decode"),
+        (spectrum, "mul _fft_r2c log", "audio.frontend"),
+        (spectrum, "addmm", "audio.encode"),
+        (powers::<2>, "mm pow log", "audio.frontend"),
+        (powers::<2>, "convolution", "audio.encode"),
+        (vocoder, "tanh", "audio.decode"),
     ] {
         let mut g = GraphBuilder::new();
         build(&mut g);
