@@ -43,11 +43,9 @@ fn transformed(sound: &Sound<'_>) -> NodeSet {
     let front = reach(graph, &sound.facts.nodes, [sound.entry], |node| {
         !graph.roles(node).has(encodes) && graph.name(node) != "addmm"
     });
-    let ends = |node: &NodeId| {
-        matches!(graph.name(*node), "log" | "log10" | "log2" | "log1p" | "abs" | "view_as_real")
-    };
-    let last = front.iter().filter(ends).last().unwrap_or(sound.entry);
-    NodeSet::of(graph, front.iter().filter(|node| *node <= last))
+    let ends = ["log", "log10", "log2", "log1p", "abs", "view_as_real"];
+    let last = front.iter().filter(|node| ends.contains(&graph.name(*node))).last();
+    NodeSet::of(graph, front.iter().filter(|node| *node <= last.unwrap_or(sound.entry)))
 }
 
 /// What depends on words or makes a waveform, and what only serves that.
