@@ -16,7 +16,7 @@ use genie_plugin::prelude::*;
 use self::source::Source;
 use crate::facts::Facts;
 
-/// A few steps of a recurrence by hand have more gates than any head.
+/// Some steps of a recurrence that is written out have more gates than any head.
 const GATES_MIN: usize = 9;
 
 pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
@@ -50,7 +50,6 @@ struct Sound<'g> {
     /// What depends on the entry.
     heard: NodeSet,
     attends: bool,
-    /// A recurrence runs, as one operator or written out.
     recurs: bool,
 }
 

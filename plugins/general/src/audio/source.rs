@@ -47,14 +47,11 @@ impl Source {
     /// How sure it is, where convolutions make one frame of `frame` samples, and attention or
     /// recurrence runs over frames if there is a `sequence`.
     pub fn level(self, frame: i64, sequence: bool) -> f32 {
+        let many = |samples| usize::from(samples >= SAMPLES_MANY);
         let signs = |other| usize::from(sequence) + usize::from(other);
         match self {
-            Source::Wave { samples } => match (samples >= SAMPLES_MANY, frame >= FRAME_MIN) {
-                (true, true) => STRONG,
-                (false, true) => LIKELY,
-                (true, false) => FAIR,
-                (false, false) => 0.0,
-            },
+            Source::Wave { samples } if frame < FRAME_MIN => [0.0, FAIR][many(samples)],
+            Source::Wave { samples } => [LIKELY, STRONG][many(samples)],
             Source::Bands { usual } => [WEAK, FAIR, STRONG][signs(usual)],
             Source::Plane { uneven } => [PLAUSIBLE, LIKELY, STRONG][signs(uneven)],
             Source::Spectrum => STRONG,
@@ -134,10 +131,9 @@ pub(super) fn rows(facts: &Facts<'_>) -> Option<NodeId> {
     let graph = facts.graph;
     let (entry, frames) = facts.nodes.iter().find_map(|node| {
         let data = product(graph, *node).filter(|found| found.weighted)?.data;
-        let whole =
-            graph.output(graph.producer(data.value), 0).filter(|whole| whole.dims() == 3)?;
+        let whole = graph.output(graph.producer(data.value), 0)?;
         let frames = whole.size(1).max(whole.size(0));
-        let fits = BANDS_ROWS.contains(&data.size(-1)) && frames >= FRAMES_MIN;
+        let fits = whole.dims() == 3 && BANDS_ROWS.contains(&data.size(-1)) && frames >= FRAMES_MIN;
         (fits && facts.is_raw(data)).then_some((*node, frames))
     })?;
     facts.nodes.iter().any(|node| speaks(facts, *node, frames)).then_some(entry)
