@@ -149,6 +149,17 @@ mod tests {
     }
 
     #[test]
+    fn operators_of_a_forward_pass_do_not_give_their_roles_to_its_backward() {
+        let attention = "aten::_scaled_dot_product_flash_attention";
+        assert!(roles(attention).has(Roles::ATTENTION));
+        let forward = Roles::ATTENTION.and(Roles::POOL).and(Roles::FOURIER);
+        let wanted = with(forward.and(Roles::FACTORIZATION).and(Roles::CONVOLUTION));
+        for name in wanted {
+            assert_eq!(roles(&format!("aten::{name}_backward")), Roles::default(), "{name}");
+        }
+    }
+
+    #[test]
     fn a_copy_is_elementwise() {
         assert!(with(Roles::COPY).all(|name| roles(name).has(Roles::ELEMENTWISE)));
     }

@@ -302,7 +302,7 @@ fn kind(graph: &Graph, flow: &Flow, node: NodeId) -> Kind {
         | "mish" | "tanh" | "sigmoid" | "hardsigmoid" | "prelu" | "_prelu_kernel" | "celu"
         | "selu" | "softplus" | "threshold" | "clamp" | "clamp_min" => Kind::Activation,
         name if name.starts_with("max_pool") => Kind::MaxPool,
-        name if name.contains("avg_pool") || name.contains("adaptive") => Kind::Mean,
+        _ if graph.roles(node).has(Roles::POOL) => Kind::Mean,
         "mean" | "amax" | "logsumexp" => Kind::Mean,
         "cat" | "stack" => Kind::Join,
         "add" => Kind::Sum,
