@@ -105,6 +105,30 @@ impl GraphBuilder {
         self.ops(op, inputs, args, &[sizes])[0]
     }
 
+    /// A convolution; one step for each dimension that it moves along.
+    pub fn convolve(
+        &mut self,
+        data: Handle,
+        weight: Handle,
+        stride: &[i64],
+        transposed: bool,
+        sizes: &[i64],
+    ) -> Handle {
+        let (zeros, ones) = (vec![0; stride.len()], vec![1; stride.len()]);
+        let args = [
+            Given::Tensor(0),
+            Given::Tensor(1),
+            Given::None,
+            Given::Ints(stride),
+            Given::Ints(&zeros),
+            Given::Ints(&ones),
+            Given::Bool(transposed),
+            Given::Ints(&zeros),
+            Given::Int(1),
+        ];
+        self.op_with("aten::convolution", &[data, weight], Some(&args), sizes)
+    }
+
     /// An operator with several new results.
     pub fn ops(
         &mut self,

@@ -97,6 +97,15 @@ impl Tensor<'_> {
         self.sizes.iter().fold(1u64, |product, size| product.saturating_mul(*size as u64))
     }
 
+    /// Whether it shows some elements at several places: windows that slide.
+    pub fn overlaps(&self) -> bool {
+        let strides = self.strides.iter().copied().zip(self.sizes.iter().copied());
+        let mut dims: Vec<(i64, i64)> =
+            strides.filter(|(stride, size)| *stride > 0 && *size > 1).collect();
+        dims.sort_unstable();
+        dims.windows(2).any(|pair| pair[1].0 < pair[0].0.saturating_mul(pair[0].1))
+    }
+
     /// Bytes of its elements, each counted once.
     pub fn bytes(&self) -> u64 {
         self.elements().saturating_mul(self.dtype.bytes())
@@ -562,6 +571,15 @@ fn starts(ends: &[u32]) -> Vec<u32> {
 mod tests {
     use super::*;
     use crate::testing::small_graph;
+
+    #[test]
+    fn windows_overlap_that_slide_by_less_than_they_show() {
+        for (strides, overlap) in [([40, 4, 1], true), ([40, 8, 1], false), ([0, 0, 1], false)] {
+            let (value, dtype, offset) = (ValueId(0), DType::FLOAT32, 0);
+            let view = Tensor { value, dtype, sizes: &[2, 5, 8], strides: &strides, offset };
+            assert_eq!(view.overlaps(), overlap, "{strides:?}");
+        }
+    }
 
     #[test]
     fn nodes_values_and_storages_lead_to_each_other() {

@@ -49,14 +49,35 @@ roles! {
     PRODUCT: "mm" "bmm" "matmul" "linear" "mv" "addmm" "baddbmm";
     /// A recurrent layer, or one step of one.
     RECURRENCE: "lstm" "gru" "_cudnn_rnn" "mkldnn_rnn_layer" "_thnn_fused_lstm_cell" "_thnn_fused_gru_cell";
+    /// Attention over given queries, keys and values, in one operator.
+    ATTENTION: "scaled_dot_product_attention" "_scaled_dot_product_attention_math"
+        "_scaled_dot_product_attention_math_for_mps" "_scaled_dot_product_flash_attention"
+        "_scaled_dot_product_flash_attention_for_cpu" "_scaled_dot_product_efficient_attention"
+        "_scaled_dot_product_cudnn_attention" "_scaled_dot_product_fused_attention_overrideable"
+        "_flash_attention_forward" "_efficient_attention_forward" "_cudnn_attention_forward";
     /// Attention with its products, in one operator.
     FUSED_LAYER: "_transformer_encoder_layer_fwd" "_native_multi_head_attention";
     SOFTMAX: "_softmax" "softmax" "_safe_softmax";
     /// Norms of samples, groups or batches.
     NORM: "native_batch_norm" "native_layer_norm" "native_group_norm" "batch_norm" "layer_norm" "group_norm"
         "_batch_norm_impl_index" "_native_batch_norm_legit" "cudnn_batch_norm" "rms_norm" "_fused_rms_norm";
+    /// The maximum or mean of windows.
+    POOL: "max_pool1d" "max_pool1d_with_indices" "max_pool2d" "max_pool2d_with_indices" "max_pool3d"
+        "max_pool3d_with_indices" "avg_pool1d" "avg_pool2d" "avg_pool3d" "adaptive_avg_pool1d"
+        "adaptive_avg_pool2d" "_adaptive_avg_pool2d" "adaptive_avg_pool3d" "_adaptive_avg_pool3d"
+        "adaptive_max_pool1d" "adaptive_max_pool2d" "adaptive_max_pool3d" "fractional_max_pool2d" "fractional_max_pool3d";
     /// A pool, mean, sum or maximum over a dimension.
     REDUCTION: "max" "amax" "mean" "sum";
+    /// A Fourier transform.
+    FOURIER: "_fft_r2c" "_fft_c2r" "_fft_c2c" "stft" "istft";
+    /// Solves or inverts, or takes matrices apart for that.
+    FACTORIZATION: "cholesky" "cholesky_inverse" "cholesky_solve" "linalg_cholesky" "linalg_cholesky_ex"
+        "linalg_solve" "_linalg_solve_ex" "linalg_solve_ex" "linalg_solve_triangular" "triangular_solve"
+        "linalg_lu" "linalg_lu_factor" "linalg_lu_factor_ex" "linalg_lu_solve" "lu_unpack" "linalg_eig"
+        "_linalg_eigh" "linalg_eigh" "_linalg_eigvals" "linalg_eigvals" "linalg_eigvalsh" "_linalg_svd"
+        "linalg_svd" "linalg_svdvals" "linalg_qr" "geqrf" "linalg_inv" "linalg_inv_ex" "linalg_pinv"
+        "inverse" "_linalg_det" "linalg_det" "_linalg_slogdet" "linalg_slogdet" "linalg_lstsq"
+        "linalg_ldl_factor_ex" "linalg_ldl_solve";
     /// Waves of numbers: what encodes steps and positions.
     WAVE: "sin" "cos" "polar";
     /// Reads a few rows of its first operand, which may be a huge table.
@@ -125,6 +146,17 @@ mod tests {
         assert_eq!(roles("aten::nothing.like_it"), Roles::default());
         assert!(writes_part("aten::index_put_") && !writes_part("aten::index_put"));
         assert!(with(Roles::RANDOM).any(|name| name == "randperm"));
+    }
+
+    #[test]
+    fn operators_of_a_forward_pass_do_not_give_their_roles_to_its_backward() {
+        let attention = "aten::_scaled_dot_product_flash_attention";
+        assert!(roles(attention).has(Roles::ATTENTION));
+        let forward = Roles::ATTENTION.and(Roles::POOL).and(Roles::FOURIER);
+        let wanted = with(forward.and(Roles::FACTORIZATION).and(Roles::CONVOLUTION));
+        for name in wanted {
+            assert_eq!(roles(&format!("aten::{name}_backward")), Roles::default(), "{name}");
+        }
     }
 
     #[test]

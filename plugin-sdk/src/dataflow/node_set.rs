@@ -74,7 +74,7 @@ mod tests {
             g.op("aten::relu", &[x], &[1]);
         });
         let graph = g.build();
-        let mut set = NodeSet::of(&graph, [70, 3, 70, 64, 999].map(NodeId));
+        let set = NodeSet::of(&graph, [70, 3, 70, 64, 999].map(NodeId));
         assert_eq!(set.iter().collect::<Vec<_>>(), [3, 64, 70].map(NodeId));
         assert_eq!(set.len(), 3);
         assert!(!set.contains(NodeId(999)) && set.contains(NodeId(64)));

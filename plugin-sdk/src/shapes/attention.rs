@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::graph::{Arg, Graph, NodeId, Tensor, ValueId};
+use crate::operators::Roles;
 use crate::shapes::flow::{Flow, is_given, is_weighted, passed_on, product};
 
 /// Operators between a product and its softmax, or between that and the next product.
@@ -51,11 +52,7 @@ pub fn attentions(graph: &Graph, flow: &Flow) -> Vec<Attention> {
 }
 
 fn fused(graph: &Graph, node: NodeId) -> Option<Attention> {
-    let name = graph.op_name(node);
-    if !name.contains("scaled_dot_product")
-        && !name.contains("flash_attention")
-        && !name.contains("efficient_attention")
-    {
+    if !graph.roles(node).has(Roles::ATTENTION) {
         return None;
     }
     let mut inputs = graph.inputs(node);
@@ -83,8 +80,7 @@ fn fused(graph: &Graph, node: NodeId) -> Option<Attention> {
 
 /// PyTorch's fused encoder layer and fused multi-head attention of inference.
 fn encoder_layer(graph: &Graph, node: NodeId) -> Option<Attention> {
-    let name = graph.op_name(node);
-    if !matches!(name, "_transformer_encoder_layer_fwd" | "_native_multi_head_attention") {
+    if !graph.roles(node).has(Roles::FUSED_LAYER) {
         return None;
     }
     let data = graph.input(node, 0)?;

@@ -4,6 +4,7 @@
 //! build on them.
 
 pub mod attention;
+pub mod convolution;
 pub mod flow;
 pub mod modality;
 pub mod passes;
@@ -12,6 +13,7 @@ mod tests;
 pub mod view;
 
 pub use attention::{Attention, attentions};
+pub use convolution::Convolution;
 pub use flow::Flow;
 pub use modality::{Modalities, Modality};
 pub use passes::{Pass, Passes};

@@ -2,6 +2,7 @@
 
 use crate::graph::{Arg, DType, Graph, NodeId, Tensor, ValueId};
 use crate::operators::Roles;
+use crate::shapes::convolution::Convolution;
 use crate::shapes::flow::{Flow, is_given, is_parameter, product};
 
 /// A kind of input, as one bit.
@@ -251,7 +252,7 @@ impl Modalities {
 
     /// Whether a lookup fetches positions, not tokens: each row of the table once, or vectors that
     /// are only added to what comes from another kind of input.
-    fn is_positional(&self, graph: &Graph, node: NodeId, lookup: Lookup) -> bool {
+    pub fn is_positional(&self, graph: &Graph, node: NodeId, lookup: Lookup) -> bool {
         if lookup.index.elements() == lookup.table.size(-2) as u64 && lookup.table.size(-2) > 1 {
             return true;
         }
@@ -269,12 +270,10 @@ impl Modalities {
 
     /// What comes in where a parameter is applied; `None` where none is.
     fn entered(&self, graph: &Graph, node: NodeId) -> Option<Modality> {
-        if graph.roles(node).has(Roles::CONVOLUTION) {
-            let (data, weight) = (graph.input(node, 0)?, graph.input(node, 1)?);
-            if self.touched[data.value.0 as usize] || !self.rooted[data.value.0 as usize] {
-                return Some(Modality::NONE);
-            }
-            return Some(planes(data, weight));
+        if let Some(convolution) = Convolution::of(graph, node) {
+            let data = convolution.data.value.0 as usize;
+            let is_input = !self.touched[data] && self.rooted[data];
+            return Some(if is_input { planes(convolution) } else { Modality::NONE });
         }
         let product = product(graph, node)?;
         let data = product.data.value.0 as usize;
@@ -312,14 +311,10 @@ fn is_constant(graph: &Graph, node: NodeId) -> bool {
 }
 
 /// What a convolution's input is.
-fn planes(data: Tensor, weight: Tensor) -> Modality {
-    let spatial = weight.dims().saturating_sub(2);
-    let channels = match data.dims() == spatial + 2 {
-        true => data.size(1),
-        false => data.size(0),
-    };
-    let (h, w) = (data.size(-2), data.size(-1));
-    match (spatial, channels) {
+fn planes(convolution: Convolution<'_>) -> Modality {
+    let channels = convolution.channels();
+    let (h, w) = (convolution.data.size(-2), convolution.data.size(-1));
+    match (convolution.spatial, channels) {
         (3, 1..=4) => Modality::IMAGE,
         (2, 3) => Modality::IMAGE,
         // One plane: a picture is about as high as wide, a spectrogram is not.

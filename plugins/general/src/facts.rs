@@ -29,6 +29,11 @@ impl<'g> Facts<'g> {
         Facts { graph, flow, modalities, nodes, attentions: OnceCell::new() }
     }
 
+    /// Whether no parameter took part in it yet.
+    pub fn is_raw(&self, data: Tensor<'_>) -> bool {
+        !self.modalities.is_touched(data.value)
+    }
+
     /// Found when they are first asked for: few windows need them.
     pub fn attentions(&self) -> &[Attention] {
         self.attentions.get_or_init(|| attentions(self.graph, &self.flow))

@@ -1,19 +1,21 @@
 //! What has no domain of its own: perceptrons, forecasts, kernels, policies, fields.
 
+use genie_plugin::evidence::{CLAIM_MIN, FAIR, FALLBACK, LIKELY, PLAUSIBLE, POSSIBLE};
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::{is_given, product};
-use genie_plugin::shapes::modality::Modality;
+use genie_plugin::shapes::{Convolution, Modality};
 
 use crate::facts::Facts;
 
 /// A table with fewer rows holds categories, not words, users or items.
 const CATEGORIES_MAX: i64 = 64;
-/// Every window is at least this.
-const FALLBACK: f32 = 0.12;
 
 pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
     let graph = facts.graph;
-    let Some(confidence) = plain(facts) else { return };
+    if facts.nodes.is_empty() {
+        return;
+    }
+    let confidence = plain(facts);
     notes.workload("other", confidence);
     if !facts.flow.training {
         let nodes = graph.nodes().filter(|node| graph.is_op(*node));
@@ -21,131 +23,68 @@ pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
     }
 }
 
-/// How sure it is that nothing but numbers in rows and series is computed; `None` where nothing is.
-fn plain(facts: &Facts<'_>) -> Option<f32> {
-    let seen = Seen::of(facts);
-    if seen.ops == 0 {
-        return None;
-    }
-    if seen.planes || seen.pixels && !seen.windows || seen.lookups && !seen.few_categories {
-        return Some(FALLBACK);
-    }
-    Some(match () {
+/// How sure it is that nothing but numbers in rows and series is computed.
+fn plain(facts: &Facts<'_>) -> f32 {
+    let graph = facts.graph;
+    let any = |holds: &dyn Fn(NodeId) -> bool| facts.nodes.iter().any(|node| holds(*node));
+    let has = |roles| any(&|node| graph.roles(node).has(roles));
+    let attends = || !facts.attentions().is_empty();
+    // A given series is read in windows that overlap.
+    let slides = any(&|node| {
+        graph.inputs(node).any(|input| is_given(graph, input.value) && input.overlaps())
+    });
+    // Pictures that were cut into rows, or sound.
+    let senses = facts
+        .modalities
+        .entries
+        .iter()
+        .any(|(_, entered)| entered.has(Modality::IMAGE) || entered.has(Modality::AUDIO));
+    let over_planes = |node| Convolution::of(graph, node).is_some_and(|found| found.spatial >= 2);
+    match lookups(facts) {
+        Lookups::Entities => FALLBACK,
+        _ if any(&over_planes) || senses && !slides => FALLBACK,
         // Numbers of a table with a few categories among them.
-        () if seen.lookups && !seen.attention => 0.5,
-        () if seen.lookups => FALLBACK,
-        () if seen.spectra => 0.3,
-        () if seen.windows => 0.82,
+        Lookups::Categories if !attends() => POSSIBLE,
+        Lookups::Categories => FALLBACK,
+        Lookups::None if has(Roles::FOURIER) => CLAIM_MIN,
+        Lookups::None if slides => LIKELY,
         // Kernels and filters: nothing of the other domains inverts matrices.
-        () if seen.factorizes => 0.75,
-        () if seen.attention => 0.5,
-        () if seen.convolutions > 0 => 0.6,
-        () if seen.products > 0 => 0.72,
-        () => 0.2,
-    })
+        Lookups::None if has(Roles::FACTORIZATION) => LIKELY,
+        Lookups::None if attends() => POSSIBLE,
+        Lookups::None if has(Roles::CONVOLUTION) => PLAUSIBLE,
+        Lookups::None if any(&|node| product(graph, node).is_some()) => FAIR,
+        Lookups::None => FALLBACK,
+    }
 }
 
-#[derive(Debug, Default)]
-struct Seen {
-    ops: usize,
-    /// Rows of a table by integers that the program gave.
-    lookups: bool,
+/// Rows of tables that are looked up by integers.
+enum Lookups {
+    None,
     /// The tables have few rows, and each example looks up one of each: weekdays, kinds.
-    few_categories: bool,
-    /// Convolutions over planes or volumes.
-    planes: bool,
-    /// Pictures that were cut into rows, or sound.
-    pixels: bool,
-    spectra: bool,
-    attention: bool,
-    /// A given series is read in windows that overlap.
-    windows: bool,
-    factorizes: bool,
-    /// Convolutions over series.
-    convolutions: usize,
-    products: usize,
+    Categories,
+    /// Words, users, items.
+    Entities,
 }
 
-impl Seen {
-    fn of(facts: &Facts<'_>) -> Seen {
-        let (graph, flow) = (facts.graph, &facts.flow);
-        let mut seen = Seen { few_categories: true, ..Seen::default() };
-        for node in graph.nodes().filter(|node| flow.is_forward(*node)) {
-            seen.ops += 1;
-            if facts.graph.roles(node).has(Roles::CONVOLUTION) {
-                match graph.input(node, 1).map_or(0, |weight| weight.dims()) {
-                    0..=3 => seen.convolutions += 1,
-                    _ => seen.planes = true,
-                }
-                continue;
-            }
-            seen.windows |=
-                graph.inputs(node).any(|input| is_given(graph, input.value) && overlaps(input));
-            seen.products += usize::from(product(facts.graph, node).is_some());
-            let name = facts.graph.name(node);
-            if name.contains("embedding") {
-                seen.lookups = true;
-                let table = graph.input(node, 0).map_or(0, |table| table.size(0));
-                let one_each = graph.input(node, 1).is_some_and(|index| {
-                    index.size(0) as u64 == index.elements() && index.elements() > 1
-                });
-                seen.few_categories &= table < CATEGORIES_MAX && one_each;
-            }
-            seen.spectra |= name.starts_with("_fft");
-            seen.attention |= name.contains("scaled_dot_product")
-                || name == "_native_multi_head_attention"
-                || name.contains("transformer_encoder_layer")
-                || matches!(name, "_softmax" | "_safe_softmax") && meets_a_product(graph, node);
-            seen.factorizes |= FACTORIZATIONS.iter().any(|part| name.contains(part));
-        }
-        if seen.planes || seen.lookups && !seen.few_categories {
-            // That is enough to know that it is something else.
-            return seen;
-        }
-        for (node, entered) in &facts.modalities.entries {
-            if entered.has(Modality::TOKENS) && !graph.op(*node).contains("embedding") {
-                seen.lookups = true;
-                seen.few_categories = false;
-            }
-            seen.pixels |= entered.has(Modality::IMAGE) || entered.has(Modality::AUDIO);
-        }
-        seen
+fn lookups(facts: &Facts<'_>) -> Lookups {
+    let graph = facts.graph;
+    let is_lookup = |node: NodeId| graph.name(node).contains("embedding");
+    let is_category = |node: NodeId| {
+        let rows = graph.input(node, 0).map_or(0, |table| table.size(0));
+        let one_each = graph
+            .input(node, 1)
+            .is_some_and(|index| index.size(0) as u64 == index.elements() && index.elements() > 1);
+        rows < CATEGORIES_MAX && one_each
+    };
+    let mut entries = facts.modalities.entries.iter();
+    let by_hand = entries.any(|(node, of)| of.has(Modality::TOKENS) && !is_lookup(*node));
+    let mut tables = facts.nodes.iter().filter(|node| is_lookup(**node)).peekable();
+    match tables.peek().is_some() {
+        _ if by_hand => Lookups::Entities,
+        false => Lookups::None,
+        true if tables.all(|node| is_category(*node)) => Lookups::Categories,
+        true => Lookups::Entities,
     }
-}
-
-const FACTORIZATIONS: [&str; 9] = [
-    "cholesky",
-    "linalg_solve",
-    "linalg_lu",
-    "linalg_eig",
-    "linalg_svd",
-    "linalg_qr",
-    "linalg_inv",
-    "_det",
-    "triangular",
-];
-
-/// Whether a view shows some elements more than once, at different places: sliding windows.
-fn overlaps(view: Tensor<'_>) -> bool {
-    let mut dims: Vec<(i64, i64)> =
-        view.strides.iter().copied().zip(view.sizes.iter().copied()).collect();
-    dims.retain(|(stride, size)| *stride > 0 && *size > 1);
-    dims.sort_unstable();
-    dims.windows(2).any(|pair| pair[1].0 < pair[0].0.saturating_mul(pair[0].1))
-}
-
-/// Whether a softmax weighs rows: its result goes into a batched product.
-fn meets_a_product(graph: &Graph, softmax: NodeId) -> bool {
-    let mut at = softmax;
-    for _ in 0..4 {
-        let Some(next) = graph.successors(at).next() else { return false };
-        match graph.name(next) {
-            "bmm" | "matmul" => return true,
-            "clone" | "native_dropout" | "_to_copy" | "mul" | "copy" => at = next,
-            _ => return false,
-        }
-    }
-    false
 }
 
 #[cfg(test)]

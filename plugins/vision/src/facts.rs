@@ -1,8 +1,8 @@
 //! What every operator of the forward pass does, as far as a picture is concerned.
 
 use genie_plugin::prelude::*;
-use genie_plugin::shapes::Flow;
 use genie_plugin::shapes::flow::{is_given, is_weighted, product};
+use genie_plugin::shapes::{self, Flow};
 
 /// The longest way that is followed back from an operand.
 const WALK_MAX: usize = 16;
@@ -294,7 +294,7 @@ fn kind(graph: &Graph, flow: &Flow, node: NodeId) -> Kind {
         return Kind::Mixing;
     }
     match graph.name(node) {
-        name if name.contains("scaled_dot_product") || name.contains("attention") => Kind::Mixing,
+        _ if graph.roles(node).has(Roles::ATTENTION) => Kind::Mixing,
         name if name.contains("batch_norm") => Kind::BatchNorm,
         "native_layer_norm" | "layer_norm" | "native_group_norm" | "group_norm"
         | "instance_norm" | "rms_norm" | "_fused_rms_norm" => Kind::SampleNorm,
@@ -302,7 +302,7 @@ fn kind(graph: &Graph, flow: &Flow, node: NodeId) -> Kind {
         | "mish" | "tanh" | "sigmoid" | "hardsigmoid" | "prelu" | "_prelu_kernel" | "celu"
         | "selu" | "softplus" | "threshold" | "clamp" | "clamp_min" => Kind::Activation,
         name if name.starts_with("max_pool") => Kind::MaxPool,
-        name if name.contains("avg_pool") || name.contains("adaptive") => Kind::Mean,
+        _ if graph.roles(node).has(Roles::POOL) => Kind::Mean,
         "mean" | "amax" | "logsumexp" => Kind::Mean,
         "cat" | "stack" => Kind::Join,
         "add" => Kind::Sum,
@@ -314,22 +314,12 @@ fn kind(graph: &Graph, flow: &Flow, node: NodeId) -> Kind {
 
 /// How the convolution walks; `None` for one over a single dimension.
 fn convolution(graph: &Graph, node: NodeId) -> Option<Convolution> {
-    let weight = graph.input(node, 1)?;
-    let kernel = weight.sizes.get(2..).filter(|kernel| kernel.len() >= 2)?;
-    let args: Vec<Arg<'_>> = graph.args(node).collect();
-    let stride = args.iter().position(|arg| matches!(arg, Arg::List(_)));
-    let strided = stride.is_some_and(|at| {
-        let Arg::List(count) = args[at] else { return false };
-        let steps = args[at + 1..].iter().take(count as usize);
-        steps.filter_map(|arg| arg.as_i64()).any(|step| step > 1)
-    });
-    let transposed = args.iter().any(|arg| matches!(arg, Arg::Bool(true)));
-    let channels = graph.input(node, 0).map_or(1, |data| data.size(1));
+    let found = shapes::Convolution::of(graph, node).filter(|found| found.spatial >= 2)?;
     Some(Convolution {
-        transposed,
-        strided,
-        grouped: !transposed && weight.size(1) < channels,
-        wide: kernel.iter().any(|size| *size > 1),
+        transposed: found.transposed,
+        strided: found.stride > 1,
+        grouped: found.is_grouped(),
+        wide: found.is_wide(),
     })
 }
 

@@ -20,19 +20,7 @@ impl Net {
     }
 
     fn convolution_by(&mut self, x: Handle, weight: Handle, sizes: &[i64], stride: i64) -> Handle {
-        let (stride, one) = ([stride, stride], [1, 1]);
-        let args = [
-            Given::Tensor(0),
-            Given::Tensor(1),
-            Given::None,
-            Given::Ints(&stride),
-            Given::Ints(&one),
-            Given::Ints(&one),
-            Given::Bool(false),
-            Given::Ints(&one),
-            Given::Int(1),
-        ];
-        self.0.op_with("aten::convolution", &[x, weight], Some(&args), sizes)
+        self.0.convolve(x, weight, &[stride, stride], false, sizes)
     }
 
     fn norm(&mut self, x: Handle, sizes: &[i64]) -> Handle {
