@@ -1,11 +1,11 @@
 //! Graph networks: messages along edges, or products with an adjacency matrix.
 //!
-//! | way of writing it | evidence | file |
-//! |---|---|---|
-//! | by edges | rows are picked by one list of integers, what comes of them is summed into rows by another list as long, or by the ends of segments | `rows` |
-//! | by neighbours | rows of features are picked by a list for each of these rows, in one table or in a loop, and pooled | `rows` |
-//! | by a matrix | a matrix that is no parameter multiplies features from the left: a square one layer after layer, one of edges by nodes with its transpose | `matrices` |
-//! | by pairs | what is computed for every two nodes weighs features: masked scores through a softmax, or filters from distances | `pairs` |
+//! | way of writing it | evidence |
+//! |---|---|
+//! | [`rows`]: edges | a list of integers picks rows, another list or the ends of segments sum them |
+//! | [`rows`]: neighbours | each row has a list that picks rows of the same features, which are pooled |
+//! | [`matrices`] | a matrix that is no parameter multiplies features from the left, layer after layer |
+//! | [`pairs`] | scores or filters for every two nodes weigh features |
 
 mod matrices;
 mod pairs;
@@ -13,15 +13,12 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use genie_plugin::dataflow::{leads_down, seen_through};
+use genie_plugin::dataflow::seen_through;
 use genie_plugin::evidence;
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::is_given;
 
 use crate::facts::Facts;
-
-/// Nodes that are looked at above or below a node.
-const LOOK_MAX: usize = 32;
 
 pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
     let graph = facts.graph;
@@ -29,15 +26,15 @@ pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
     if sees_images(facts) {
         return;
     }
-    let edges = rows::edges(facts);
-    let found = [edges.confidence(), rows::neighbours(facts), matrices::mixes(facts)];
-    let confidence = found.into_iter().fold(pairs::weighs(facts), f32::max);
+    let rows = rows::summed(facts);
+    let others = matrices::mixes(facts).max(pairs::weighs(facts));
+    let confidence = rows.confidence(graph).max(others);
     if confidence < evidence::CLAIM_MIN {
         return;
     }
     notes.workload("gnn", confidence);
-    if edges.len > 0 {
-        notes.attribute("edges", edges.len.to_string());
+    if rows.edges > 0 {
+        notes.attribute("edges", rows.edges.to_string());
     }
     if !facts.flow.training {
         let nodes = graph.nodes().filter(|node| graph.is_op(*node));
@@ -53,9 +50,14 @@ fn sees_images(facts: &Facts<'_>) -> bool {
     })
 }
 
-/// Whether a pool over a dimension lies below a value.
-fn is_pooled(graph: &Graph, value: ValueId) -> bool {
-    leads_down(graph, value, LOOK_MAX, |node| graph.roles(node).has(Roles::REDUCTION), |_| true)
+/// How sure so many rounds of messages are, by a sign that is sure or that others share.
+fn level(rounds: i64, sure: bool) -> f32 {
+    match (rounds, sure) {
+        (..=0, _) => 0.0,
+        (1, false) => evidence::PLAUSIBLE,
+        (1, true) | (_, false) => evidence::LIKELY,
+        (_, true) => evidence::STRONG,
+    }
 }
 
 /// Whether a node is a product whose right operand is a parameter, and not this matrix.

@@ -1,12 +1,21 @@
 //! Matrices that are no parameters and multiply features from the left.
 
+use std::collections::BTreeMap;
+
 use genie_plugin::dataflow::{ByValue, CLIMB_MAX, carry, leads_down, leads_up, seen_through};
-use genie_plugin::evidence;
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::is_given;
 
-use super::{LOOK_MAX, projects};
+use super::{level, projects};
 use crate::facts::Facts;
+
+/// What makes features of its operands.
+const WORKS: Roles = Roles::PRODUCT
+    .and(Roles::CONVOLUTION)
+    .and(Roles::RECURRENCE)
+    .and(Roles::FUSED_LAYER)
+    .and(Roles::NORM)
+    .and(Roles::GATHER);
 
 /// What a value is of a given matrix: scaled, shifted and masked at most.
 #[derive(Debug, Clone, Copy)]
@@ -17,81 +26,66 @@ struct Outside {
     by_degree: bool,
 }
 
-/// A matrix that stands on the left of products.
-#[derive(Debug)]
+/// A matrix that stands on the left of products: how often.
+#[derive(Debug, Default)]
 struct Mixer {
-    matrix: ValueId,
-    offset: u64,
     rows: i64,
-    /// Of edges by nodes, or of nodes by edges.
-    oblong: bool,
-    by_degree: bool,
-    /// How often it multiplies computed features, given ones, and computed ones as its transpose.
-    computed: usize,
-    given: usize,
-    back: usize,
+    /// It has another row for each edge, or was scaled by its own sums: no batch of rows.
+    sure: bool,
+    square: bool,
+    /// Before computed features, before given ones, and as its transpose.
+    computed: i64,
+    given: i64,
+    back: i64,
 }
 
 impl Mixer {
     fn confidence(&self) -> f32 {
-        if self.oblong {
-            return match self.computed.min(self.back) {
-                0 => 0.0,
-                1 => evidence::FAIR,
-                _ => evidence::GOOD,
-            };
-        }
-        match (self.computed, self.computed + self.given, self.by_degree) {
+        match (self.square, self.computed, self.computed + self.given) {
+            (false, ..) => level(self.computed.min(self.back), true),
             // A square batch of rows times a parameter looks the same.
-            (0, _, _) | (_, 1, false) => 0.0,
-            (_, 2.., true) => evidence::STRONG,
-            _ => evidence::LIKELY,
+            (true, 0, _) => 0.0,
+            (true, _, 1) if !self.sure => 0.0,
+            (true, _, rounds) => level(rounds, self.sure),
         }
     }
 }
 
 /// How sure it is that such a matrix multiplies features in a row with products by parameters.
 pub(super) fn mixes(facts: &Facts<'_>) -> f32 {
-    let graph = facts.graph;
-    let outside = outside(facts);
-    let mut mixers: Vec<Mixer> = Vec::new();
+    let (graph, outside) = (facts.graph, outside(facts));
+    let mut mixers: BTreeMap<(ValueId, u64), Mixer> = BTreeMap::new();
     for node in &facts.nodes {
-        let Some((left, right, sparse)) = operands(graph, *node) else { continue };
+        let Some((left, right)) = operands(graph, *node) else { continue };
         let Some(Outside { matrix: Some(matrix), by_degree }) = outside[left] else { continue };
         let source = seen_through(graph, right.value);
-        if source == matrix || !is_in_a_layer(graph, *node, right, matrix) {
+        if !is_matrix(left) || source == matrix || !is_in_a_layer(graph, *node, right, matrix) {
             continue;
         }
-        let known = |mixer: &Mixer| mixer.matrix == matrix && mixer.offset == left.offset;
-        let known = mixers.iter().rev().take(LOOK_MAX).position(known);
-        let at = known.map_or(mixers.len(), |back| mixers.len() - 1 - back);
-        let (rows, oblong) = (left.size(-2), !sparse && left.size(-2) != left.size(-1));
-        if known.is_none() {
-            let (offset, by_degree) = (left.offset, by_degree || sparse);
-            let (computed, given, back) = (0, 0, 0);
-            mixers.push(Mixer { matrix, offset, rows, oblong, by_degree, computed, given, back });
-        }
-        let mixer = &mut mixers[at];
-        mixer.by_degree |= by_degree;
+        let rows = left.size(-2);
+        let mixer = mixers.entry((matrix, left.offset)).or_insert(Mixer {
+            rows,
+            square: is_square(left),
+            ..Mixer::default()
+        });
+        mixer.sure |= by_degree;
         *match (is_given(graph, source), rows == mixer.rows) {
             (true, _) => &mut mixer.given,
             (false, true) => &mut mixer.computed,
             (false, false) => &mut mixer.back,
         } += 1;
     }
-    mixers.iter().map(Mixer::confidence).fold(0.0, f32::max)
+    mixers.values().map(Mixer::confidence).fold(0.0, f32::max)
 }
 
-/// The operands of a product that may mix rows, left and right, and whether the left one is sparse.
-fn operands(graph: &Graph, node: NodeId) -> Option<(Tensor<'_>, Tensor<'_>, bool)> {
-    let (first, sparse) = match graph.name(node) {
-        "mm" | "bmm" | "matmul" => (0, false),
-        "addmm" | "baddbmm" => (1, false),
-        "_sparse_mm" | "spmm" => (0, true),
+/// The operands of a product, left and right.
+fn operands(graph: &Graph, node: NodeId) -> Option<(Tensor<'_>, Tensor<'_>)> {
+    let first = match graph.name(node) {
+        "mm" | "bmm" | "matmul" => 0,
+        "addmm" | "baddbmm" => 1,
         _ => return None,
     };
-    let (left, right) = (graph.input(node, first)?, graph.input(node, first + 1)?);
-    (sparse || is_matrix(left)).then_some((left, right, sparse))
+    Some((graph.input(node, first)?, graph.input(node, first + 1)?))
 }
 
 fn is_matrix(tensor: Tensor<'_>) -> bool {
@@ -139,30 +133,22 @@ fn places(facts: &Facts<'_>, node: NodeId) -> bool {
 
 /// What the results of a node are of the one matrix that its operands are of.
 fn carried(graph: &Graph, node: NodeId, known: &ByValue<Option<Outside>>) -> Option<Outside> {
-    let name = graph.name(node);
     // Integers besides a matrix are indexes and sizes.
-    let is_matrix = |input: &Tensor<'_>| known[*input].is_some_and(|of| of.matrix.is_some());
-    let floats =
-        || graph.inputs(node).filter(|input| !input.dtype.is_integer() || is_matrix(input));
-    // Scaled from both sides.
-    let scaled = matches!(name, "mm" | "bmm") && floats().all(is_square);
-    let keeps = graph.roles(node).has(Roles::ELEMENTWISE)
-        || matches!(name, "sum" | "eye" | "diag" | "diag_embed" | "diagonal" | "fill_diagonal")
-        || matches!(name, "zero" | "repeat" | "index_put" | "ones_like");
-    if !scaled && !keeps {
+    let is_known = |input: &Tensor<'_>| known[*input].is_some_and(|of| of.matrix.is_some());
+    let inputs = || graph.inputs(node).filter(|input| !input.dtype.is_integer() || is_known(input));
+    // Products are of something else, unless they scale rows and columns.
+    let scales = matches!(graph.name(node), "mm" | "bmm") && inputs().all(is_square);
+    if graph.roles(node).has(WORKS) && !scales {
         return None;
     }
-    let mut sum = Outside { matrix: None, by_degree: name == "sum" };
-    for input in floats() {
-        match known[input] {
-            Some(part) => {
-                sum.matrix = sum.matrix.or(part.matrix);
-                sum.by_degree |= part.by_degree;
-            }
-            // Memory that nothing was written to yet.
-            None if !graph.is_op(graph.producer(input.value)) => {}
-            None => return None,
-        }
+    let mut sum = Outside { matrix: None, by_degree: graph.name(node) == "sum" };
+    for input in inputs() {
+        // Memory that nothing was written to yet is nothing.
+        let is_memory = || !graph.is_op(graph.producer(input.value));
+        let blank = Outside { matrix: None, by_degree: false };
+        let part = known[input].or_else(|| is_memory().then_some(blank))?;
+        sum.matrix = sum.matrix.or(part.matrix);
+        sum.by_degree |= part.by_degree;
     }
     Some(sum)
 }

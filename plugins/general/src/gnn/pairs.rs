@@ -1,11 +1,10 @@
 //! What is computed for every two nodes and weighs their features.
 
-use genie_plugin::dataflow::{ByValue, carry};
-use genie_plugin::evidence;
+use genie_plugin::dataflow::{ByValue, CLIMB_MAX, carry, leads_down};
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::is_given;
 
-use super::{is_pooled, projects};
+use super::{level, projects};
 use crate::facts::Facts;
 
 /// The difference of two places, or their distance.
@@ -36,18 +35,13 @@ pub(super) fn weighs(facts: &Facts<'_>) -> f32 {
         let scored = SUM | BENT | MASKED;
         if graph.roles(node).has(Roles::SOFTMAX) {
             attended +=
-                usize::from(known.of_inputs(graph, node).any(|of| of.signs & scored == scored));
+                i64::from(known.of_inputs(graph, node).any(|of| of.signs & scored == scored));
         }
         filtered +=
-            usize::from(pairs.signs & FILTER != 0 && meets_features(graph, node, pairs, known));
+            i64::from(pairs.signs & FILTER != 0 && meets_features(graph, node, pairs, known));
         move |out: Tensor<'_>| if out.dtype.is_floating() { pairs } else { Pairs::default() }
     });
-    match (attended, filtered) {
-        (1.., _) => evidence::GOOD,
-        (_, 2..) => evidence::LIKELY,
-        (_, 1) => evidence::PLAUSIBLE,
-        _ => 0.0,
-    }
+    level(attended, true).max(level(filtered, false))
 }
 
 /// What a node's results have for pairs.
@@ -80,23 +74,24 @@ fn pairs(graph: &Graph, node: NodeId, known: &ByValue<Pairs>) -> Pairs {
 /// `[.., 1, n, ..]`, and what.
 fn crossed(graph: &Graph, node: NodeId) -> Option<(i64, u8)> {
     let (a, b, out) = (graph.input(node, 0)?, graph.input(node, 1)?, graph.output(node, 0)?);
-    let sign = match graph.name(node) {
-        "sub" | "_cdist_forward" | "cdist" | "_euclidean_dist" if a.value == b.value => APART,
-        "add" => SUM,
+    let crosses = |i: isize, j: isize| {
+        let n = out.size(i);
+        (out.size(j), a.size(i), a.size(j), b.size(i), b.size(j)) == (n, n, 1, 1, n)
+    };
+    let cross = || {
+        let i =
+            (1..out.dims().min(8) as isize).find(|i| crosses(-i, -i - 1) || crosses(-i - 1, -i))?;
+        Some(out.size(-i))
+    };
+    let (nodes, sign) = match graph.name(node) {
+        "add" => (cross()?, SUM),
+        "sub" if a.value == b.value => (cross()?, APART),
+        "_cdist_forward" | "cdist" | "_euclidean_dist" if a.value == b.value => {
+            (if out.size(-1) == out.size(-2) { out.size(-1) } else { 0 }, APART)
+        }
         _ => return None,
     };
-    if !matches!(graph.name(node), "sub" | "add") {
-        return (out.size(-1) == out.size(-2) && out.size(-1) > 2).then_some((out.size(-1), sign));
-    }
-    let dims = out.dims().min(8) as isize;
-    let crosses = |i: isize, j: isize| {
-        let n = out.size(-i);
-        n > 2
-            && out.size(-j) == n
-            && (a.size(-i), a.size(-j), b.size(-i), b.size(-j)) == (n, 1, 1, n)
-    };
-    let pair = (1..=dims).find(|i| (1..=dims).any(|j| crosses(*i, j)))?;
-    Some((out.size(-pair), sign))
+    (nodes > 2).then_some((nodes, sign))
 }
 
 /// Whether filters multiply computed features of one of the two nodes, and that is pooled.
@@ -108,5 +103,8 @@ fn meets_features(graph: &Graph, node: NodeId, pairs: Pairs, known: &ByValue<Pai
     };
     graph.name(node) == "mul"
         && graph.inputs(node).any(is_features)
-        && graph.output(node, 0).is_some_and(|out| is_pooled(graph, out.value))
+        && graph.outputs(node).any(|out| {
+            let pools = |node: NodeId| graph.roles(node).has(Roles::REDUCTION);
+            leads_down(graph, out.value, 2 * CLIMB_MAX, pools, |_| true)
+        })
 }

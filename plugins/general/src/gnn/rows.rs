@@ -1,247 +1,190 @@
-//! Rows of features that are picked by lists of integers, and pooled.
+//! Rows of features that lists of integers pick, and what sums them.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use genie_plugin::dataflow::{
-    ByValue, CLIMB_MAX, carry, climb, leads_down, leads_up, seen_through,
-};
+use genie_plugin::dataflow::{ByValue, CLIMB_MAX, carry, climb, leads_up, seen_through};
 use genie_plugin::evidence;
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::Modality;
 use genie_plugin::shapes::flow::is_given;
 
-use super::LOOK_MAX;
+use super::level;
 use crate::facts::Facts;
 
-/// A list of integers that says which rows: two views of one tensor are two lists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct List {
-    value: ValueId,
-    offset: u64,
-    len: i64,
-}
-
-/// Rows picked by a list.
+/// Rows of features that a list picked.
 #[derive(Debug, Clone, Copy)]
-struct Picked {
-    by: List,
-    /// Rows picked by another list as long took part: both ends of edges.
+struct Picked<'g> {
+    of: Tensor<'g>,
+    by: Tensor<'g>,
+    /// Rows that another list as long picked took part: both ends of edges.
     ends: bool,
     /// Each row is the sum of all rows up to it.
     running: bool,
 }
 
-/// Rows that were picked by one list and summed by another.
+/// What becomes of picked rows.
 #[derive(Debug, Default)]
-pub(super) struct Edges {
-    rounds: usize,
-    /// The longest list.
-    pub len: i64,
+pub(super) struct Sums {
+    /// The longest list of edges.
+    pub edges: i64,
+    by_other: usize,
+    /// Of features: how many lists of their rows are pooled, and how many rows they have.
+    lists: BTreeMap<ValueId, (i64, i64)>,
+    /// Pools over the nearest neighbours.
+    nearest: i64,
 }
 
-impl Edges {
-    pub fn confidence(&self) -> f32 {
-        match self.rounds {
+/// Follows rows from where they are picked to where they are summed.
+pub(super) fn summed(facts: &Facts<'_>) -> Sums {
+    let (graph, mut sums) = (facts.graph, Sums::default());
+    carry(graph, &facts.nodes, ByValue::<Option<Picked<'_>>>::new(graph), |picked, node| {
+        let from = together(graph, node, picked.of_inputs(graph, node).flatten());
+        let ends = picked.of_inputs(graph, node).all(|of| of.is_some_and(|of| of.running));
+        let here = match from {
+            Some(from) if sums.adds(facts, node, from, ends) => None,
+            // The ends of segments pick rows of a running sum.
+            Some(from) if from.running || runs_along(graph, node, from) => {
+                Some(Picked { running: true, ..from })
+            }
+            from => picks(graph, node).or(from),
+        };
+        move |out: Tensor<'_>| here.filter(|_| out.dtype.is_floating())
+    });
+    sums
+}
+
+impl Sums {
+    pub fn confidence(&self, graph: &Graph) -> f32 {
+        let edges = match self.by_other {
             0 => 0.0,
             1 => evidence::GOOD,
             _ => evidence::UNMISTAKABLE,
+        };
+        let (mut rounds, mut computed) = (0, false);
+        for (of, (lists, rows)) in &self.lists {
+            // As many lists as rows are one round; a node without neighbours needs none.
+            let here = (2 * lists + rows - 1) / (2 * rows);
+            rounds += here;
+            computed |= here > 0 && !is_given(graph, *of);
+        }
+        let neighbours = if computed { level(rounds, true) } else { 0.0 };
+        edges.max(neighbours).max(level(self.nearest, false))
+    }
+
+    /// Whether the node adds picked rows into rows by another list, or takes the difference of the
+    /// `ends` of segments of their running sum. Pools over lists are counted on the way.
+    fn adds(&mut self, facts: &Facts<'_>, node: NodeId, from: Picked<'_>, ends: bool) -> bool {
+        let graph = facts.graph;
+        let Some(out) = graph.output(node, 0) else { return false };
+        let adds = match graph.name(node) {
+            "sub" => ends && out.size(0) != len(from.by),
+            "index_put" | "_index_put_impl" => graph.args(node).any(|arg| arg == Arg::Bool(true)),
+            _ if graph.roles(node).has(Roles::REDUCTION) => {
+                self.pool(facts, from, out);
+                false
+            }
+            _ => graph.roles(node).has(Roles::SCATTER_SUM),
+        };
+        let other = |to: Tensor<'_>| len(to) == len(from.by) && (from.ends || !same(to, from.by));
+        let by_other = ends || list(graph, node).is_some_and(other);
+        if adds && by_other && !routes_words(facts, from.by) {
+            self.by_other += 1;
+            self.edges = self.edges.max(len(from.by));
+        }
+        adds
+    }
+
+    /// Counts lists of neighbours: they stand in one table, or a loop takes one after another.
+    fn pool(&mut self, facts: &Facts<'_>, from: Picked<'_>, sum: Tensor<'_>) {
+        let (rows, len, one) = (from.of.size(0), len(from.by), from.by.dims() == 1);
+        let integers = facts.modalities.integers(from.by.value);
+        let given = integers.given() && !integers.chosen() && from.of.dims() == 2 && rows > 2;
+        // A table may have no list for what stands for no neighbour.
+        let fits = if one { len % rows == 0 } else { (rows - 1..=rows).contains(&from.by.size(0)) };
+        let each = fits && len >= 2 * rows && sum.elements() >= rows as u64;
+        if given && (each || one && sum.elements() == from.of.size(-1) as u64) {
+            let lists = &mut self.lists.entry(from.of.value).or_insert((0, rows)).0;
+            *lists += if each { rows } else { 1 };
+        } else if len >= 2 * rows && is_nearest(facts.graph, from.by.value) {
+            self.nearest += 1;
         }
     }
 }
 
-/// Experts of a language model pick and sum by the same list, or by one that scores chose; that is
-/// no graph.
-pub(super) fn edges(facts: &Facts<'_>) -> Edges {
-    let (graph, mut found) = (facts.graph, Edges::default());
-    carry(graph, &facts.nodes, ByValue::<Option<Picked>>::new(graph), |picked, node| {
-        let from = together(graph, node, picked.of_inputs(graph, node).flatten());
-        let sum = from.and_then(|from| summed(graph, node, from, picked));
-        if let Some(list) = sum.filter(|list| !routes_words(facts, *list)) {
-            found.rounds += 1;
-            found.len = found.len.max(list.len);
-        }
-        let here = match (picks(graph, node), from) {
-            _ if sum.is_some() => None,
-            // The ends of segments pick rows of a running sum.
-            (Some(by), None | Some(Picked { running: false, .. })) => {
-                Some(Picked { by, ends: false, running: false })
-            }
-            (_, Some(from)) => {
-                Some(Picked { running: from.running || runs(graph, node, from), ..from })
-            }
-            (None, None) => None,
-        };
-        move |out: Tensor<'_>| here.filter(|_| out.dtype.is_floating())
-    });
-    found
-}
-
-/// What the operands of a node were picked by; of several, that of which its result has one row
-/// each.
-fn together(graph: &Graph, node: NodeId, of: impl Iterator<Item = Picked>) -> Option<Picked> {
+/// What picked the operands of a node; of several lists, that of which its result has one row each.
+fn together<'g>(
+    graph: &Graph,
+    node: NodeId,
+    picked: impl Iterator<Item = Picked<'g>>,
+) -> Option<Picked<'g>> {
     let sizes = graph.output(node, 0).map_or(&[][..], |out| out.sizes);
-    of.reduce(|held, next| match held.by.len == next.by.len {
-        true => Picked {
-            ends: held.ends || next.ends || held.by != next.by,
-            running: held.running || next.running,
-            ..held
-        },
-        false if sizes.contains(&next.by.len) => next,
+    picked.reduce(|held, next| match len(held.by) == len(next.by) {
+        true => Picked { ends: held.ends || next.ends || !same(held.by, next.by), ..held },
+        false if sizes.contains(&len(next.by)) => next,
         false => held,
     })
 }
 
-/// The list that picked the rows, if the node adds them into others by another list, or takes the
-/// difference between where a running sum of them ends and where it began.
-fn summed(
-    graph: &Graph,
-    node: NodeId,
-    from: Picked,
-    picked: &ByValue<Option<Picked>>,
-) -> Option<List> {
-    let adds = match graph.name(node) {
-        "sub" => {
-            let running = |of: Option<Picked>| of.is_some_and(|of| of.running);
-            let fewer = graph.output(node, 0)?.size(0) != from.by.len;
-            fewer && graph.inputs(node).len() == 2 && picked.of_inputs(graph, node).all(running)
-        }
-        "index_put" | "_index_put_impl" | "_unsafe_index_put" => {
-            graph.args(node).any(|arg| arg == Arg::Bool(true)) && by_other(graph, node, from)
-        }
-        _ => graph.roles(node).has(Roles::SCATTER_SUM) && by_other(graph, node, from),
-    };
-    adds.then_some(from.by)
+/// Whether the node sums picked rows up, one after another.
+fn runs_along(graph: &Graph, node: NodeId, from: Picked<'_>) -> bool {
+    let along = graph.args(node).nth(1).and_then(|arg| arg.as_i64());
+    graph.name(node) == "cumsum"
+        && graph.output(node, 0).is_some_and(|out| {
+            out.size(0) == len(from.by) && (along == Some(0) || along == Some(-(out.dims() as i64)))
+        })
 }
 
-/// Whether the node's list is as long as the one that picked the rows, and another one.
-fn by_other(graph: &Graph, node: NodeId, from: Picked) -> bool {
-    let to = graph.input(node, 1).and_then(|index| list(graph, index));
-    to.is_some_and(|to| to.len == from.by.len && (to != from.by || from.ends))
+/// The rows that a node picks of a tensor of numbers.
+fn picks(graph: &Graph, node: NodeId) -> Option<Picked<'_>> {
+    let (of, by) = (graph.input(node, 0)?, list(graph, node)?);
+    // Types of nodes and words are looked up in parameters; edges pick among the nodes.
+    let words = graph.name(node) == "embedding" && is_given(graph, of.value);
+    let rows = graph.roles(node).has(Roles::GATHER) && graph.inputs(node).len() == 2;
+    (rows && !words && of.dtype.is_floating()).then_some(Picked {
+        of,
+        by,
+        ends: false,
+        running: false,
+    })
 }
 
-/// Whether the node sums picked rows up one after another.
-fn runs(graph: &Graph, node: NodeId, from: Picked) -> bool {
-    let Some(out) = graph.output(node, 0).filter(|_| graph.name(node) == "cumsum") else {
-        return false;
-    };
-    let dim = graph.args(node).nth(1).and_then(|arg| arg.as_i64());
-    (dim == Some(0) || dim == Some(-(out.dims() as i64))) && from.by.len == out.size(0)
+/// The integers by which a node may pick or sum rows, behind copies.
+fn list(graph: &Graph, node: NodeId) -> Option<Tensor<'_>> {
+    let by = graph.input(node, 1).filter(|by| by.dtype.is_integer() && len(*by) > 1)?;
+    Some(Tensor { value: seen_through(graph, by.value), ..by })
+}
+
+/// How many rows a list names, also where it is repeated along the row.
+fn len(list: Tensor<'_>) -> i64 {
+    let dims = list.sizes.iter().zip(list.strides).filter(|(_, stride)| **stride != 0);
+    dims.fold(1, |product: i64, (size, _)| product.saturating_mul(*size))
+}
+
+/// Two views of one tensor are two lists.
+fn same(a: Tensor<'_>, b: Tensor<'_>) -> bool {
+    (a.value, a.offset) == (b.value, b.offset)
 }
 
 /// Whether scores chose these numbers in a model of words: they send words to experts.
-fn routes_words(facts: &Facts<'_>, list: List) -> bool {
+fn routes_words(facts: &Facts<'_>, list: Tensor<'_>) -> bool {
     let mut entries = facts.modalities.entries.iter();
     facts.modalities.integers(list.value).chosen()
         && entries.any(|(_, entered)| entered.has(Modality::TOKENS))
 }
 
-/// The list by which a node picks rows of a tensor of numbers.
-fn picks(graph: &Graph, node: NodeId) -> Option<List> {
-    list(graph, picked_from(graph, node)?.1)
-}
-
-/// What a node picks rows of, and by which integers.
-fn picked_from(graph: &Graph, node: NodeId) -> Option<(Tensor<'_>, Tensor<'_>)> {
-    let (table, index) = (graph.input(node, 0)?, graph.input(node, 1)?);
-    // Types of nodes and words are looked up in parameters; edges pick among the nodes.
-    let words = graph.name(node) == "embedding" && is_given(graph, table.value);
-    let rows = graph.roles(node).has(Roles::GATHER) && graph.inputs(node).len() == 2 && !words;
-    (rows && table.dtype.is_floating() && index.dtype.is_integer()).then_some((table, index))
-}
-
-fn list(graph: &Graph, index: Tensor<'_>) -> Option<List> {
-    // One index for each row, also where it is repeated along the row.
-    let rows = index.sizes.iter().zip(index.strides).filter(|(_, stride)| **stride != 0);
-    let len = rows.fold(1i64, |product, (size, _)| product.saturating_mul(*size));
-    let value = seen_through(graph, index.value);
-    let list = List { value, offset: index.offset, len };
-    (index.dtype.is_integer() && len > 1).then_some(list)
-}
-
-/// Features of which lists picked rows.
-#[derive(Debug, Clone, Copy)]
-struct Listed<'g> {
-    of: Tensor<'g>,
-    lists: i64,
-}
-
-/// A list of neighbours for each row of features: how sure. The lists stand in one table, or a
-/// loop takes one after another.
-pub(super) fn neighbours(facts: &Facts<'_>) -> f32 {
-    let (mut found, mut near): (Vec<Listed<'_>>, _) = (Vec::new(), 0);
-    for node in &facts.nodes {
-        let Some((of, index)) = picked_from(facts.graph, *node) else { continue };
-        let lists = pooled_lists(facts, *node, of, index);
-        if lists > 0 {
-            match found.iter_mut().rev().take(LOOK_MAX).find(|old| old.of.value == of.value) {
-                Some(old) => old.lists += lists,
-                None => found.push(Listed { of, lists }),
-            }
-        } else {
-            near += usize::from(picks_nearest(facts.graph, *node, of, index));
-        }
-    }
-    let (mut rounds, mut computed) = (0, false);
-    for Listed { of, lists } in found {
-        // A node without neighbours needs no list.
-        let here = (2 * lists + of.size(0) - 1) / (2 * of.size(0));
-        rounds += here;
-        computed |= here > 0 && !is_given(facts.graph, of.value);
-    }
-    match (rounds, near) {
-        (2.., _) if computed => evidence::STRONG,
-        (1, _) if computed => evidence::LIKELY,
-        (_, 2..) => evidence::LIKELY,
-        (_, 1) => evidence::PLAUSIBLE,
-        _ => 0.0,
-    }
-}
-
-/// How many lists of rows a node reads of those that the program gave, if what they pick is
-/// pooled.
-fn pooled_lists(facts: &Facts<'_>, node: NodeId, of: Tensor<'_>, index: Tensor<'_>) -> i64 {
-    let graph = facts.graph;
-    let integers = facts.modalities.integers(seen_through(graph, index.value));
-    let (rows, len) = (of.size(0), index.elements() as i64);
-    if rows <= 2 || of.dims() != 2 || !integers.given() || integers.chosen() {
-        return 0;
-    }
-    let lists = match index.dims() {
-        1 if len >= 2 * rows && len % rows == 0 => rows,
-        1 => 1,
-        _ if graph.name(node) == "gather" => return 0,
-        // For each row, or for each but one: what stands for no neighbour.
-        _ if (rows - 1..=rows).contains(&index.size(0)) && index.size(-1) >= 2 => rows,
-        _ => return 0,
-    };
-    // One list is pooled at once: anything may happen to a few rows.
-    let pools = |reader: NodeId| {
-        graph.roles(reader).has(Roles::REDUCTION)
-            && graph.output(reader, 0).is_some_and(|sum| {
-                lists > 1 || sum.elements() == of.size(-1) as u64 && sum.size(-1) > 1
-            })
-    };
-    let out = graph.output(node, 0).map(|out| out.value);
-    let pooled = out.is_some_and(|out| leads_down(graph, out, LOOK_MAX, pools, |_| lists > 1));
-    if pooled { lists } else { 0 }
-}
-
-/// Whether a node picks neighbours that are the best of a matrix of distances between all pairs,
-/// and what it picks is pooled.
-fn picks_nearest(graph: &Graph, node: NodeId, of: Tensor<'_>, index: Tensor<'_>) -> bool {
-    let scores = climb(graph, index.value, CLIMB_MAX, |_, node| {
-        match (graph.name(node), graph.input(node, 0)) {
+/// Whether integers are the best of a matrix of distances between all pairs.
+fn is_nearest(graph: &Graph, index: ValueId) -> bool {
+    let scores =
+        climb(graph, index, CLIMB_MAX, |_, node| match (graph.name(node), graph.input(node, 0)) {
             ("topk" | "sort" | "argsort", scores) => ControlFlow::Break(scores),
             (_, Some(input)) if input.dtype.is_integer() => ControlFlow::Continue(input.value),
             _ => ControlFlow::Break(None),
-        }
-    });
-    let is_softmax = |_, node| graph.roles(node).has(Roles::SOFTMAX);
+        });
+    let attends = |_, node| graph.roles(node).has(Roles::SOFTMAX);
     scores.is_some_and(|scores| {
         scores.size(-1) == scores.size(-2)
             && scores.size(-1) > 2
-            && !leads_up(graph, scores.value, 8, is_softmax, |_| true)
-    }) && graph.output(node, 0).is_some_and(|out| {
-        out.elements() >= 2 * of.elements() && super::is_pooled(graph, out.value)
+            && !leads_up(graph, scores.value, 8, attends, |_| true)
     })
 }
