@@ -16,7 +16,7 @@ mod tests;
 use genie_plugin::dataflow::seen_through;
 use genie_plugin::evidence;
 use genie_plugin::prelude::*;
-use genie_plugin::shapes::flow::is_given;
+use genie_plugin::shapes::flow::{factors, is_given};
 
 use crate::facts::Facts;
 
@@ -62,13 +62,8 @@ fn level(rounds: i64, sure: bool) -> f32 {
 
 /// Whether a node is a product whose right operand is a parameter, and not this matrix.
 fn projects(graph: &Graph, node: NodeId, matrix: ValueId) -> bool {
-    let right = match graph.name(node) {
-        "mm" | "linear" | "matmul" => graph.input(node, 1),
-        "addmm" => graph.input(node, 2),
-        _ => None,
-    };
-    right.map(|right| seen_through(graph, right.value)).is_some_and(|weight| {
-        // Without other parameters the matrix may be one itself.
+    factors(graph, node).is_some_and(|(_, right)| {
+        let weight = seen_through(graph, right.value);
         weight != matrix && is_given(graph, weight)
     })
 }

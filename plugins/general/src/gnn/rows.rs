@@ -18,7 +18,7 @@ struct Picked<'g> {
     of: Tensor<'g>,
     by: Tensor<'g>,
     /// Rows that another list as long picked took part: both ends of edges.
-    ends: bool,
+    both: bool,
     /// Each row is the sum of all rows up to it.
     running: bool,
 }
@@ -44,7 +44,7 @@ pub(super) fn summed(facts: &Facts<'_>) -> Sums {
         let here = match from {
             Some(from) if sums.adds(facts, node, from, ends) => None,
             // The ends of segments pick rows of a running sum.
-            Some(from) if from.running || runs_along(graph, node, from) => {
+            Some(from) if from.running || graph.name(node) == "cumsum" => {
                 Some(Picked { running: true, ..from })
             }
             from => picks(graph, node).or(from),
@@ -56,11 +56,7 @@ pub(super) fn summed(facts: &Facts<'_>) -> Sums {
 
 impl Sums {
     pub fn confidence(&self, graph: &Graph) -> f32 {
-        let edges = match self.by_other {
-            0 => 0.0,
-            1 => evidence::GOOD,
-            _ => evidence::UNMISTAKABLE,
-        };
+        let edges = [0.0, evidence::GOOD, evidence::UNMISTAKABLE][self.by_other.min(2)];
         let (mut rounds, mut computed) = (0, false);
         for (of, (lists, rows)) in &self.lists {
             // As many lists as rows are one round; a node without neighbours needs none.
@@ -72,25 +68,23 @@ impl Sums {
         edges.max(neighbours).max(level(self.nearest, false))
     }
 
-    /// Whether the node adds picked rows into rows by another list, or takes the difference of the
-    /// `ends` of segments of their running sum. Pools over lists are counted on the way.
+    /// Whether the node adds picked rows into rows by another list, or takes differences between
+    /// the `ends` of segments of a running sum. Pools over lists are counted on the way.
     fn adds(&mut self, facts: &Facts<'_>, node: NodeId, from: Picked<'_>, ends: bool) -> bool {
         let graph = facts.graph;
         let Some(out) = graph.output(node, 0) else { return false };
         let adds = match graph.name(node) {
             "sub" => ends && out.size(0) != len(from.by),
             "index_put" | "_index_put_impl" => graph.args(node).any(|arg| arg == Arg::Bool(true)),
-            _ if graph.roles(node).has(Roles::REDUCTION) => {
-                self.pool(facts, from, out);
-                false
-            }
             _ => graph.roles(node).has(Roles::SCATTER_SUM),
         };
-        let other = |to: Tensor<'_>| len(to) == len(from.by) && (from.ends || !same(to, from.by));
+        let other = |to: Tensor<'_>| len(to) == len(from.by) && (from.both || !same(to, from.by));
         let by_other = ends || list(graph, node).is_some_and(other);
-        if adds && by_other && !routes_words(facts, from.by) {
+        if adds && by_other && !routes_words(facts, from.by.value) {
             self.by_other += 1;
             self.edges = self.edges.max(len(from.by));
+        } else if graph.roles(node).has(Roles::REDUCTION) {
+            self.pool(facts, from, out);
         }
         adds
     }
@@ -118,21 +112,14 @@ fn together<'g>(
     node: NodeId,
     picked: impl Iterator<Item = Picked<'g>>,
 ) -> Option<Picked<'g>> {
-    let sizes = graph.output(node, 0).map_or(&[][..], |out| out.sizes);
-    picked.reduce(|held, next| match len(held.by) == len(next.by) {
-        true => Picked { ends: held.ends || next.ends || !same(held.by, next.by), ..held },
-        false if sizes.contains(&len(next.by)) => next,
-        false => held,
+    picked.reduce(|held, next| {
+        let one_each = |out: Tensor<'_>| out.sizes.contains(&len(next.by));
+        match len(held.by) == len(next.by) {
+            true => Picked { both: held.both || next.both || !same(held.by, next.by), ..held },
+            false if graph.output(node, 0).is_some_and(one_each) => next,
+            false => held,
+        }
     })
-}
-
-/// Whether the node sums picked rows up, one after another.
-fn runs_along(graph: &Graph, node: NodeId, from: Picked<'_>) -> bool {
-    let along = graph.args(node).nth(1).and_then(|arg| arg.as_i64());
-    graph.name(node) == "cumsum"
-        && graph.output(node, 0).is_some_and(|out| {
-            out.size(0) == len(from.by) && (along == Some(0) || along == Some(-(out.dims() as i64)))
-        })
 }
 
 /// The rows that a node picks of a tensor of numbers.
@@ -141,12 +128,8 @@ fn picks(graph: &Graph, node: NodeId) -> Option<Picked<'_>> {
     // Types of nodes and words are looked up in parameters; edges pick among the nodes.
     let words = graph.name(node) == "embedding" && is_given(graph, of.value);
     let rows = graph.roles(node).has(Roles::GATHER) && graph.inputs(node).len() == 2;
-    (rows && !words && of.dtype.is_floating()).then_some(Picked {
-        of,
-        by,
-        ends: false,
-        running: false,
-    })
+    let picked = Picked { of, by, both: false, running: false };
+    (rows && !words && of.dtype.is_floating()).then_some(picked)
 }
 
 /// The integers by which a node may pick or sum rows, behind copies.
@@ -161,16 +144,15 @@ fn len(list: Tensor<'_>) -> i64 {
     dims.fold(1, |product: i64, (size, _)| product.saturating_mul(*size))
 }
 
-/// Two views of one tensor are two lists.
+/// Whether two lists are one: two views of one tensor are two.
 fn same(a: Tensor<'_>, b: Tensor<'_>) -> bool {
     (a.value, a.offset) == (b.value, b.offset)
 }
 
 /// Whether scores chose these numbers in a model of words: they send words to experts.
-fn routes_words(facts: &Facts<'_>, list: Tensor<'_>) -> bool {
+fn routes_words(facts: &Facts<'_>, list: ValueId) -> bool {
     let mut entries = facts.modalities.entries.iter();
-    facts.modalities.integers(list.value).chosen()
-        && entries.any(|(_, entered)| entered.has(Modality::TOKENS))
+    facts.modalities.integers(list).chosen() && entries.any(|(_, of)| of.has(Modality::TOKENS))
 }
 
 /// Whether integers are the best of a matrix of distances between all pairs.
