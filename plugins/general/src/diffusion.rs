@@ -12,7 +12,6 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-use genie_plugin::dataflow::leads_down;
 use genie_plugin::evidence;
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::Modality;
@@ -21,31 +20,24 @@ use genie_plugin::shapes::modality::lookup;
 
 use crate::facts::Facts;
 
-/// Operators between the first of a denoiser and the first that uses the step.
-const WAY_MAX: usize = 256;
-
 /// Adds what the window says of diffusion.
 pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
     let sampler = || Some((again::samples(facts)?, Vec::new()));
-    let denoiser = denoises(facts).or_else(sampler);
-    let decoded = match denoiser.as_ref().map(|(_, used)| used.last()) {
+    let found = denoises(facts).or_else(sampler);
+    let decoded = match &found {
+        Some((_, used)) => used.last().and_then(|used| latent::decoded_after(facts, *used)),
         None => latent::decoded(facts),
-        Some(used) => used.and_then(|used| latent::decoded_after(facts, *used)),
     };
-    let sure = denoiser.as_ref().map(|(confidence, _)| *confidence);
-    let Some(confidence) = sure.or(decoded.as_ref().map(|(confidence, _)| *confidence)) else {
-        return;
-    };
+    let denoiser = found.as_ref().map(|(confidence, _)| *confidence);
+    let decoder = decoded.as_ref().map(|(confidence, _)| *confidence);
+    let Some(confidence) = denoiser.or(decoder) else { return };
     notes.workload("diffusion", confidence);
     if facts.flow.training {
         return;
     }
     let decoder = decoded.map_or(Vec::new(), |(_, nodes)| nodes);
-    if let Some((_, used)) = denoiser {
-        let start = used.first().map_or(NodeId(0), |used| first_of_denoiser(facts, *used));
-        let end = decoder.first().copied().unwrap_or(NodeId(u32::MAX));
-        let nodes: Vec<NodeId> =
-            facts.nodes.iter().copied().filter(|node| (start..end).contains(node)).collect();
+    if let Some((_, used)) = found {
+        let nodes = denoiser_of(facts, used.first(), decoder.first());
         notes.attribute("architecture", architecture(facts, &nodes));
         notes.matched("diffusion.denoiser", "diffusion.denoise", "image", confidence, nodes);
     }
@@ -64,48 +56,42 @@ fn denoises(facts: &Facts<'_>) -> Option<(f32, Vec<NodeId>)> {
     let (entry, _) = facts.modalities.entries.iter().find(|(_, of)| of.has(planes))?;
     let confidence = match (again::feeds_itself(facts, *entry), by_vector.len()) {
         (Some(_), 1..) => evidence::UNMISTAKABLE,
-        (Some(told), 0) => {
-            if told {
-                evidence::GOOD
-            } else {
-                evidence::PLAUSIBLE
-            }
-        }
-        (None, 2..) if again::gives_what_it_takes(facts, *entry) => evidence::GOOD,
-        (None, 1) if again::gives_what_it_takes(facts, *entry) => evidence::PLAUSIBLE,
-        _ => return None,
+        (Some(again::Fed::Told), _) => evidence::GOOD,
+        (Some(again::Fed::Alone), _) => evidence::PLAUSIBLE,
+        (None, 0) => return None,
+        (None, _) if !gives_what_it_takes(facts, *entry) => return None,
+        (None, 1) => evidence::PLAUSIBLE,
+        (None, _) => evidence::GOOD,
     };
     Some((confidence, by_vector))
 }
 
-/// The first operator of the denoiser: the window's first, unless a text was encoded before it.
-fn first_of_denoiser(facts: &Facts<'_>, used: NodeId) -> NodeId {
+/// Whether some convolution gives planes of the size that the first one takes.
+fn gives_what_it_takes(facts: &Facts<'_>, entry: NodeId) -> bool {
+    let out = |node| facts.graph.output(node, 0);
+    facts.graph.input(entry, 0).is_some_and(|taken| {
+        let mut given = facts.with(Roles::CONVOLUTION).filter_map(out);
+        given.any(|given| given.sizes == taken.sizes)
+    })
+}
+
+/// The operators before the decoder, without those of a text that was encoded before the step was
+/// first used.
+fn denoiser_of(facts: &Facts<'_>, used: Option<&NodeId>, decoder: Option<&NodeId>) -> Vec<NodeId> {
     let Facts { graph, modalities, .. } = facts;
-    let words = modalities
-        .entries
-        .iter()
-        .map(|(node, _)| *node)
-        .filter(|node| *node < used && modalities.node_of(graph, *node).has(Modality::TOKENS));
+    let before = |node: &NodeId| used.is_some_and(|used| node < used);
     let is_text = |node| lookup(graph, node).is_some_and(|lookup| lookup.index.dims() >= 2);
-    let Some(last) = words.clone().last().filter(|_| words.clone().any(is_text)) else {
-        return NodeId(0);
-    };
-    // What leads to the step's use by way of operators that no text took part in.
-    let own = |node: NodeId| !modalities.node_of(graph, node).has(Modality::TOKENS);
-    let leads = |node: NodeId| {
-        let mut outputs = graph.outputs(node);
-        outputs.any(|out| leads_down(graph, out.value, WAY_MAX, |at| at == used, own))
-    };
-    let mut between = facts.nodes.iter().filter(|node| (last..used).contains(*node));
-    between.find(|node| **node > last && own(**node) && leads(**node)).copied().unwrap_or(used)
+    let encodes = modalities.entries.iter().any(|(node, _)| before(node) && is_text(*node));
+    let own = |node: &NodeId| !modalities.node_of(graph, *node).only(Modality::TOKENS);
+    let nodes = facts.nodes.iter().filter(|node| decoder.is_none_or(|decoder| *node < decoder));
+    nodes.filter(|node| !encodes || !before(node) || own(node)).copied().collect()
 }
 
 fn architecture(facts: &Facts<'_>, denoiser: &[NodeId]) -> &'static str {
-    let graph = facts.graph;
-    let count =
-        |is_it: &dyn Fn(NodeId) -> bool| denoiser.iter().filter(|node| is_it(**node)).count();
-    let convolves = count(&|node| graph.roles(node).has(Roles::CONVOLUTION));
-    match 3 * convolves > count(&|node| is_weighted(graph, node)) {
+    let weighted = denoiser.iter().copied().filter(|node| is_weighted(facts.graph, *node));
+    let convolves = |node: &NodeId| facts.graph.roles(*node).has(Roles::CONVOLUTION);
+    let (convolutions, products): (Vec<_>, Vec<_>) = weighted.partition(convolves);
+    match 2 * convolutions.len() > products.len() {
         true => "unet",
         false if facts.attentions().is_empty() => "mlp",
         false => "dit",

@@ -44,10 +44,8 @@ pub(crate) fn recognize(facts: &Facts<'_>, notes: &mut Annotations) {
 
 /// Whether convolutions over planes or volumes run.
 fn sees_images(facts: &Facts<'_>) -> bool {
-    let graph = facts.graph;
-    facts.nodes.iter().filter(|node| graph.roles(**node).has(Roles::CONVOLUTION)).any(|node| {
-        graph.input(*node, 1).is_some_and(|weight| weight.dims() >= 4 && weight.size(-1) > 1)
-    })
+    let mut weights = facts.with(Roles::CONVOLUTION).filter_map(|node| facts.graph.input(node, 1));
+    weights.any(|weight| weight.dims() >= 4 && weight.size(-1) > 1)
 }
 
 /// How sure so many rounds of messages are, by a sign that is sure or that others share.

@@ -22,13 +22,9 @@ const MADE: u8 = 2;
 /// One more use of a network, on what it gave before.
 #[derive(Debug)]
 struct Round {
-    /// It reads nothing else that has positions.
-    alone: bool,
-    /// One of the planes it reads is a constant: the step.
-    constant: bool,
-    /// Waves joined in since the last use.
-    waved: bool,
-    /// It reads what it read before, plus something.
+    /// What it reads, if nothing else has positions.
+    fed: Option<Fed>,
+    /// It reads what it read before plus something, and waves joined in since.
     corrected: bool,
 }
 
@@ -37,9 +33,9 @@ struct Round {
 pub(super) fn samples(facts: &Facts<'_>) -> Option<f32> {
     let entries = facts.modalities.entries.iter().map(|(node, _)| *node);
     let products = entries.filter(|node| product(facts.graph, *node).is_some_and(|it| it.weighted));
-    let corrections = products.take(ENTRIES_MAX).map(|entry| {
-        rounds(facts, entry).iter().filter(|round| round.waved && round.corrected).count()
-    });
+    let corrections = products
+        .take(ENTRIES_MAX)
+        .map(|entry| rounds(facts, entry).iter().filter(|round| round.corrected).count());
     match corrections.max()? {
         0 => None,
         1 => Some(evidence::LIKELY),
@@ -47,23 +43,19 @@ pub(super) fn samples(facts: &Facts<'_>) -> Option<f32> {
     }
 }
 
-/// Whether a convolution works again on what was computed from its own result, and on nothing else
-/// that has positions; and whether it is told the step.
-pub(super) fn feeds_itself(facts: &Facts<'_>, entry: NodeId) -> Option<bool> {
-    let convolves = facts.graph.roles(entry).has(Roles::CONVOLUTION);
-    let rounds = if convolves { rounds(facts, entry) } else { Vec::new() };
-    rounds.first().filter(|round| round.alone).map(|round| round.constant)
+/// What a convolution reads besides its own former results.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fed {
+    Alone,
+    /// Planes that are one constant: the step.
+    Told,
 }
 
-/// Whether some convolution gives as many elements, in as many channels, as the first one takes.
-pub(super) fn gives_what_it_takes(facts: &Facts<'_>, entry: NodeId) -> bool {
-    let graph = facts.graph;
-    let convolves = |node: NodeId| graph.roles(node).has(Roles::CONVOLUTION);
-    let gives = |data: Tensor<'_>| {
-        let mut later = facts.nodes.iter().filter(|node| **node > entry && convolves(**node));
-        later.any(|node| graph.output(*node, 0).is_some_and(|out| out.sizes == data.sizes))
-    };
-    convolves(entry) && graph.input(entry, 0).is_some_and(gives)
+/// Whether a convolution works again on what was computed from its own result, and on nothing else
+/// that has positions.
+pub(super) fn feeds_itself(facts: &Facts<'_>, entry: NodeId) -> Option<Fed> {
+    let convolves = facts.graph.roles(entry).has(Roles::CONVOLUTION);
+    rounds(facts, entry).first().filter(|_| convolves).and_then(|round| round.fed)
 }
 
 /// What a layer reads, and its parameter.
@@ -78,27 +70,24 @@ fn layer(graph: &Graph, node: NodeId) -> Option<(Tensor<'_>, Tensor<'_>)> {
 fn rounds(facts: &Facts<'_>, entry: NodeId) -> Vec<Round> {
     let (graph, mut rounds) = (facts.graph, Vec::new());
     let Some((first, weight)) = layer(graph, entry) else { return rounds };
-    let (mut state, mut waved, mut weighted) = (vec![first.value], false, 0);
+    // What it read last; since then: whether waves joined in, and products.
+    let (mut read, mut told, mut weighted) = (Vec::new(), false, 0);
     carry(graph, &facts.nodes, ByValue::<u8>::new(graph), |known, node| {
         let before = known.bits(graph, node);
-        waved |= before == WAVED | MADE;
-        let same = |(data, other): &(Tensor<'_>, Tensor<'_>)| {
-            other.value == weight.value && data.sizes == first.sizes
-        };
-        if let Some((data, _)) = layer(graph, node).filter(same) {
-            // What it reads, without the waves that were joined to it.
-            let parts: Vec<Tensor<'_>> =
-                joined(graph, data).into_iter().filter(|part| known[*part] != WAVED).collect();
+        told |= before == WAVED | MADE;
+        let again = layer(graph, node).filter(|(data, other)| {
+            node >= entry && other.value == weight.value && data.sizes == first.sizes
+        });
+        if let Some((data, _)) = again {
+            let mut parts = joined(graph, data);
+            parts.retain(|part| known[*part] != WAVED);
             if node > entry {
-                let own = |part: &Tensor<'_>| known[*part] & MADE != 0;
-                let alone = weighted >= WEIGHTED_MIN
-                    && parts.iter().any(own)
-                    && parts.iter().all(|part| own(part) || is_constant(graph, *part));
-                let constant = parts.iter().any(|part| !own(part));
-                let corrected = is_corrected(graph, data.value, &state);
-                rounds.push(Round { alone, constant, waved, corrected });
+                let is_made = |part: &Tensor<'_>| known[*part] == MADE;
+                let fed = fed(graph, &parts, is_made).filter(|_| weighted >= WEIGHTED_MIN);
+                let corrected = told && is_corrected(graph, data.value, &read);
+                rounds.push(Round { fed, corrected });
             }
-            (state, waved, weighted) = (parts.iter().map(|part| part.value).collect(), false, 0);
+            (read, told, weighted) = (parts.iter().map(|part| part.value).collect(), false, 0);
         } else {
             weighted += usize::from(before & MADE != 0 && is_weighted(graph, node));
         }
@@ -120,13 +109,16 @@ fn joined<'g>(graph: &'g Graph, data: Tensor<'g>) -> Vec<Tensor<'g>> {
     }
 }
 
-/// Whether planes are one number each.
-fn is_constant(graph: &Graph, planes: Tensor<'_>) -> bool {
-    let filled = matches!(
-        graph.name(graph.producer(planes.value)),
-        "fill" | "full" | "full_like" | "new_full"
-    );
-    filled || planes.dims() > 2 && planes.strides.iter().skip(2).all(|stride| *stride == 0)
+/// What a convolution is fed, if these are planes that were made and constant ones.
+fn fed(graph: &Graph, planes: &[Tensor<'_>], is_made: impl Fn(&Tensor<'_>) -> bool) -> Option<Fed> {
+    let (made, rest): (Vec<_>, Vec<_>) = planes.iter().partition(|part| is_made(part));
+    let is_constant = |part: &Tensor<'_>| {
+        let fills = ["fill", "full", "full_like", "new_full"];
+        let spread = part.dims() > 2 && part.strides.iter().skip(2).all(|stride| *stride == 0);
+        spread || fills.contains(&graph.name(graph.producer(part.value)))
+    };
+    let fed = if rest.is_empty() { Fed::Alone } else { Fed::Told };
+    (!made.is_empty() && rest.into_iter().all(is_constant)).then_some(fed)
 }
 
 /// Whether a value is one of `states` plus something, by way of elementwise operators alone.

@@ -23,14 +23,16 @@ pub(super) fn decoded(facts: &Facts<'_>) -> Option<(f32, Vec<NodeId>)> {
 /// The decoder behind a denoiser, which last uses the step at `used`.
 pub(super) fn decoded_after(facts: &Facts<'_>, used: NodeId) -> Option<(f32, Vec<NodeId>)> {
     let graph = facts.graph;
-    let entries = facts.modalities.entries.iter().map(|(node, _)| *node);
-    let convolved = entries.filter(|node| graph.roles(*node).has(Roles::CONVOLUTION));
-    let channels = convolved.filter_map(|node| graph.input(node, 0)).map(|data| data.size(1));
-    let most = channels.min().unwrap_or(CHANNELS_USUAL);
-    let nodes = facts.nodes.iter().copied().filter(|node| *node > used);
-    let read = |node: NodeId| latent(graph, node).filter(|data| data.size(1) <= most);
-    let first = nodes.clone().find_map(|node| Some((node, read(node)?)))?;
-    grown(graph, first.1, nodes.filter(|node| *node >= first.0).collect())
+    let inputs = facts.modalities.entries.iter().map(|(node, _)| *node);
+    let planes = inputs.filter(|node| graph.roles(*node).has(Roles::CONVOLUTION));
+    let channels = planes.filter_map(|node| graph.input(node, 0)).map(|data| data.size(1)).min();
+    let read = |node| latent(graph, node).map(|data| (node, data));
+    let (start, first) = facts
+        .with(Roles::CONVOLUTION)
+        .filter(|node| *node > used)
+        .filter_map(read)
+        .find(|(_, data)| data.size(1) <= channels.unwrap_or(CHANNELS_USUAL))?;
+    grown(graph, first, facts.nodes.iter().copied().filter(|node| *node >= start).collect())
 }
 
 /// The few planes that a convolution takes, if it does.
