@@ -1,11 +1,11 @@
 //! Networks that are applied again and again to what they gave: samplers.
 
-use genie_plugin::dataflow::{ByValue, carry, leads_up};
+use genie_plugin::dataflow::{NodeSet, leads_up, reach};
 use genie_plugin::evidence;
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::{is_weighted, product};
 
-use super::step::is_wave;
+use super::step::makes_waves;
 use crate::facts::Facts;
 
 /// The least products between one use of the first parameter and the next.
@@ -14,10 +14,6 @@ const WEIGHTED_MIN: usize = 2;
 const ENTRIES_MAX: usize = 8;
 /// Operators of one correction.
 const CORRECTION_MAX: usize = 64;
-/// Depends on waves alone.
-const WAVED: u8 = 1;
-/// Depends on what the network gave.
-const MADE: u8 = 2;
 
 /// One more use of a network, on what it gave before.
 #[derive(Debug)]
@@ -68,50 +64,46 @@ fn layer(graph: &Graph, node: NodeId) -> Option<(Tensor<'_>, Tensor<'_>)> {
 
 /// The further uses of the network that begins at `entry`.
 fn rounds(facts: &Facts<'_>, entry: NodeId) -> Vec<Round> {
-    let (graph, mut rounds) = (facts.graph, Vec::new());
-    let Some((first, weight)) = layer(graph, entry) else { return rounds };
-    // What it read last; since then: whether waves joined in, and products.
-    let (mut read, mut told, mut weighted) = (Vec::new(), false, 0);
-    carry(graph, &facts.nodes, ByValue::<u8>::new(graph), |known, node| {
-        let before = known.bits(graph, node);
-        told |= before == WAVED | MADE;
-        let again = layer(graph, node).filter(|(data, other)| {
-            node >= entry && other.value == weight.value && data.sizes == first.sizes
-        });
-        if let Some((data, _)) = again {
-            let mut parts = joined(graph, data);
-            parts.retain(|part| known[*part] != WAVED);
-            if node > entry {
-                let is_made = |part: &Tensor<'_>| known[*part] == MADE;
-                let fed = fed(graph, &parts, is_made).filter(|_| weighted >= WEIGHTED_MIN);
-                let corrected = told && is_corrected(graph, data.value, &read);
-                rounds.push(Round { fed, corrected });
-            }
-            (read, told, weighted) = (parts.iter().map(|part| part.value).collect(), false, 0);
-        } else {
-            weighted += usize::from(before & MADE != 0 && is_weighted(graph, node));
+    let (graph, nodes) = (facts.graph, &facts.nodes);
+    let Some((first, weight)) = layer(graph, entry) else { return Vec::new() };
+    let made = reach(graph, nodes, [entry], |_| true);
+    let waves = facts.with(Roles::WAVE).filter(|node| makes_waves(facts, *node));
+    let waved = reach(graph, nodes, waves, |node| !made.contains(node));
+    let is_told = |node: &NodeId| {
+        made.contains(*node) && graph.predecessors(*node).any(|before| waved.contains(before))
+    };
+    let works = |node: &&NodeId| made.contains(**node) && is_weighted(graph, **node);
+    let reads = |(at, node): (usize, &NodeId)| {
+        let (data, other) = layer(graph, *node).filter(|_| *node >= entry)?;
+        (other.value == weight.value && data.sizes == first.sizes).then_some((at, data))
+    };
+    let uses: Vec<(usize, Tensor<'_>)> = nodes.iter().enumerate().filter_map(reads).collect();
+    let round = |pair: &[(usize, Tensor<'_>)]| {
+        let (since, [old, new]) = (&nodes[pair[0].0 + 1..pair[1].0], [pair[0].1, pair[1].1]);
+        let fed = fed(graph, &parts(graph, new, &waved), &made);
+        let states = parts(graph, old, &waved);
+        Round {
+            fed: fed.filter(|_| since.iter().filter(works).count() >= WEIGHTED_MIN),
+            corrected: since.iter().any(is_told) && is_corrected(graph, new.value, &states),
         }
-        let made = before & MADE != 0 || node == entry;
-        move |out: Tensor<'_>| match made {
-            true => MADE,
-            false if is_wave(facts, node, out) => WAVED,
-            false => before,
-        }
-    });
-    rounds
+    };
+    uses.windows(2).map(round).collect()
 }
 
-/// The parts that a value was joined of, or the value.
-fn joined<'g>(graph: &'g Graph, data: Tensor<'g>) -> Vec<Tensor<'g>> {
-    match graph.producer(data.value) {
+/// What a layer's input was joined of, without waves.
+fn parts<'g>(graph: &'g Graph, data: Tensor<'g>, waved: &NodeSet) -> Vec<Tensor<'g>> {
+    let mut parts: Vec<Tensor<'_>> = match graph.producer(data.value) {
         node if graph.name(node) == "cat" => graph.inputs(node).collect(),
         _ => vec![data],
-    }
+    };
+    parts.retain(|part| !waved.contains(graph.producer(part.value)));
+    parts
 }
 
 /// What a convolution is fed, if these are planes that were made and constant ones.
-fn fed(graph: &Graph, planes: &[Tensor<'_>], is_made: impl Fn(&Tensor<'_>) -> bool) -> Option<Fed> {
-    let (made, rest): (Vec<_>, Vec<_>) = planes.iter().partition(|part| is_made(part));
+fn fed(graph: &Graph, planes: &[Tensor<'_>], made: &NodeSet) -> Option<Fed> {
+    let is_made = |part: &&Tensor<'_>| made.contains(graph.producer(part.value));
+    let (made, rest): (Vec<_>, Vec<_>) = planes.iter().partition(is_made);
     let is_constant = |part: &Tensor<'_>| {
         let fills = ["fill", "full", "full_like", "new_full"];
         let spread = part.dims() > 2 && part.strides.iter().skip(2).all(|stride| *stride == 0);
@@ -122,10 +114,10 @@ fn fed(graph: &Graph, planes: &[Tensor<'_>], is_made: impl Fn(&Tensor<'_>) -> bo
 }
 
 /// Whether a value is one of `states` plus something, by way of elementwise operators alone.
-fn is_corrected(graph: &Graph, value: ValueId, states: &[ValueId]) -> bool {
+fn is_corrected(graph: &Graph, value: ValueId, states: &[Tensor<'_>]) -> bool {
     let passes = |node| graph.name(node) == "cat" || graph.roles(node).has(Roles::ELEMENTWISE);
-    let from_state =
-        |value| leads_up(graph, value, CORRECTION_MAX, |at, _| states.contains(&at), passes);
+    let is_state = |at, _| states.iter().any(|state| state.value == at);
+    let from_state = |value| leads_up(graph, value, CORRECTION_MAX, is_state, passes);
     let adds = |_, node| {
         matches!(graph.name(node), "add" | "sub" | "rsub" | "addcmul" | "addcdiv" | "lerp")
             && graph.inputs(node).any(|input| from_state(input.value))

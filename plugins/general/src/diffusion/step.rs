@@ -43,20 +43,19 @@ pub(super) fn uses(facts: &Facts<'_>) -> Uses {
     uses
 }
 
-/// Whether a value is waves of numbers that no parameter took part in: what encodes steps.
-pub(super) fn is_wave(facts: &Facts<'_>, node: NodeId, out: Tensor<'_>) -> bool {
-    facts.graph.roles(node).has(Roles::WAVE) && !facts.modalities.is_touched(out.value)
+/// Whether a node makes waves of numbers that no parameter took part in: what encodes steps.
+pub(super) fn makes_waves(facts: &Facts<'_>, node: NodeId) -> bool {
+    let mut outputs = facts.graph.outputs(node);
+    facts.graph.roles(node).has(Roles::WAVE)
+        && outputs.all(|out| out.dims() <= 3 && !facts.modalities.is_touched(out.value))
 }
 
 /// Products that read such waves: where a step enters.
 fn step_products(facts: &Facts<'_>) -> Vec<NodeId> {
     let graph = facts.graph;
     let waves = carry(graph, &facts.nodes, ByValue::<bool>::new(graph), |waves, node| {
-        let of_waves = waves.any(graph, node);
-        move |out: Tensor<'_>| {
-            !facts.modalities.is_touched(out.value)
-                && (of_waves || out.dims() <= 3 && is_wave(facts, node, out))
-        }
+        let waved = waves.any(graph, node) || makes_waves(facts, node);
+        move |out: Tensor<'_>| waved && !facts.modalities.is_touched(out.value)
     });
     let reads = |node: &NodeId| {
         product(graph, *node).is_some_and(|found| found.weighted && waves[found.data])

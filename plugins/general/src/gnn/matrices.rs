@@ -116,9 +116,7 @@ fn sources(facts: &Facts<'_>) -> ByValue<Source> {
 
 /// Whether a node puts ones where integers that the program gave say so.
 fn writes_ones(facts: &Facts<'_>, node: NodeId) -> bool {
+    let by_program = |input: Tensor<'_>| facts.modalities.integers(input.value).by_program();
     matches!(facts.graph.name(node), "scatter" | "eq" | "one_hot")
-        && facts.graph.inputs(node).any(|input| {
-            let integers = facts.modalities.integers(input.value);
-            integers.given() && !integers.chosen()
-        })
+        && facts.graph.inputs(node).any(by_program)
 }

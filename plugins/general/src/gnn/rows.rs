@@ -92,8 +92,11 @@ impl Sums {
     /// Counts lists of neighbours: they stand in one table, or a loop takes one after another.
     fn pool(&mut self, facts: &Facts<'_>, from: Picked<'_>, sum: Tensor<'_>) {
         let (rows, len, one) = (from.of.size(0), len(from.by), from.by.dims() == 1);
+        if rows < 3 {
+            return;
+        }
         let integers = facts.modalities.integers(from.by.value);
-        let given = integers.given() && !integers.chosen() && from.of.dims() == 2 && rows > 2;
+        let given = integers.by_program() && from.of.dims() == 2;
         // A table may have no list for what stands for no neighbour.
         let fits = if one { len % rows == 0 } else { (rows - 1..=rows).contains(&from.by.size(0)) };
         let each = fits && len >= 2 * rows && sum.elements() >= rows as u64;
