@@ -1,10 +1,10 @@
 //! Diffusion: denoisers that know how noisy their input is, and decoders of latents.
 //!
-//! | evidence | file |
+//! | file | evidence |
 //! |---|---|
-//! | vectors of the step, which products make of waves, shift and scale all positions of maps or tokens | [`step`] |
-//! | a network is applied again and again to what it gave | [`again`] |
-//! | planes that are neither one nor three grow to a picture | [`latent`] |
+//! | [`step`] | vectors that products make of waves shift all positions of maps or tokens |
+//! | [`again`] | a network is applied again and again to what it gave |
+//! | [`latent`] | planes that are neither one nor three grow to a picture |
 
 mod again;
 mod latent;
@@ -87,6 +87,7 @@ fn denoiser_of(facts: &Facts<'_>, used: Option<&NodeId>, decoder: Option<&NodeId
     nodes.filter(|node| !encodes || !before(node) || own(node)).copied().collect()
 }
 
+/// What the denoiser is made of.
 fn architecture(facts: &Facts<'_>, denoiser: &[NodeId]) -> &'static str {
     let weighted = denoiser.iter().copied().filter(|node| is_weighted(facts.graph, *node));
     let convolves = |node: &NodeId| facts.graph.roles(*node).has(Roles::CONVOLUTION);

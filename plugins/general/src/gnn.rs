@@ -1,10 +1,10 @@
 //! Graph networks: messages along edges, or products with an adjacency matrix.
 //!
-//! | way of writing it | evidence |
+//! | file | evidence |
 //! |---|---|
-//! | [`rows`]: edges | a list of integers picks rows, another list or the ends of segments sum them |
-//! | [`rows`]: neighbours | each row has a list that picks rows of the same features, which are pooled |
-//! | [`matrices`] | a matrix that is no parameter multiplies features from the left, layer after layer |
+//! | [`rows`] | a list of integers picks rows, another list or the ends of segments sum them |
+//! | [`rows`] | each row of features has a list that picks rows of them, which are pooled |
+//! | [`matrices`] | a matrix that is no parameter multiplies features, layer after layer |
 //! | [`pairs`] | scores or filters for every two nodes weigh features |
 
 mod matrices;
