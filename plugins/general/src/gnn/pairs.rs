@@ -48,7 +48,8 @@ fn pairs(graph: &Graph, node: NodeId, known: &ByValue<Pairs>) -> Pairs {
     let before = || known.of_inputs(graph, node).fold(Pairs::default(), both);
     let Pairs { nodes, signs } = crossed(graph, node).unwrap_or_else(before);
     // What was summed over one of the two is of no pair any more.
-    if nodes == 0 || elements == 0 || elements % nodes.saturating_mul(nodes) as u64 != 0 {
+    let whole = elements.is_multiple_of(nodes.saturating_mul(nodes) as u64);
+    if nodes == 0 || elements == 0 || !whole {
         return Pairs::default();
     }
     let kept = if graph.roles(node).has(Roles::ELEMENTWISE) { signs } else { signs & !SUM };
