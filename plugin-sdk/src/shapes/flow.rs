@@ -57,13 +57,19 @@ pub struct Product<'a> {
     pub weighted: bool,
 }
 
-/// The matrix product that a node computes, if it does.
-pub fn product(graph: &Graph, node: NodeId) -> Option<Product<'_>> {
+/// The two matrices that a node multiplies, left and right, if it does.
+pub fn factors(graph: &Graph, node: NodeId) -> Option<(Tensor<'_>, Tensor<'_>)> {
     if !graph.roles(node).has(Roles::PRODUCT) {
         return None;
     }
+    // What is added to the product comes first.
     let first = usize::from(matches!(graph.name(node), "addmm" | "baddbmm"));
-    let (a, b) = (graph.input(node, first)?, graph.input(node, first + 1)?);
+    Some((graph.input(node, first)?, graph.input(node, first + 1)?))
+}
+
+/// The matrix product that a node computes, if it does.
+pub fn product(graph: &Graph, node: NodeId) -> Option<Product<'_>> {
+    let (a, b) = factors(graph, node)?;
     let (given_a, given_b) = (is_parameter(graph, a.value), is_parameter(graph, b.value));
     Some(match (given_a, given_b) {
         (true, false) => Product { data: b, other: a, weighted: true },

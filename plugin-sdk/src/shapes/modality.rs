@@ -124,6 +124,11 @@ impl Integers {
         self.0 & Integers::GIVEN != 0
     }
 
+    /// The program gave them, and no scores took part: edges, neighbours, classes.
+    pub fn by_program(self) -> bool {
+        self.given() && !self.chosen()
+    }
+
     /// Is one constant, such as the token that begins a text.
     pub fn filled(self) -> bool {
         self.0 & Integers::FILLED != 0

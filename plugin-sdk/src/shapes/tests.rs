@@ -2,6 +2,7 @@
 
 use crate::builder::{Given, GraphBuilder, Handle};
 use crate::shapes::attention::Causality;
+use crate::shapes::flow::factors;
 use crate::shapes::{Modality, View};
 use crate::{DType, Graph};
 
@@ -102,6 +103,36 @@ fn fused_attention_tells_by_its_flag() {
         let expected = if causal { Causality::Causal } else { Causality::Bidirectional };
         assert_eq!(causality(&g.build()), [expected]);
     }
+}
+
+#[test]
+fn a_product_has_a_left_and_a_right_factor() {
+    let mut g = GraphBuilder::new();
+    let (x, w, bias) = (g.input(&[4, 8]), g.weight(&[8, 8]), g.weight(&[8]));
+    let plain = g.op("aten::mm", &[x, w], &[4, 8]);
+    let biased = g.op("aten::addmm", &[bias, x, w], &[4, 8]);
+    let bent = g.op("aten::relu", &[biased], &[4, 8]);
+    let nodes = [plain, biased, bent].map(|handle| g.node_of(handle));
+    let (x, w) = (g.value_of(x), g.value_of(w));
+    let graph = g.build();
+    let found = nodes.map(|node| factors(&graph, node).map(|(a, b)| (a.value, b.value)));
+    assert_eq!(found, [Some((x, w)), Some((x, w)), None]);
+}
+
+#[test]
+fn integers_are_the_programs_unless_scores_took_part() {
+    let mut g = GraphBuilder::new();
+    let given = tokens(&mut g, 4);
+    let x = g.input(&[4, 8]);
+    let best = g.dtype(DType::INT64).op("aten::argmax", &[x], &[1, 4]);
+    let both = g.op("aten::add.Tensor", &[given, best], &[1, 4]);
+    let values = [given, best, both].map(|handle| g.value_of(handle));
+    let graph = g.build();
+    let view = View::of(&graph);
+    assert_eq!(
+        values.map(|value| view.modalities.integers(value).by_program()),
+        [true, false, false]
+    );
 }
 
 #[test]

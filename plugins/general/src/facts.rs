@@ -34,6 +34,11 @@ impl<'g> Facts<'g> {
         !self.modalities.is_touched(data.value)
     }
 
+    /// Those of the operators that have one of these roles.
+    pub fn with(&self, roles: Roles) -> impl DoubleEndedIterator<Item = NodeId> + Clone {
+        self.nodes.iter().copied().filter(move |node| self.graph.roles(*node).has(roles))
+    }
+
     /// Found when they are first asked for: few windows need them.
     pub fn attentions(&self) -> &[Attention] {
         self.attentions.get_or_init(|| attentions(self.graph, &self.flow))
