@@ -44,6 +44,8 @@ struct Sound<'g> {
     facts: &'g Facts<'g>,
     /// Where it comes in, or is first made.
     entry: NodeId,
+    /// Where it comes in again, too: in pieces, one after the other.
+    entries: Vec<NodeId>,
     source: Source,
     /// Where transposed convolutions begin to make a waveform.
     made: Option<NodeId>,
@@ -68,9 +70,13 @@ impl<'g> Sound<'g> {
         let gates = nodes.iter().filter(|node| matches!(graph.name(**node), "sigmoid" | "tanh"));
         let recurs = gates.count() >= GATES_MIN
             || nodes.iter().any(|node| graph.roles(*node).has(Roles::RECURRENCE));
-        let heard = reach(graph, nodes, [entry], |_| true);
+        let mut entries = vec![entry];
+        if made != Some(entry) {
+            entries.extend(source::all_incoming(facts).filter(|node| *node > entry));
+        }
+        let heard = reach(graph, nodes, entries.iter().copied(), |_| true);
         let attends = !facts.attentions().is_empty();
-        Some(Sound { facts, entry, source, made, heard, attends, recurs })
+        Some(Sound { facts, entry, entries, source, made, heard, attends, recurs })
     }
 
     /// Samples for each of the fewest positions that convolutions and pools leave of a waveform.

@@ -158,10 +158,10 @@ fn a_graph_of_30000_nodes_has_a_bounded_picture() {
         let panels = tree(&columns, reading);
         assert!(count(&panels) <= BOXES_MAX, "{} boxes", count(&panels));
         assert_eq!(panels.last().unwrap().all.end, columns.nodes());
-        let text = svg(&alone(&columns, &reading), "large");
+        let text = svg(&alone(&columns, reading), "large");
         roxmltree::Document::parse(&text).unwrap();
         assert!(text.len() < 1 << 20, "{} bytes of SVG", text.len());
-        let text = dot(&alone(&columns, &reading));
+        let text = dot(&alone(&columns, reading));
         assert!(text.len() < 1 << 20, "{} bytes of DOT", text.len());
     };
     check(&Reading::default());

@@ -16,7 +16,8 @@ pub(super) fn front_end(sound: &Sound<'_>) -> NodeSet {
         Source::Spectrum => transformed(sound),
         _ => NodeSet::new(graph),
     };
-    add_servants(graph, &sound.facts.nodes, &mut front, |_| true);
+    let serves = |node| node < sound.entry || !sound.heard.contains(node);
+    add_servants(graph, &sound.facts.nodes, &mut front, serves);
     front
 }
 
@@ -27,11 +28,20 @@ fn convolved(sound: &Sound<'_>) -> NodeSet {
     let roles = Roles::CONVOLUTION.and(Roles::ELEMENTWISE).and(Roles::ACTIVATION);
     let roles = roles.and(Roles::NORM).and(Roles::POOL);
     let bends = |node| graph.roles(node).has(Roles::ACTIVATION);
-    let front = reach(graph, &sound.facts.nodes, [sound.entry], |node| match graph.name(node) {
+    let keeps_frames = |node: NodeId| match graph.name(node) {
         // An encoder norms frames first, but a norm that an activation reads is a convolution's.
         "native_layer_norm" | "layer_norm" => graph.successors(node).any(bends),
         name => graph.roles(node).has(roles) || name.contains("pad") || name == "glu",
-    });
+    };
+    let mut front = NodeSet::of(graph, sound.entries.iter().copied());
+    for node in sound.facts.nodes.iter().filter(|node| keeps_frames(**node)) {
+        let mut heard =
+            graph.predecessors(*node).filter(|from| sound.heard.contains(*from)).peekable();
+        // Not where a branch that does more comes back to it.
+        if heard.peek().is_some() && heard.all(|from| front.contains(from)) {
+            front.insert(*node);
+        }
+    }
     let is_codec = !sound.attends && front.iter().any(|node| is_residual(graph, node));
     if is_codec { NodeSet::new(graph) } else { front }
 }
@@ -40,7 +50,7 @@ fn convolved(sound: &Sound<'_>) -> NodeSet {
 fn transformed(sound: &Sound<'_>) -> NodeSet {
     let graph = sound.facts.graph;
     let encodes = Roles::CONVOLUTION.and(Roles::ATTENTION).and(Roles::FUSED_LAYER);
-    let front = reach(graph, &sound.facts.nodes, [sound.entry], |node| {
+    let front = reach(graph, &sound.facts.nodes, sound.entries.iter().copied(), |node| {
         !graph.roles(node).has(encodes) && graph.name(node) != "addmm"
     });
     let ends = ["log", "log10", "log2", "log1p", "abs", "view_as_real"];

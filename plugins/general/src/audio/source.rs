@@ -12,6 +12,8 @@ use crate::facts::Facts;
 
 /// Fewer samples are no sound: 25 ms at 16 kHz.
 pub(super) const SAMPLES_MIN: i64 = 400;
+/// Samples that are made, of which fewer are no sound.
+const SAMPLES_MADE_MIN: i64 = 256;
 /// Samples of a sound that is surely one: an eighth of a second.
 const SAMPLES_MANY: i64 = 2000;
 /// Samples for each frame that a front end leaves at the least.
@@ -22,6 +24,8 @@ const BANDS: RangeInclusive<i64> = 16..=256;
 const BANDS_USUAL: i64 = 40;
 /// Bands of frames that no convolution reads: fewer are sensors, more are features of regions.
 const BANDS_ROWS: RangeInclusive<i64> = 20..=160;
+/// An encoder leaves one of so many frames at the least.
+const LEFT_OUT_MAX: i64 = 16;
 /// Fewer frames are no sound.
 const FRAMES_MIN: i64 = 16;
 
@@ -76,6 +80,12 @@ pub(super) fn incoming(facts: &Facts<'_>) -> Option<(NodeId, Source)> {
     })
 }
 
+/// Everywhere that sound comes in.
+pub(super) fn all_incoming<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = NodeId> + 'a {
+    let raw = |node: &NodeId| heard(facts.graph, *node).is_some_and(|(data, _)| facts.is_raw(data));
+    facts.nodes.iter().copied().filter(raw)
+}
+
 /// What a node hears, if nothing was computed before, and what it reads.
 fn heard(graph: &Graph, node: NodeId) -> Option<(Tensor<'_>, Source)> {
     if let Some(convolution) = Convolution::of(graph, node) {
@@ -119,7 +129,7 @@ pub(super) fn made(facts: &Facts<'_>) -> Option<NodeId> {
         let found = over_series(*node).filter(|found| found.transposed && found.stride > 1)?;
         Some((*node, found.data.size(-1)))
     })?;
-    let least = SAMPLES_MIN.max(frames.saturating_mul(FRAME_MIN));
+    let least = SAMPLES_MADE_MIN.max(frames.saturating_mul(FRAME_MIN));
     let is_wave = |out: Tensor<'_>| out.size(-2) <= 2 && out.size(-1) >= least;
     let later = nodes.iter().filter(|node| **node >= first && over_series(**node).is_some());
     later.filter_map(|node| graph.output(*node, 0)).any(is_wave).then_some(first)
@@ -131,16 +141,26 @@ pub(super) fn rows(facts: &Facts<'_>) -> Option<NodeId> {
     let graph = facts.graph;
     let (entry, frames) = facts.nodes.iter().find_map(|node| {
         let data = product(graph, *node).filter(|found| found.weighted)?.data;
-        let whole = graph.output(graph.producer(data.value), 0)?;
-        let frames = whole.size(1).max(whole.size(0));
-        let fits = whole.dims() == 3 && BANDS_ROWS.contains(&data.size(-1)) && frames >= FRAMES_MIN;
+        let frames = frames_of(graph, data)?;
+        let fits = BANDS_ROWS.contains(&data.size(-1)) && frames >= FRAMES_MIN;
         (fits && facts.is_raw(data)).then_some((*node, frames))
     })?;
     facts.nodes.iter().any(|node| speaks(facts, *node, frames)).then_some(entry)
 }
 
-/// Whether symbols are scored for each frame, words look at frames (there are as many scores as
-/// frames), or each channel is mixed with its neighbours in time.
+/// Rows of a given series, one after another: all of them at once, or one at a time.
+fn frames_of(graph: &Graph, data: Tensor<'_>) -> Option<i64> {
+    let whole = graph.output(graph.producer(data.value), 0)?;
+    let bytes = graph.storage_bytes(graph.storage(data.value));
+    let steps = bytes / data.bytes().max(1);
+    match whole.dims() {
+        3 => Some(whole.size(1).max(whole.size(0))),
+        _ => (steps > 1).then_some(steps as i64),
+    }
+}
+
+/// Whether symbols are scored for each frame, words look at frames (there are about as many
+/// scores as frames), or each channel is mixed with its neighbours in time.
 fn speaks(facts: &Facts<'_>, node: NodeId, frames: i64) -> bool {
     let graph = facts.graph;
     let Some(data) = graph.input(node, 0) else { return false };
@@ -148,7 +168,12 @@ fn speaks(facts: &Facts<'_>, node: NodeId, frames: i64) -> bool {
     depends_on.has(Modality::SERIES.with(Modality::VECTOR))
         && match graph.name(node) {
             "_log_softmax" => data.dims() == 3 && data.size(-1) > 2,
-            "_softmax" => depends_on.has(Modality::TOKENS) && data.size(-1) == frames,
+            // An encoder may leave out frames.
+            "_softmax" => {
+                let looked_at = data.size(-1);
+                let few = frames / LEFT_OUT_MAX..=frames;
+                depends_on.has(Modality::TOKENS) && looked_at > 1 && few.contains(&looked_at)
+            }
             _ => Convolution::of(graph, node).is_some_and(|found| {
                 found.spatial == 1 && found.weight.size(1) == 1 && found.is_grouped()
             }),

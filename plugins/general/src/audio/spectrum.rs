@@ -45,7 +45,6 @@ fn is_long(graph: &Graph, frames: Tensor<'_>) -> bool {
     let is_sound = |value, node| {
         let whole = graph.output(node, 0).filter(|_| is_given(graph, value));
         whole.is_some_and(|whole| whole.size(-1) >= SAMPLES_MIN || whole.overlaps())
-            && graph.origin(graph.storage(value)) != Origin::Weight
     };
     leads_up(graph, frames.value, CLIMB_MAX, is_sound, |_| true)
 }
