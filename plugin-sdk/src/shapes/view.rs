@@ -3,13 +3,44 @@
 use std::ops::ControlFlow;
 
 use crate::dataflow::{CLIMB_MAX, climb};
-use crate::graph::{Graph, Origin, Tensor};
+use crate::graph::{Graph, Origin, Tensor, ValueId};
 use crate::shapes::flow::{is_given, passed_on, product};
 use crate::shapes::modality::lookup;
 use crate::shapes::{Attention, Flow, Modalities, Modality, Pass, Passes, attentions};
 
 /// Features of a region have at least so many numbers.
 const REGION_WIDTH_MIN: i64 = 32;
+/// A sound has at least so many frames, and so many bands.
+const FRAMES_MIN: i64 = 40;
+const BANDS: std::ops::RangeInclusive<i64> = 20..=160;
+
+/// Rows of numbers that come in beside tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Regions {
+    /// [`Modality::SERIES`] or [`Modality::VECTOR`], or both.
+    pub kind: Modality,
+    /// Rows for each text, and numbers in a row: the most.
+    pub each: i64,
+    pub width: i64,
+}
+
+impl Regions {
+    /// Whether they look like frames of a sound: many, as wide as a spectrogram has bands.
+    pub fn are_frames(&self) -> bool {
+        self.each >= FRAMES_MIN && BANDS.contains(&self.width)
+    }
+}
+
+/// What was given and is only copied, scaled or shifted since.
+fn given(graph: &Graph, value: ValueId) -> Option<ValueId> {
+    climb(graph, value, CLIMB_MAX, |value, node| match is_given(graph, value) {
+        true => ControlFlow::Break(Some(value)),
+        false => match passed_on(graph, node) {
+            Some(from) => ControlFlow::Continue(from.value),
+            None => ControlFlow::Break(Some(value)),
+        },
+    })
+}
 
 /// The window, with what the SDK's shapes say of it.
 pub struct View<'a> {
@@ -43,48 +74,40 @@ impl<'a> View<'a> {
             .fold(Modality::NONE, |sum, (_, modality)| sum.with(*modality))
     }
 
-    /// What kind features of regions (of a picture, of frames) come in as, beside tokens: several
-    /// wide rows for each text, which one product with a parameter reads. What several read is a
-    /// memory that another model made. [`Modality::NONE`] where there are none.
-    pub fn regions(&self) -> Modality {
+    /// Features of regions (of a picture, of frames) beside tokens: several wide rows for each text,
+    /// which one product with a parameter reads, or one product a step. What several read whole is a
+    /// memory that another model made.
+    pub fn regions(&self) -> Option<Regions> {
         let graph = self.graph;
         let texts = self.passes.list.iter().filter_map(|pass| lookup(graph, pass.start));
         let batch = texts.map(|found| if found.index.dims() < 2 { 1 } else { found.index.size(0) });
-        let Some(batch) = batch.max() else { return Modality::NONE };
-        let rows = Modality::SERIES.with(Modality::VECTOR);
-        let products = || {
-            self.modalities.entries.iter().filter_map(|(node, of)| {
-                product(graph, *node).filter(|_| of.only(rows)).map(|found| (found, *of))
-            })
+        let batch = batch.max()?.max(1);
+        let kinds = Modality::SERIES.with(Modality::VECTOR);
+        let products: Vec<(Tensor<'_>, Modality)> = self
+            .modalities
+            .entries
+            .iter()
+            .filter(|(_, of)| of.only(kinds))
+            .filter_map(|(node, of)| Some((product(graph, *node)?.data, *of)))
+            .collect();
+        let region = |(data, kind): (Tensor<'_>, Modality)| {
+            let width = data.size(-1);
+            let storage = graph.storage(given(graph, data.value)?);
+            let row_bytes = (width as u64).saturating_mul(data.dtype.bytes()).max(1);
+            let rows = (graph.storage_bytes(storage) / row_bytes) as i64;
+            let whole = data.elements() as i64 / width.max(1);
+            let readers = products.iter().filter(|(other, _)| other.value == data.value).count();
+            // Learned queries are the same for all texts; what is read in steps is read often.
+            let of_each = rows >= whole && (batch > 1 || graph.origin(storage) != Origin::Weight);
+            let many = width >= REGION_WIDTH_MIN && rows >= 2 * batch && rows % batch == 0;
+            let read_once = readers == 1 || whole < rows;
+            let each = rows / batch;
+            (many && of_each && read_once).then_some(Regions { kind, each, width })
         };
-        let is_region = |data: Tensor<'_>| {
-            let rows = data.elements() as i64 / data.size(-1).max(1);
-            let readers = products().filter(|(other, _)| other.data.value == data.value).count();
-            data.size(-1) >= REGION_WIDTH_MIN
-                && rows >= 2 * batch
-                && rows % batch.max(1) == 0
-                && readers == 1
-                && self.is_of_each(data, batch)
-        };
-        let regions = products().filter(|(found, _)| is_region(found.data));
-        regions.fold(Modality::NONE, |sum, (_, of)| sum.with(of))
-    }
-
-    /// Whether there are rows for each text; learned queries are the same for all.
-    fn is_of_each(&self, data: Tensor<'_>, batch: i64) -> bool {
-        let graph = self.graph;
-        let root =
-            climb(graph, data.value, CLIMB_MAX, |value, node| match is_given(graph, value) {
-                true => ControlFlow::Break(Some(value)),
-                false => match passed_on(graph, node) {
-                    Some(from) => ControlFlow::Continue(from.value),
-                    None => ControlFlow::Break(None),
-                },
-            });
-        root.is_none_or(|root| {
-            let storage = graph.storage(root);
-            let whole = graph.storage_bytes(storage) >= data.bytes();
-            whole && (batch > 1 || graph.origin(storage) != Origin::Weight)
+        products.iter().copied().filter_map(region).reduce(|sum, next| Regions {
+            kind: sum.kind.with(next.kind),
+            each: sum.each.max(next.each),
+            width: sum.width.max(next.width),
         })
     }
 

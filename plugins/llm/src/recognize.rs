@@ -23,7 +23,7 @@ pub fn recognize(view: &View, notes: &mut Annotations) {
     // Pictures or sound among the inputs: another recognizer knows better.
     let pure = match () {
         () if others.has(Modality(Modality::IMAGE.0 | Modality::AUDIO.0)) => 0.3,
-        () if view.regions() != Modality::NONE => 0.5,
+        () if view.regions().is_some() => 0.5,
         () => 1.0,
     };
     let confidence = confidence * pure;
@@ -146,7 +146,7 @@ fn crosses_text(view: &View, pass: &Pass) -> bool {
 
 /// Whether rows of numbers are what an encoder made before the window: no features of regions.
 fn is_memory(view: &View, key: Modality) -> bool {
-    key.only(Modality::SERIES.with(Modality::VECTOR)) && view.regions() == Modality::NONE
+    key.only(Modality::SERIES.with(Modality::VECTOR)) && view.regions().is_none()
 }
 
 fn phases(view: &View, family: Family, confidence: f32, notes: &mut Annotations) {

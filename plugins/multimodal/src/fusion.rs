@@ -23,7 +23,8 @@ struct Scene<'a> {
 pub fn recognize(view: &View, notes: &mut Annotations) {
     let pixels = Modality::IMAGE.with(Modality::SERIES);
     let seen = if view.other_inputs().has(pixels) { pixels } else { Modality::NONE };
-    let scene = Scene { view, seen: seen.with(view.regions()) };
+    let scene =
+        Scene { view, seen: view.regions().map_or(seen, |regions| seen.with(regions.kind)) };
     let Some(confidence) = claim(&scene) else { return };
     notes.workload("multimodal", confidence);
     if view.flow.training {
@@ -70,7 +71,7 @@ fn claim(scene: &Scene<'_>) -> Option<f32> {
     }
     let pixels = others.has(Modality::IMAGE);
     let attends = !scene.view.attentions.is_empty();
-    let regions = scene.view.regions() != Modality::NONE;
+    let regions = scene.view.regions().is_some_and(|regions| !regions.are_frames());
     Some(match (pixels, attends, regions) {
         (true, true, _) => 0.94,
         (true, false, _) => 0.85,
