@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use genie_plugin::dataflow::seen_through;
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::product;
 
@@ -276,15 +277,16 @@ impl Follower<'_> {
         let rows = data.elements() as i64 / data.size(-1).max(1);
         if let (Some(each), true) = (scored, state.kind != Kind::Nothing) {
             // Compared with every row of a table.
-            let sequence = each > 1 && batch > 1 && rows == batch;
+            // For the last of a sequence, or for some of it that were hidden.
+            let some = rows % batch.max(1) == 0 && rows < each.saturating_mul(batch);
+            let sequence = each > 1 && batch > 1 && some;
             self.evidence.whole_table |= sequence && state.sources != 0;
             return self.mixed(node, state);
         }
         // A score for each row of a table, by weights of their own.
-        if all >= ROWS_MANY
-            && state.sources != 0
-            && self.tables.values().any(|table| table.rows == all)
-        {
+        let like = self.tables.values().find(|table| table.rows == all && all >= ROWS_MANY);
+        if let (Some(table), true) = (like, state.sources != 0) {
+            self.evidence.whole_table |= table.each > 1 && batch > 1 && rows == batch;
             return self.mixed(node, state);
         }
         match state.kind {
@@ -293,7 +295,8 @@ impl Follower<'_> {
                     && !(data.dims() == 3 && data.size(1) == 1 && data.size(-1) == state.width);
                 let step = state.kind == Kind::Rows && state.many && data.size(-1) == state.width;
                 if one_row && !step {
-                    let flat = data.size(-1) > state.width && data.size(-1) % state.width == 0;
+                    let flat =
+                        data.size(-1) > state.width && data.size(-1) % state.width.max(1) == 0;
                     self.evidence.flattened |=
                         state.kind == Kind::Rows && state.direct != 0 && flat && state.many;
                     self.dense(node, state);
@@ -319,8 +322,27 @@ impl Follower<'_> {
         match (fields(one) || fields(two)) && !flat {
             true => self.mixed(node, state),
             false if state.kind == Kind::Nothing => self.set(node, state, None),
+            // Two computations are multiplied with each other; a softmax or a number weighs one.
+            false
+                if one.kind == Kind::Dense
+                    && two.kind == Kind::Dense
+                    && !self.is_weighing(a, b) =>
+            {
+                self.mixed(node, state)
+            }
             false => self.dense(node, state),
         }
+    }
+
+    /// Whether one of two operands comes from a softmax, or is one number for each example.
+    fn is_weighing(&self, a: Tensor<'_>, b: Tensor<'_>) -> bool {
+        [a, b].iter().any(|operand| {
+            if operand.elements() as i64 <= self.batch_of(self.state(operand)) {
+                return true;
+            }
+            let from = self.graph.producer(seen_through(self.graph, operand.value));
+            self.graph.roles(from).has(Roles::SOFTMAX)
+        })
     }
 
     /// Different tables on both sides, neither in the other.
@@ -385,6 +407,15 @@ impl Follower<'_> {
             self.evidence.joined = self.evidence.joined.max(joined);
         }
         let several = graph.inputs(node).len() > 1;
+        // What is known of each item, side by side.
+        let beside = graph.inputs(node).all(|input| {
+            let of = self.state(&input);
+            of.direct != 0 && of.many && input.dims() == 3 && input.sizes[..2] == out.sizes[..2]
+        });
+        if several && beside && out.dims() == 3 {
+            let state = State { direct: 0, width: out.size(-1), ..state };
+            return self.set(node, state, Some(Phase::Lookup));
+        }
         let fields_only = one_each.len() > 1 && one_each.len() == graph.inputs(node).len();
         let state = State { direct: if several { 0 } else { self.only_direct(node) }, ..state };
         match self.is_flat(&out, state) {
@@ -419,6 +450,22 @@ impl Follower<'_> {
             }
             _ => self.set(node, State { direct: 0, ..state }, self.phase_of(state)),
         }
+    }
+
+    /// Whether a product of vectors is summed over each vector: a dot product.
+    fn is_compared(&self, node: NodeId) -> bool {
+        let Some(out) = self.graph.output(node, 0) else { return false };
+        let width = out.size(-1) as u64;
+        let mut readers = self.graph.consumers(out.value).iter().peekable();
+        readers.peek().is_some()
+            && readers.all(|reader| {
+                let sum =
+                    self.graph.output(*reader, 0).filter(|_| self.graph.name(*reader) == "sum");
+                sum.is_some_and(|sum| {
+                    sum.elements().saturating_mul(width) == out.elements()
+                        && sum.size(-1) != out.size(-1)
+                })
+            })
     }
 
     /// Whether all that reads a node's result sums it up.
@@ -538,10 +585,16 @@ impl Follower<'_> {
                                 .output(reader_id, 0)
                                 .is_some_and(|out| out.elements() as i64 > self.batch);
                             let opens = match graph.name(reader_id) {
-                                // Something is there to be opened and closed.
-                                "mul" => graph.inputs(reader_id).any(|other| {
-                                    matches!(self.state(&other).kind, Kind::Rows | Kind::Mixed)
-                                }),
+                                // Something is there to be opened and closed, not compared.
+                                "mul" => {
+                                    !self.is_compared(reader_id)
+                                        && graph.inputs(reader_id).any(|other| {
+                                            matches!(
+                                                self.state(&other).kind,
+                                                Kind::Rows | Kind::Mixed
+                                            )
+                                        })
+                                }
                                 name => name == "add",
                             };
                             gates[reader] || wide && opens

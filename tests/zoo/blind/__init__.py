@@ -3,10 +3,6 @@
 from . import (
     audio,
     diffusion,
-    fourth_audio,
-    fourth_multimodal,
-    fourth_recsys,
-    fourth_seq2seq,
     gnn,
     llm,
     multimodal,

@@ -3,6 +3,10 @@
 from . import (  # noqa: F401
     audio,
     diffusion,
+    fourth_audio,
+    fourth_multimodal,
+    fourth_recsys,
+    fourth_seq2seq,
     gnn,
     llm,
     multimodal,

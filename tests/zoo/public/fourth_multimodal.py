@@ -12,7 +12,7 @@ from ..parts import VOCABULARY as V
 from ..parts import Generate, Out, TrainStep, adam, ids, img
 from ..registry import split
 
-case = split("blind")
+case = split("public")
 SEE, READ, FUSE = "mm.vision_encoder", "mm.text_encoder", "mm.fusion"
 PLAIN = "plain torch, fourth author"
 SIZE = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4)

@@ -12,7 +12,7 @@ from ..parts import VOCABULARY as V
 from ..parts import Generate, Out, TrainStep, adam, ids
 from ..registry import split
 
-case = split("blind")
+case = split("public")
 FRONT, ENCODE, DECODE = "audio.frontend", "audio.encode", "audio.decode"
 PLAIN = "plain torch, fourth author"
 
