@@ -5,6 +5,9 @@ use crate::operators::Roles;
 use crate::shapes::convolution::Convolution;
 use crate::shapes::flow::{Flow, is_given, is_parameter, product};
 
+/// Operators between a lookup of positions and the sum that it is for.
+const GATES_MAX: usize = 4;
+
 /// A kind of input, as one bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Modality(pub u8);
@@ -262,15 +265,28 @@ impl Modalities {
             return true;
         }
         let Some(out) = graph.output(node, 0) else { return false };
-        let consumers = graph.consumers(out.value);
-        !consumers.is_empty()
-            && consumers.iter().all(|consumer| {
+        let mut at = out.value;
+        for _ in 0..GATES_MAX {
+            let consumers = graph.consumers(at);
+            let added = |consumer: &NodeId| {
                 matches!(graph.op_name(*consumer), "add" | "add_")
                     && graph.inputs(*consumer).any(|input| {
                         let of = self.of[input.value.0 as usize];
-                        input.value != out.value && of.only(Modality(!Modality::TOKENS.0))
+                        input.value != at && of.only(Modality(!Modality::TOKENS.0))
                     })
-            })
+            };
+            match consumers {
+                [] => return false,
+                all if all.iter().all(added) => return true,
+                // Scaled by a gate first.
+                [one] if matches!(graph.name(*one), "tanh" | "mul" | "copy") => {
+                    let Some(out) = graph.output(*one, 0) else { return false };
+                    at = out.value;
+                }
+                _ => return false,
+            }
+        }
+        false
     }
 
     /// What comes in where a parameter is applied; `None` where none is.
