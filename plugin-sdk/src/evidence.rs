@@ -26,3 +26,11 @@ pub const WEAK: f32 = 0.4;
 pub const CLAIM_MIN: f32 = 0.3;
 /// What is left when nobody recognizes anything.
 pub const FALLBACK: f32 = 0.12;
+/// What each further sign of the same domain adds.
+pub const AGREES: f32 = 0.02;
+
+/// A claim times this is what is left of it where something else is as likely: another domain's
+/// sign.
+pub const BESIDE_A_SIGN: f32 = 0.5;
+/// A claim times this is what is left of it where another domain's signature is there.
+pub const BESIDE_A_SIGNATURE: f32 = 0.3;

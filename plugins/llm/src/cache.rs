@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use genie_plugin::evidence::{GOOD, LIKELY, PLAUSIBLE, STRONG};
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::View;
 use genie_plugin::shapes::flow::{is_given, passed_on};
@@ -45,20 +46,20 @@ impl Caches {
             match graph.op_name(node) {
                 "cat" if k_len > q_len => {
                     self.concatenated += 1;
-                    self.keep(graph, at, 0.9);
+                    self.keep(graph, at, STRONG);
                     // What it was put behind is the cache of the step before.
                     if let Some(past) = graph.input(node, 0) {
-                        self.keep(graph, past.value, 0.8);
+                        self.keep(graph, past.value, LIKELY);
                     }
                     return;
                 }
                 "index_copy_" | "index_put_" | "_index_put_impl_" | "scatter_" => {
                     self.in_place += 1;
-                    return self.keep(graph, at, 0.9);
+                    return self.keep(graph, at, STRONG);
                 }
                 "copy_" if is_part(graph, node) => {
                     self.in_place += 1;
-                    return self.keep(graph, at, 0.85);
+                    return self.keep(graph, at, GOOD);
                 }
                 _ => match passed_on(graph, node) {
                     Some(next) if !is_given(graph, next.value) => at = next.value,
@@ -72,7 +73,7 @@ impl Caches {
             graph.op_name(*node) == "cat" && view.passes.at(*node) != view.passes.latest(at)
         });
         if later || (graph.is_alive(storage) && !is_given(graph, at) && !view.flow.training) {
-            self.keep(graph, at, if later { 0.9 } else { 0.6 });
+            self.keep(graph, at, if later { STRONG } else { PLAUSIBLE });
         }
     }
 

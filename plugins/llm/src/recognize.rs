@@ -1,5 +1,9 @@
 //! Which family the window is, and which pass is which phase.
 
+use genie_plugin::evidence::{
+    BESIDE_A_SIGN, BESIDE_A_SIGNATURE, CLAIM_MIN, FAIR, GOOD, LIKELY, PLAUSIBLE, STRONG,
+    UNMISTAKABLE, WEAK,
+};
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::{Modality, Pass, View};
 
@@ -22,8 +26,8 @@ pub fn recognize(view: &View, notes: &mut Annotations) {
     let others = view.other_inputs();
     // Pictures or sound among the inputs: another recognizer knows better.
     let pure = match () {
-        () if others.has(Modality(Modality::IMAGE.0 | Modality::AUDIO.0)) => 0.3,
-        () if view.regions().is_some() => 0.5,
+        () if others.has(Modality(Modality::IMAGE.0 | Modality::AUDIO.0)) => BESIDE_A_SIGNATURE,
+        () if view.regions().is_some() => BESIDE_A_SIGN,
         () => 1.0,
     };
     let confidence = confidence * pure;
@@ -75,41 +79,41 @@ fn family(view: &View) -> Option<(Family, f32)> {
     }
     let fed_back = view.is_fed_back();
     if crossing > 0 && (bidirectional > 0 || crossing < passes) {
-        return Some((Family::EncoderDecoder, 0.9));
+        return Some((Family::EncoderDecoder, STRONG));
     }
     if reads_then_writes(view) {
-        return Some((Family::EncoderDecoder, 0.85));
+        return Some((Family::EncoderDecoder, GOOD));
     }
     if attending == 0 {
         // Recurrent or state-space: scores of every vocabulary row say that it is a language model.
         return match (scores > 0, fed_back) {
-            (true, true) => Some((Family::Decoder, 0.9)),
+            (true, true) => Some((Family::Decoder, STRONG)),
             // Mixing by softmax or Fourier over all positions is no recurrence.
-            (true, false) if mixes_all(view) => Some((Family::Encoder, 0.6)),
-            (true, false) if longest > 1 || single > 0 => Some((Family::Decoder, 0.75)),
-            (false, _) if mixes_all(view) && longest > 4 => Some((Family::Encoder, 0.6)),
-            (false, _) if longest > 4 && weighted >= 4 => Some((Family::Encoder, 0.35)),
+            (true, false) if mixes_all(view) => Some((Family::Encoder, PLAUSIBLE)),
+            (true, false) if longest > 1 || single > 0 => Some((Family::Decoder, FAIR)),
+            (false, _) if mixes_all(view) && longest > 4 => Some((Family::Encoder, PLAUSIBLE)),
+            (false, _) if longest > 4 && weighted >= 4 => Some((Family::Encoder, CLAIM_MIN)),
             _ => None,
         };
     }
     if crossing > 0 {
         // A decoder's steps alone; its encoder ran before the window.
-        return Some((Family::EncoderDecoder, 0.8));
+        return Some((Family::EncoderDecoder, LIKELY));
     }
     if fed_back && scores > 0 {
-        return Some((Family::Decoder, 0.95));
+        return Some((Family::Decoder, UNMISTAKABLE));
     }
     if past > 0 {
-        return Some((Family::Decoder, if scores > 0 { 0.93 } else { 0.8 }));
+        return Some((Family::Decoder, if scores > 0 { STRONG } else { LIKELY }));
     }
     if causal > 0 && causal >= bidirectional {
-        return Some((Family::Decoder, if scores > 0 { 0.9 } else { 0.75 }));
+        return Some((Family::Decoder, if scores > 0 { GOOD } else { FAIR }));
     }
     if bidirectional > 0 {
-        return Some((Family::Encoder, if longest > 1 { 0.8 } else { 0.4 }));
+        return Some((Family::Encoder, if longest > 1 { LIKELY } else { WEAK }));
     }
     // One token that looks at itself only.
-    Some((Family::Decoder, if scores > 0 { 0.7 } else { 0.3 }))
+    Some((Family::Decoder, if scores > 0 { FAIR } else { CLAIM_MIN }))
 }
 
 /// Whether a pass that scores nothing comes before passes that write token by token: an encoder

@@ -1,5 +1,6 @@
 //! Where pixels and tokens meet.
 
+use genie_plugin::evidence::{CLAIM_MIN, FAIR, GOOD, PLAUSIBLE, STRONG};
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::{is_weighted, passed_on};
 use genie_plugin::shapes::{Attention, Modality, Pass, View};
@@ -73,12 +74,12 @@ fn claim(scene: &Scene<'_>) -> Option<f32> {
     let attends = !scene.view.attentions.is_empty();
     let regions = scene.view.regions().is_some_and(|regions| !regions.are_frames());
     Some(match (pixels, attends, regions) {
-        (true, true, _) => 0.94,
-        (true, false, _) => 0.85,
-        (false, true, true) => 0.85,
-        (false, false, true) => 0.7,
-        (false, true, false) => 0.6,
-        (false, false, false) => 0.3,
+        (true, true, _) => STRONG,
+        (true, false, _) => GOOD,
+        (false, true, true) => GOOD,
+        (false, false, true) => FAIR,
+        (false, true, false) => PLAUSIBLE,
+        (false, false, false) => CLAIM_MIN,
     })
 }
 

@@ -8,6 +8,10 @@
 mod lookups;
 mod phases;
 
+use genie_plugin::evidence::{
+    AGREES, BESIDE_A_SIGN, BESIDE_A_SIGNATURE, CLAIM_MIN, FAIR, GOOD, LIKELY, PLAUSIBLE, STRONG,
+    UNMISTAKABLE, WEAK,
+};
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::attention::{Causality, attentions};
 use genie_plugin::shapes::flow::Flow;
@@ -16,8 +20,6 @@ use genie_plugin::shapes::modality::{Modalities, Modality};
 use lookups::{Lookup, lookups};
 use phases::{Evidence, Phase, follow};
 
-/// Below this nothing is claimed.
-const CLAIM_MIN: f32 = 0.3;
 /// Tables with fewer rows are categories (weekdays, kinds), not users and items.
 const ROWS_FEW: i64 = 64;
 
@@ -61,10 +63,10 @@ impl Recognizer for Recsys {
         }
         let mut confidence = confidence(&found.list, reading.evidence);
         if confidence >= CLAIM_MIN && sees_or_hears(graph, &flow) {
-            confidence *= 0.4;
+            confidence *= BESIDE_A_SIGNATURE;
         }
         if sums_by_edges(graph, &nodes) {
-            confidence *= 0.5;
+            confidence *= BESIDE_A_SIGN;
         }
         if confidence < CLAIM_MIN {
             return Ok(notes);
@@ -104,49 +106,49 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
     let narrow = found.iter().any(|lookup| lookup.width == 1 && lookup.rows > 1);
     let mut signs: Vec<f32> = Vec::new();
     match evidence.joined {
-        3.. => signs.push(0.92),
-        2 => signs.push(0.8),
+        3.. => signs.push(STRONG),
+        2 => signs.push(LIKELY),
         _ => {}
     }
     match bags {
-        2.. => signs.push(0.88),
-        1 => signs.push(0.35),
+        2.. => signs.push(STRONG),
+        1 => signs.push(CLAIM_MIN),
         _ => {}
     }
     if evidence.multiplied {
-        signs.push(0.82);
+        signs.push(LIKELY);
     }
     if evidence.squared {
-        signs.push(0.88);
+        signs.push(STRONG);
     }
     if evidence.flattened {
-        signs.push(0.8);
+        signs.push(LIKELY);
     }
     if evidence.towers {
-        signs.push(0.85);
+        signs.push(GOOD);
     }
     if evidence.candidates {
-        signs.push(0.88);
+        signs.push(STRONG);
     }
     if evidence.whole_table {
         // Transformers over words may score the next one just so, though seldom for many at once.
         let many = found.iter().any(|lookup| lookup.batch >= BATCH_MANY);
         signs.push(match (evidence.attention, evidence.causal, many) {
-            (false, _, true) => 0.82,
-            (true, false, true) => 0.83,
-            (false, _, false) => 0.7,
-            (true, true, true) => 0.91,
-            (true, _, false) => 0.45,
+            (false, _, true) => LIKELY,
+            (true, false, true) => GOOD,
+            (false, _, false) => FAIR,
+            (true, true, true) => STRONG,
+            (true, _, false) => WEAK,
         });
     }
     if narrow {
-        signs.push(if one_each > 1 { 0.7 } else { 0.6 });
+        signs.push(if one_each > 1 { FAIR } else { PLAUSIBLE });
     }
     let best = signs.iter().copied().fold(0.0, f32::max);
-    let more = signs.len().saturating_sub(1) as f32 * 0.02;
+    let more = signs.len().saturating_sub(1) as f32 * AGREES;
     let small = found.iter().all(|lookup| lookup.rows < ROWS_FEW);
-    let sure = (best + more).min(0.96);
-    if small { (sure - 0.35).max(0.0) } else { sure }
+    let sure = (best + more).min(UNMISTAKABLE);
+    if small { sure * BESIDE_A_SIGN } else { sure }
 }
 
 /// Whether rows are summed into rows by lists of integers: then what is gathered are nodes of a

@@ -11,6 +11,9 @@ mod stem;
 
 use std::collections::HashMap;
 
+use genie_plugin::evidence::{
+    self, BESIDE_A_SIGNATURE, FAIR, GOOD, LIKELY, PLAUSIBLE, POSSIBLE, STRONG, WEAK,
+};
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::product;
 use genie_plugin::shapes::{Flow, Modalities, Modality};
@@ -19,15 +22,15 @@ use crate::facts::{Facts, Kind};
 use crate::head::{Pass, Split, Task, split};
 
 /// The least confidence at which phases are claimed.
-const CLAIM_MIN: f32 = 0.4;
+const CLAIM_MIN: f32 = WEAK;
 /// What other inputs leave of the confidence.
-const MIXED: f32 = 0.7;
+const MIXED: f32 = FAIR;
 /// Below this the planes alone do not tell a picture.
-const PLANES_SURE: f32 = 0.8;
+const PLANES_SURE: f32 = LIKELY;
 /// Products with one weight, for each picture, that make a recurrence.
 const STEPS_MIN: usize = 8;
 /// How sure the phases of a sure model are.
-const PHASE_CONFIDENCE: f32 = 0.88;
+const PHASE_CONFIDENCE: f32 = STRONG;
 
 /// The recognizer.
 #[derive(Debug, Default)]
@@ -83,7 +86,7 @@ fn confidence(facts: &Facts<'_>, modalities: &Modalities, entries: &[NodeId]) ->
     let has = |modality: Modality| modalities.entries.iter().any(|(_, other)| other.has(modality));
     // Joined with words or sounds it is another's.
     if has(Modality::TOKENS) || has(Modality::AUDIO) || has_spectrum(facts) {
-        return 0.25;
+        return STRONG * BESIDE_A_SIGNATURE;
     }
     let best = entries.iter().map(|entry| entry_confidence(facts, *entry)).fold(0.0, f32::max);
     let others = has(Modality::SERIES) || has(Modality::VECTOR);
@@ -94,25 +97,25 @@ fn confidence(facts: &Facts<'_>, modalities: &Modalities, entries: &[NodeId]) ->
 
 fn entry_confidence(facts: &Facts<'_>, entry: NodeId) -> f32 {
     let graph = facts.graph;
-    let Kind::Convolution(convolution) = facts.kind(entry) else { return 0.8 };
+    let Kind::Convolution(convolution) = facts.kind(entry) else { return LIKELY };
     if convolution.transposed {
-        return 0.3;
+        return evidence::CLAIM_MIN;
     }
     let Some(data) = graph.input(entry, 0) else { return 0.0 };
     if data.dims() < 4 {
         // Windows of a picture, by hand.
-        return 0.8;
+        return LIKELY;
     }
     // A transposed or shifted plane was no picture to begin with.
     let dense = data.strides.last() == Some(&1) || data.size(-1) == 1 || data.size(1) > 1;
     match (data.dims(), data.size(1)) {
-        (4.., 3) => 0.9,
-        (5.., 1..=4) => 0.85,
-        (4, 1) if dense => 0.75,
-        (4, 1) => 0.3,
+        (4.., 3) => STRONG,
+        (5.., 1..=4) => GOOD,
+        (4, 1) if dense => FAIR,
+        (4, 1) => evidence::CLAIM_MIN,
         // Latents, planes of radar or of a board.
-        (4, 2 | 4) => 0.6,
-        _ => 0.45,
+        (4, 2 | 4) => PLAUSIBLE,
+        _ => POSSIBLE,
     }
 }
 
