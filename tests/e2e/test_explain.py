@@ -210,6 +210,40 @@ def test_more_operators_than_a_trace_holds_are_counted_out(device):
     assert not genie.explain().truncated
 
 
+def _steps(nets, count, device, every=0):
+    """How many operators `count` steps of each net were, one net after the other, with one more now and then."""
+    ran = 0
+    x = torch.randn(4, 16, device=device)
+    with torch.no_grad():
+        for step in range(count):
+            for net in nets:
+                net(x).sum().item()
+                ran += 4
+            if every and step % every == every - 1:
+                x.neg().max().item()
+                ran += 2
+    return ran
+
+
+@pytest.mark.parametrize(("models", "every"), [(1, 0), (2, 0), (1, 97)])
+def test_a_long_loop_is_told_whole(device, models, every):
+    nets = [nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16)).to(device) for _ in range(models)]
+    _steps(nets, 1, device)
+    genie.reset_trace()
+    ran = _steps(nets, 6000 // models, device, every) + 1
+    told = genie.explain()
+    assert not told.truncated and len(told.ops) < 1 << 14
+    assert told.ops_total == sum(op.times for op in told.ops) == sum(model.ops for model in told.models)
+    # The first numbers are drawn on the device.
+    assert told.ops_total in (ran, ran - 1), (told.ops_total, ran)
+    assert sum(phase.ops for phase in told.phases) == told.ops_total
+    largest = sorted((model.ops for model in told.models), reverse=True)[:models]
+    # Two of one architecture that take turns stay two.
+    assert len(largest) == models and max(largest) - min(largest) < 8, told
+    assert str(len(told.ops)) in str(told) and "counted" in str(told)
+    genie.reset_trace()
+
+
 def test_training_is_told_by_stage(device):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)).to(device)

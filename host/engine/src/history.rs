@@ -87,7 +87,7 @@ impl History {
         self.operands += noted.trace().operands();
         self.segments.push(noted);
         self.times.push(1);
-        self.fold.kept(&self.segments);
+        self.fold.kept(&self.segments, self.records);
     }
 
     /// A storage is gone; windows may still name it.

@@ -3,6 +3,10 @@
 from . import (
     audio,
     diffusion,
+    fifth_audio,
+    fifth_multimodal,
+    fifth_recsys,
+    fifth_seq2seq,
     gnn,
     llm,
     multimodal,
