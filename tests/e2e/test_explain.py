@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 
 import pytest
 import torch
@@ -242,6 +243,50 @@ def test_a_long_loop_is_told_whole(device, models, every):
     assert len(largest) == models and max(largest) - min(largest) < 8, told
     assert str(len(told.ops)) in str(told) and "counted" in str(told)
     genie.reset_trace()
+
+
+def test_threads_are_in_modules_and_phases_of_their_own(device):
+    turn = threading.Barrier(2)
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(16, 16)
+
+        def forward(self, x):
+            for _ in range(20):
+                turn.wait(60)
+                x = torch.tanh(self.inner(x))
+            return x
+
+    class Second(First):
+        pass
+
+    nets = {"one": First().to(device), "two": Second().to(device)}
+    x = torch.randn(4, 16).to(device)
+
+    def run(name):
+        with torch.no_grad(), genie.phase(name):
+            nets[name](x).sum().item()
+
+    genie.reset_trace()
+    threads = [threading.Thread(target=run, args=(name,)) for name in nets]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    told = genie.explain()
+    seen = {(op.mark, op.class_) for op in told.ops if "tanh" in op.op}
+    assert seen == {("one", "First"), ("two", "Second")}
+    assert len(told.models) == 2 and all(model.estimated_us > 0 for model in told.models)
+    # What autograd runs for this thread is in its phase.
+    layer = nn.Linear(16, 16).to(device)
+    genie.reset_trace()
+    with genie.phase("step"):
+        layer(x).sum().backward()
+    torch.relu(x).cpu()
+    assert {op.op: op.mark for op in genie.explain().ops}["aten::relu"] == ""
+    assert {op.mark for op in genie.explain().ops if op.op != "aten::relu"} == {"step"}
 
 
 def test_training_is_told_by_stage(device):

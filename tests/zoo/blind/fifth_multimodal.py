@@ -97,7 +97,8 @@ def _() -> Any:
           (r"model\.model\.(text_backbone|text_projection)", READ),
           (r"model\.model\.(backbone|input_proj_vision\.\d+)", SEE),
           (r"model\.model\.(encoder|decoder|enc_output|enc_output_norm)", FUSE),
-          (r"model\.model\.encoder_output_(bbox|class)_embed", FUSE), (r"model\.(bbox|class)_embed\.\d+", FUSE),
+          (r"model\.model\.encoder_output_(bbox|class)_embed", FUSE),
+          (r"model\.(model\.decoder\.)?(bbox|class)_embed\.\d+", FUSE),
       ])  # fmt: skip
 def _() -> Any:
     import transformers as t
@@ -115,7 +116,19 @@ def _() -> Any:
     # Phrases end in full stops: 101 a cat . a remote control . 102.
     x[0, [0, 4, 8, 11]] = torch.tensor([101, 1012, 1012, 102])
     given = dict(pixel_values=img(1, 128), input_ids=x, attention_mask=torch.ones_like(x))
-    return Out(t.GroundingDinoForObjectDetection(config), "logits", "pred_boxes"), (), given
+
+    class Found(nn.Module):
+        """Boxes, and how well each goes with each word (minus infinity where there is none)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = t.GroundingDinoForObjectDetection(config)
+
+        def forward(self, **x: torch.Tensor) -> Any:
+            r = self.model(**x)
+            return r.logits.sigmoid(), r.pred_boxes
+
+    return Found(), (), given
 
 
 @case("multimodal.fifth_gemma3", "multimodal", (SEE, FUSE), kv="dynamic", family="gemma3", spans=[
@@ -176,7 +189,7 @@ def _() -> Any:
         image_size=[160, 128], patch_size=4, embed_dim=32, depths=[1, 2, 2], num_heads=[2, 4, 4], window_size=4
     )
     text = t.MBartConfig(
-        vocab_size=V, d_model=128, decoder_layers=3, decoder_attention_heads=4, decoder_ffn_dim=320, encoder_layers=1,
+        vocab_size=V, d_model=128, decoder_layers=3, decoder_attention_heads=4, decoder_ffn_dim=320, encoder_layers=3,
         max_position_embeddings=64, is_decoder=True, add_cross_attention=True, scale_embedding=True,
         add_final_layer_norm=True,
     )  # fmt: skip
@@ -297,7 +310,9 @@ class Knit(nn.Module):
         self.h, self.k = h, k
         self.t0, self.t1, self.t2 = nn.Embedding(n, 64), nn.LSTM(64, d, batch_first=True), nn.Linear(f, d)
         self.t3 = nn.ModuleList(nn.ModuleList(nn.Linear(d, d) for _ in range(4)) for _ in range(3 * k))
-        self.t4 = nn.ModuleList(nn.Sequential(nn.Linear(d, 4 * d), nn.ReLU(), nn.Linear(4 * d, d)) for _ in range(2 * k))
+        self.t4 = nn.ModuleList(
+            nn.Sequential(nn.Linear(d, 4 * d), nn.ReLU(), nn.Linear(4 * d, d)) for _ in range(2 * k)
+        )
         self.t5 = nn.ModuleList(nn.LayerNorm(d) for _ in range(5 * k + 1))
         self.t6 = nn.ModuleList(nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1)) for _ in range(2))
         self.t7, self.t8, self.t9 = nn.Linear(d, 2 * d), nn.Linear(d, 2 * d), nn.Linear(2 * d, o)
@@ -459,7 +474,8 @@ class Phrases(nn.Module):
         with phase(SEE):
             seen = self.project(self.backbone(picture))
             _, _, h, wide = seen.shape
-            rows, columns = self.rows.weight[:h, None].expand(-1, wide, -1), self.columns.weight[:wide].expand(h, -1, -1)
+            rows = self.rows.weight[:h, None].expand(-1, wide, -1)
+            columns = self.columns.weight[:wide].expand(h, -1, -1)
             seen = seen.flatten(2).transpose(1, 2) + torch.cat([rows, columns], 2).flatten(0, 1)
         with phase(READ):
             text = self.reader(self.words(x) + self.places.weight[: x.shape[1]])
