@@ -3,10 +3,6 @@
 from . import (
     audio,
     diffusion,
-    fifth_audio,
-    fifth_multimodal,
-    fifth_recsys,
-    fifth_seq2seq,
     gnn,
     llm,
     multimodal,

@@ -3,6 +3,10 @@
 from . import (  # noqa: F401
     audio,
     diffusion,
+    fifth_audio,
+    fifth_multimodal,
+    fifth_recsys,
+    fifth_seq2seq,
     fourth_audio,
     fourth_multimodal,
     fourth_recsys,

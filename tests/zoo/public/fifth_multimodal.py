@@ -12,7 +12,7 @@ from ..parts import VOCABULARY as V
 from ..parts import Generate, Out, TrainStep, ids, img
 from ..registry import split
 
-case = split("blind")
+case = split("public")
 SEE, READ, FUSE = "mm.vision_encoder", "mm.text_encoder", "mm.fusion"
 PLAIN = "plain torch, fifth author"
 SIZE = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4)

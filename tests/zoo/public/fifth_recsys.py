@@ -14,7 +14,7 @@ from ..oracle import phase
 from ..parts import TrainStep, mlp
 from ..registry import split
 
-case = split("blind")
+case = split("public")
 LOOKUP, DENSE, CROSS = "recsys.embedding_lookup", "recsys.dense_mlp", "recsys.interaction"
 PLAIN = "plain torch, fifth author"
 TABLES = (r"embedding_dict\.\w+|linear_model\.embedding_dict\.\w+", LOOKUP)
