@@ -193,7 +193,7 @@ fn read(columns: Columns, host: Option<&PluginHost>) -> Parted {
 
 /// Workload, how sure, and phases by first appearance; of several models each.
 fn summary(parted: &Parted) -> String {
-    let told = Explanation::of(parted, false);
+    let told = Explanation::of(parted, false, None);
     let phases = |phases: &[Phase]| {
         let each = phases.iter().map(|phase| format!("{} {}", phase.phase, phase.ops));
         let all: Vec<String> = each.collect();

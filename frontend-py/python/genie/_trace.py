@@ -75,9 +75,13 @@ class Phase(_Entry, namedtuple("Phase", "phase ops confidence flops bytes")):
         return str(self.phase)
 
 
-class Model(_Entry, namedtuple("Model", "label confidence by family phases ops weights weight_bytes flops bytes")):
+_MODEL = "label confidence by family phases ops weights weight_bytes flops bytes estimated_us"
+
+
+class Model(_Entry, namedtuple("Model", _MODEL)):
     """A model of the program: its class of workload, how sure which recognizer (`by`) is of it (0 to 1), what that
-    calls its family, its phases, operators, tensors of weights and their bytes, and what it cost."""
+    calls its family, its phases, operators, tensors of weights and their bytes, what it cost, and the microseconds
+    that its operators take on the device, estimated by the roofline."""
 
     __slots__ = ()
 
@@ -217,6 +221,8 @@ class Explanation:
         yield f"ops: {self.ops_total}" + (f" ({'; '.join(notes)})" if notes else "")
         if len(self.models) > 1:
             yield from _tree(self.models)
+            if len(self.models) >= _MODELS_MAX:
+                yield f"  the smallest are one: no more than {_MODELS_MAX} models are told apart"
         elif self.phases:
             yield "phases:"
             for each in self.phases:
@@ -259,6 +265,8 @@ class Explanation:
                 yield f"plugin {each['name']}: {each['outcome']}"
 
 
+# The host tells so many apart (host/analyzer/src/components.rs).
+_MODELS_MAX = 64
 # With more models than this, a line each has room for.
 _MODELS_IN_FULL = 4
 
@@ -273,7 +281,8 @@ def _tree(models: list[Model]) -> Iterator[str]:
         short = len(models) > _MODELS_IN_FULL
         phases = ", ".join(f"{each.phase} {each.ops}" for each in model.phases)
         detail = phases if short and phases else f"{model.ops} ops"
-        yield f"  {'└' if last else '├'}─ {number}: {name}, {detail}, {weights}, {model.confidence:.0%} sure"
+        time = f", about {_time(model.estimated_us)}" if model.estimated_us else ""
+        yield f"  {'└' if last else '├'}─ {number}: {name}, {detail}, {weights}{time}, {model.confidence:.0%} sure"
         for each in () if short else model.phases:
             yield f"  {' ' if last else '│'}    {_phase(each)}"
 
@@ -283,6 +292,10 @@ def _phase(phase: Phase) -> str:
         f"{phase.phase:24} {phase.ops:6} ops {_amount(phase.flops, 'flop'):>10} "
         f"{_amount(phase.bytes, 'B'):>10}  {phase.confidence:.0%} sure"
     )
+
+
+def _time(us: float) -> str:
+    return f"{us:.0f} us" if us < 1e3 else f"{us / 1e3:.1f} ms" if us < 1e6 else f"{us / 1e6:.1f} s"
 
 
 def _amount(value: float, unit: str) -> str:

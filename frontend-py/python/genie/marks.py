@@ -30,7 +30,8 @@ TEXT_BYTES_MAX = 1000
 class phase(contextlib.ContextDecorator):
     """Names a part of the program, as context manager or decorator: `with genie.phase("decode"):`.
 
-    Phases nest. They guide placement and reports, never the answer.
+    Phases nest. They are the thread's, as `torch.no_grad()` is, and hold for the backward passes that it asks
+    for. They guide placement and reports, never the answer.
     """
 
     def __init__(self, name: str) -> None:

@@ -16,6 +16,7 @@ use prost::Message;
 
 use crate::client::limits::{FLUSH_BYTES, FLUSH_OPS, QUEUE_BYTES_MAX, TRACE_BYTES_MAX};
 use crate::client::linger::Sleeper;
+use crate::client::marks::{Marks, this_thread};
 use crate::client::script::{Noted, Recorder, Script};
 use crate::client::session::{Settings, Stage};
 use crate::client::sights::Sights;
@@ -106,9 +107,8 @@ pub(super) struct Core {
     settings: (u64, u32),
     /// Whether the other end takes records of settings.
     carries_settings: bool,
-    /// Marks of entering, not written yet: what is left before an operator comes leaves no trace,
-    /// so modules that compute elsewhere cost nothing.
-    entering: Vec<(MarkKind, u32)>,
+    /// Modules and phases that threads are in.
+    marks: Marks,
     /// Notes that threads take, and what came of earlier ones, by handle.
     recorders: Vec<Recorder>,
     scripts: HashMap<u64, Script>,
@@ -153,7 +153,7 @@ impl Core {
             stage: Stage::Forward,
             settings: (0, threads),
             carries_settings,
-            entering: Vec::new(),
+            marks: Marks::default(),
             recorders: Vec::new(),
             scripts: HashMap::new(),
             next_script: 1,
@@ -266,7 +266,10 @@ impl Core {
         if new > 0 && !self.reserve_storages(new) {
             return NO_ROOM;
         }
-        if stage != self.stage || settings.key() != self.settings || !self.entering.is_empty() {
+        if stage != self.stage
+            || settings.key() != self.settings
+            || self.marks.differ(this_thread())
+        {
             self.write_context(stage, settings);
         }
         self.counters.ops += 1;
@@ -354,7 +357,7 @@ impl Core {
         let thread = std::thread::current().id();
         let found = self.recorders.iter().position(|notes| notes.is_of(thread));
         let notes = self.recorders.swap_remove(found.ok_or("nothing was noted")?);
-        if !self.entering.is_empty() {
+        if self.marks.differ(this_thread()) {
             return Err("a module is entered and not left");
         }
         let (script, noted) = notes.finish(self.tape.records(), outputs)?;
@@ -396,7 +399,10 @@ impl Core {
         if !self.reserve_storages(made) {
             return None;
         }
-        if stage != self.stage || settings.key() != self.settings || !self.entering.is_empty() {
+        if stage != self.stage
+            || settings.key() != self.settings
+            || self.marks.differ(this_thread())
+        {
             self.write_context(stage, settings);
         }
         self.unreserve_storages(inside + frees.iter().filter(|free| **free).count() as u64);
@@ -433,9 +439,9 @@ impl Core {
     }
 
     fn write_marks(&mut self, stage: Stage) {
-        for (kind, symbol) in std::mem::take(&mut self.entering) {
-            self.write_mark(kind, symbol);
-        }
+        let mut marks = std::mem::take(&mut self.marks);
+        marks.write(this_thread(), |(kind, symbol)| self.write_mark(kind, symbol));
+        self.marks = marks;
         if stage != self.stage {
             self.stage = stage;
             if let Some(symbol) = self.symbol(stage.name(), 0) {
@@ -449,17 +455,14 @@ impl Core {
         // A name is for people: its beginning will do.
         let text = &text[..text.floor_char_boundary(STRING_BYTES_MAX)];
         let Some(symbol) = self.symbol(text, STAGE_SYMBOLS_BYTES) else { return };
-        let entered_by = match kind {
-            MarkKind::ModuleExit => MarkKind::ModuleEnter,
-            MarkKind::PhaseExit => MarkKind::PhaseEnter,
-            _ => return self.entering.push((kind, symbol)),
-        };
-        if self.entering.last() == Some(&(entered_by, symbol)) {
-            self.entering.pop();
-            return;
+        match kind {
+            MarkKind::ModuleExit | MarkKind::PhaseExit => {
+                if let Some((kind, symbol)) = self.marks.leave(this_thread(), (kind, symbol)) {
+                    self.write_mark(kind, symbol);
+                }
+            }
+            _ => self.marks.enter(this_thread(), (kind, symbol)),
         }
-        self.write_marks(self.stage);
-        self.write_mark(kind, symbol);
     }
 
     /// `spare` bytes, and as many symbols, are left for others.

@@ -11,6 +11,7 @@ mod error;
 mod handshake;
 pub mod limits;
 mod linger;
+mod marks;
 mod pause;
 mod script;
 mod session;

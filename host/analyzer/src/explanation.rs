@@ -1,7 +1,8 @@
 //! What a session ran, told to people and programs.
 
+use genie_plugin::cost::operator_ns;
 use genie_plugin::symbols::Symbols;
-use genie_plugin::{Graph, NodeId, Origin, Stage};
+use genie_plugin::{Device, Graph, NodeId, Origin, Stage};
 use serde::Serialize;
 
 use crate::columns::TIMES;
@@ -62,6 +63,8 @@ pub struct Model {
     pub weight_bytes: u64,
     pub flops: u64,
     pub bytes: u64,
+    /// What its operators take on the device, estimated by the roofline; 0 where no device is known.
+    pub estimated_us: f64,
 }
 
 /// A phase, in the order of first appearance.
@@ -164,9 +167,9 @@ impl From<&Claim> for Label {
 }
 
 impl Explanation {
-    /// Tells what was read of a window. Plan, plugins and reasons are
+    /// Tells what was read of a window that runs on `device`. Plan, plugins and reasons are
     /// for the caller to add.
-    pub fn of(parted: &Parted, truncated: bool) -> Explanation {
+    pub fn of(parted: &Parted, truncated: bool, device: Option<&Device>) -> Explanation {
         let Parted { graph, parts, reading } = parted;
         let mut words = Symbols::new();
         let mut ops = Ops::default();
@@ -189,6 +192,8 @@ impl Explanation {
                 model.ops += times;
                 model.flops = model.flops.saturating_add(graph.flops(node).saturating_mul(times));
                 model.bytes = model.bytes.saturating_add(graph.bytes(node).saturating_mul(times));
+                let ns = device.map_or(0, |device| operator_ns(graph, node, device));
+                model.estimated_us += ns as f64 * times as f64 / 1e3;
                 phases.add(graph, node, phase, times);
             }
             if listed > OPS_MAX {
@@ -254,6 +259,7 @@ fn model((component, reading): &(Component, Reading)) -> (Model, Phases) {
         weight_bytes: weights.fold(0, u64::saturating_add),
         flops: 0,
         bytes: 0,
+        estimated_us: 0.0,
     };
     (model, Phases::default())
 }

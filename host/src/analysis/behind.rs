@@ -95,7 +95,8 @@ impl Analysis {
                 None => phases.push((claim.word.clone(), 1)),
             }
         }
-        let (plan, _) = plan::choose(&self.policy, Some(&plugins), &graph, &reading, &[]);
+        let cluster = plan::cluster(&graph, &[]);
+        let (plan, _) = plan::choose(&self.policy, Some(&plugins), &graph, &reading, &cluster);
         let policy = plan.policy;
         let annotated = Annotated {
             workload: reading.workload.word.clone(),

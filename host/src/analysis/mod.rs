@@ -129,11 +129,18 @@ impl Analysis {
         let plugins = self.plugins();
         columns.check().map_err(|error| error.to_string())?;
         let (parted, told) = self.read(plugins.as_deref(), columns);
-        let mut explanation = Explanation::of(&parted, snapshot.truncated);
+        let cluster = plan::cluster(&parted.graph, devices);
+        let device = cluster.devices.first();
+        let mut explanation = Explanation::of(&parted, snapshot.truncated, device);
         explanation.plugins = told;
         explanation.why = self.reasons(plugins.as_deref());
-        let (plan, notes) =
-            plan::choose(&self.policy, plugins.as_deref(), &parted.graph, &parted.reading, devices);
+        let (plan, notes) = plan::choose(
+            &self.policy,
+            plugins.as_deref(),
+            &parted.graph,
+            &parted.reading,
+            &cluster,
+        );
         explanation.plan = Some(plan);
         explanation.why.extend(notes);
         Ok(explanation)

@@ -26,14 +26,13 @@ pub fn choose(
     plugins: Option<&PluginHost>,
     graph: &Graph,
     reading: &Reading,
-    devices: &[Device],
+    cluster: &Cluster,
 ) -> (PlanTold, Vec<String>) {
-    let cluster = cluster(graph, devices);
     let notes = reading.notes();
     let mut proposals: Vec<(String, Plan)> = Vec::new();
     let mut remarks = Vec::new();
     if let Some(plugins) = plugins {
-        match plugins.schedule(policy, graph.columns(), &notes, &cluster) {
+        match plugins.schedule(policy, graph.columns(), &notes, cluster) {
             None => remarks.push(format!("there is no policy `{policy}`: the built-in plan runs")),
             Some(call) => match call.result {
                 Ok(plan) => proposals.push((call.plugin, plan)),
@@ -41,7 +40,7 @@ pub fn choose(
             },
         }
     }
-    let choice = genie_planner::choose(graph, &notes, &cluster, proposals);
+    let choice = genie_planner::choose(graph, &notes, cluster, proposals);
     if let Some(plugins) = plugins {
         for (policy, why) in
             choice.refused.iter().filter(|(name, _)| name != genie_planner::BUILT_IN)
@@ -92,7 +91,7 @@ fn directives(graph: &Graph, plan: &Plan, name: impl Fn(u32) -> String) -> Vec<D
 }
 
 /// The one node that executes: what the program still holds is there already.
-fn cluster(graph: &Graph, devices: &[Device]) -> Cluster {
+pub fn cluster(graph: &Graph, devices: &[Device]) -> Cluster {
     let told = devices.first();
     let is_gpu = told.is_some_and(|device| device.kind == "cuda");
     let memory_bytes = told.map_or(MEMORY_BYTES_DEFAULT, |device| device.memory_bytes);

@@ -80,8 +80,9 @@ impl<'a> View<'a> {
     pub fn regions(&self) -> Option<Regions> {
         let graph = self.graph;
         let texts = self.passes.list.iter().filter_map(|pass| lookup(graph, pass.start));
-        let batch = texts.map(|found| if found.index.dims() < 2 { 1 } else { found.index.size(0) });
-        let batch = batch.max()?.max(1);
+        let batch = texts.map(|found| (found.index.size(0), found.index.dims()));
+        let (batch, dims) = batch.max()?;
+        let batch = batch.max(1);
         let kinds = Modality::SERIES.with(Modality::VECTOR);
         let products: Vec<(Tensor<'_>, Modality)> = self
             .modalities
@@ -98,7 +99,8 @@ impl<'a> View<'a> {
             let whole = data.elements() as i64 / width.max(1);
             let readers = products.iter().filter(|(other, _)| other.value == data.value).count();
             // Learned queries are the same for all texts; what is read in steps is read often.
-            let of_each = rows >= whole && (batch > 1 || graph.origin(storage) != Origin::Weight);
+            let several = batch > 1 && dims > 1;
+            let of_each = rows >= whole && (several || graph.origin(storage) != Origin::Weight);
             let many = width >= REGION_WIDTH_MIN && rows >= 2 * batch && rows % batch == 0;
             let read_once = readers == 1 || whole < rows;
             let each = rows / batch;

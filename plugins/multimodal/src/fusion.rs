@@ -208,7 +208,7 @@ fn crossing<'a>(scene: &'a Scene<'a>) -> impl Iterator<Item = &'a Attention> {
 fn is_connector(scene: &Scene<'_>, attention: &Attention) -> bool {
     let query = scene.view.modalities.value(attention.query);
     // Beside pixels, rows of numbers are learned ones; without, they are what is seen.
-    let queries = match scene.seen.has(Modality::IMAGE) {
+    let queries = match scene.view.other_inputs().has(Modality::IMAGE) {
         true => !query.has(Modality::TOKENS.with(Modality::IMAGE)),
         false => query == Modality::NONE,
     };
@@ -322,7 +322,8 @@ fn writer(scene: &Scene<'_>, pass: &Pass) -> Writer {
         |node: &NodeId| scene.view.modalities.node_of(scene.view.graph, *node).has(scene.seen);
     let writes =
         pass.chosen || pass.past > 0 || (!pass.bidirectional && pass.scores.iter().any(told));
-    if writes || (!pass.scores.is_empty() && !pass.crossing.is_empty()) {
+    let looks = !pass.scores.is_empty() && !pass.crossing.is_empty() && !pass.bidirectional;
+    if writes || looks {
         return Writer::Decoder;
     }
     let attentions: Vec<&Attention> =

@@ -73,13 +73,17 @@ pub(super) fn decoder(sound: &Sound<'_>) -> NodeSet {
     decoder
 }
 
+/// More numbers in a row are a word's.
+const HEADS_MAX: i64 = 32;
+
 /// Whether words are looked up: neither positions, nor codes chosen among scores of sound.
 fn is_word(sound: &Sound<'_>, node: NodeId) -> bool {
     let (graph, modalities) = (sound.facts.graph, &sound.facts.modalities);
     lookup(graph, node).is_some_and(|found| {
         let (index, from) = (found.index, modalities.integers(found.index.value));
-        // A square of numbers says how far apart two positions are.
-        let pairs = index.dims() >= 2 && index.size(-1) == index.size(-2) && index.size(-1) > 1;
+        // A square of numbers says how far apart two positions are, to each head.
+        let square = index.dims() >= 2 && index.size(-1) == index.size(-2) && index.size(-1) > 1;
+        let pairs = square && found.table.size(-1) <= HEADS_MAX;
         (from.given() || from.filled()) && !pairs && !modalities.is_positional(graph, node, found)
     })
 }

@@ -24,6 +24,8 @@ const BANDS: RangeInclusive<i64> = 16..=256;
 const BANDS_USUAL: i64 = 40;
 /// Bands of frames that no convolution reads: fewer are sensors, more are features of regions.
 const BANDS_ROWS: RangeInclusive<i64> = 20..=160;
+/// Words that look at fewer rows look at regions of a picture as likely.
+const FRAMES_MANY: i64 = 40;
 /// An encoder leaves one of so many frames at the least.
 const LEFT_OUT_MAX: i64 = 16;
 /// Fewer frames are no sound.
@@ -172,7 +174,8 @@ fn speaks(facts: &Facts<'_>, node: NodeId, frames: i64) -> bool {
             "_softmax" => {
                 let looked_at = data.size(-1);
                 let few = frames / LEFT_OUT_MAX..=frames;
-                depends_on.has(Modality::TOKENS) && looked_at > 1 && few.contains(&looked_at)
+                let many = frames >= FRAMES_MANY && looked_at > 1;
+                depends_on.has(Modality::TOKENS) && many && few.contains(&looked_at)
             }
             _ => Convolution::of(graph, node).is_some_and(|found| {
                 found.spatial == 1 && found.weight.size(1) == 1 && found.is_grouped()
