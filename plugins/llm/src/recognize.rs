@@ -80,8 +80,7 @@ fn family(view: &View) -> Option<(Family, f32)> {
     let fed_back = view.is_fed_back();
     if crossing > 0 && (bidirectional > 0 || crossing < passes) {
         // A target that looks at a history scores no words.
-        let speaks = scores > 0 || fed_back;
-        return Some((Family::EncoderDecoder, if speaks { STRONG } else { FAIR }));
+        return Some((Family::EncoderDecoder, if scores > 0 { STRONG } else { FAIR }));
     }
     if reads_then_writes(view) {
         return Some((Family::EncoderDecoder, GOOD));
