@@ -268,7 +268,7 @@ impl Core {
         }
         if stage != self.stage
             || settings.key() != self.settings
-            || self.marks.differ(this_thread())
+            || self.marks.differ(this_thread(), stage)
         {
             self.write_context(stage, settings);
         }
@@ -357,7 +357,7 @@ impl Core {
         let thread = std::thread::current().id();
         let found = self.recorders.iter().position(|notes| notes.is_of(thread));
         let notes = self.recorders.swap_remove(found.ok_or("nothing was noted")?);
-        if self.marks.differ(this_thread()) {
+        if self.marks.differ(this_thread(), self.stage) {
             return Err("a module is entered and not left");
         }
         let (script, noted) = notes.finish(self.tape.records(), outputs)?;
@@ -401,7 +401,7 @@ impl Core {
         }
         if stage != self.stage
             || settings.key() != self.settings
-            || self.marks.differ(this_thread())
+            || self.marks.differ(this_thread(), stage)
         {
             self.write_context(stage, settings);
         }
@@ -440,7 +440,7 @@ impl Core {
 
     fn write_marks(&mut self, stage: Stage) {
         let mut marks = std::mem::take(&mut self.marks);
-        marks.write(this_thread(), |(kind, symbol)| self.write_mark(kind, symbol));
+        marks.write(this_thread(), stage, |(kind, symbol)| self.write_mark(kind, symbol));
         self.marks = marks;
         if stage != self.stage {
             self.stage = stage;

@@ -6,7 +6,7 @@ use genie_plugin::{Device, Graph, NodeId, Origin, Stage};
 use serde::Serialize;
 
 use crate::columns::TIMES;
-use crate::components::{Component, Parted, weights};
+use crate::components::{Component, Parted, of_models, weights};
 use crate::merge::{Claim, Reading};
 
 /// Operators listed one by one; more are counted only.
@@ -174,7 +174,7 @@ impl Explanation {
         let mut words = Symbols::new();
         let mut ops = Ops::default();
         let mut phases = Phases::default();
-        let mut models: Vec<(Model, Phases)> = parts.iter().map(model).collect();
+        let mut models: Vec<(Model, Phases)> = of_models(parts).into_iter().map(model).collect();
         let columns = graph.columns();
         // Most words are the graph's own, and looked up once.
         let mut of_symbols: Vec<Option<u32>> = vec![None; graph.symbols()];

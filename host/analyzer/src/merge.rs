@@ -3,7 +3,8 @@
 //! The rules, in order. *Workload*: of all claims the most confident wins; equal ones by label.
 //! *Phase and modality of a node*: of all matches that say one, the most confident wins; equal ones
 //! go to the smaller match, then by plugin, then by pattern. *Residency of a
-//! storage*: the most confident claim, equal ones by plugin. So the same claims give the same
+//! storage*: the most confident claim, equal ones by plugin. *Attributes*: all, but those of the plugin that
+//! won the workload stand alone for their key. So the same claims give the same
 //! reading, in whatever order they came.
 
 use std::collections::BTreeMap;
@@ -162,6 +163,14 @@ pub fn merge(columns: &Columns, said: &[Said]) -> Reading {
             }
         }
     }
+    // What the surest recognizer says of a thing is what is told of it.
+    let by = reading.workload.by.clone();
+    let of_surest = |key: &str, attributes: &[(String, String, String)]| {
+        attributes.iter().any(|(other, _, who)| other == key && *who == by)
+    };
+    let all = std::mem::take(&mut reading.attributes);
+    let kept = |(key, _, who): &&(String, String, String)| *who == by || !of_surest(key, &all);
+    reading.attributes = all.iter().filter(kept).cloned().collect();
     reading
 }
 
@@ -263,5 +272,20 @@ mod tests {
             list.swap(0, seed % len);
             prop_assert_eq!(before, merge(&graph(8), &list));
         }
+    }
+
+    #[test]
+    fn the_surest_says_what_an_attribute_is() {
+        let said = |plugin: &str, confidence, value: &str| {
+            let mut notes = Annotations::new();
+            notes.workload(plugin, confidence);
+            notes.attribute("architecture", value);
+            notes.attribute(plugin, value);
+            Said { plugin: plugin.into(), notes }
+        };
+        let reading = merge(&Columns::default(), &[said("a", 0.3, "x"), said("b", 0.9, "y")]);
+        let told: Vec<(&str, &str)> =
+            reading.attributes.iter().map(|(key, value, _)| (&**key, &**value)).collect();
+        assert_eq!(told, [("a", "x"), ("architecture", "y"), ("b", "y")]);
     }
 }

@@ -268,7 +268,7 @@ impl PluginHost {
             if bytes > memory_bytes / 4 {
                 return Err(CallError::GraphTooLarge { bytes, memory_bytes });
             }
-            call(running, self.limits.call)
+            call(running, self.limits.call_on(graph.map_or(0, Columns::nodes)))
         })
     }
 

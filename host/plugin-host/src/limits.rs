@@ -5,7 +5,8 @@ use std::time::Duration;
 /// The limits of one plugin host; each has a default that suits a program in front of a person.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// The time of one call, after which it is stopped. It counts the processor time of the
+    /// The time of one call on a graph of up to [`NODES_A_CALL`] nodes, after which it is stopped; a larger
+    /// graph has it once more for each as many nodes begun. It counts the processor time of the
     /// calling thread, so that a busy machine strikes no innocent plugin; wall time counts with
     /// [`STALL_FACTOR`].
     pub call: Duration,
@@ -35,6 +36,8 @@ pub struct Limits {
     pub strikes: u32,
 }
 
+/// Nodes of a graph for each of which, begun, a call has [`Limits::call`].
+pub const NODES_A_CALL: usize = 1 << 12;
 /// A call's wall time may be this often its limit. A guest cannot wait for anything, so what takes long
 /// without processor time is a busy machine: the threads that call plugins yield to sessions, and were
 /// seen to stand still for half a second. It is a bound all the same.
@@ -80,6 +83,12 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The time of a call on a graph of so many nodes.
+    pub fn call_on(&self, nodes: usize) -> Duration {
+        let begun = nodes.div_ceil(NODES_A_CALL).max(1);
+        self.call.saturating_mul(u32::try_from(begun).unwrap_or(u32::MAX))
+    }
+
     /// The part of [`Limits::load`] for compiling.
     pub fn compile(&self) -> Duration {
         self.load - self.start()
@@ -88,5 +97,18 @@ impl Limits {
     /// The part of [`Limits::load`] for starting an instance.
     pub fn start(&self) -> Duration {
         self.load / 10
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_larger_graph_has_more_time() {
+        let limits = Limits::default();
+        for (nodes, times) in [(0, 1), (4096, 1), (4097, 2), (16_384, 4)] {
+            assert_eq!(limits.call_on(nodes), limits.call * times, "{nodes} nodes");
+        }
     }
 }

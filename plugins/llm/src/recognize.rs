@@ -240,10 +240,14 @@ fn describe(view: &View, family: Family, notes: &mut Annotations) {
     };
     notes.attribute("architecture", architecture);
     let graph = view.graph;
-    let experts = graph
-        .nodes()
-        .filter(|node| view.flow.is_forward(*node))
-        .any(|node| graph.op_name(node) == "topk" && !view.attentions.is_empty());
+    // Sampling chooses among words, a router among experts.
+    let vocabularies: Vec<i64> = view.passes.list.iter().map(|pass| pass.vocabulary).collect();
+    let routes = |node: NodeId| {
+        let among = graph.input(node, 0).map_or(0, |scores| scores.size(-1));
+        graph.op_name(node) == "topk" && !vocabularies.contains(&among)
+    };
+    let mut forward = graph.nodes().filter(|node| view.flow.is_forward(*node));
+    let experts = !view.attentions.is_empty() && forward.any(routes);
     if experts {
         notes.attribute("experts", "routed");
     }

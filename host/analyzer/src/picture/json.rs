@@ -56,6 +56,7 @@ pub fn value(facts: &Facts, models: &[(Component, Reading)]) -> Value {
         .map(|(component, reading)| {
             let nodes = component.nodes.iter().filter(|node| **node != HANDED_OVER);
             json!({
+                "model": component.model,
                 "workload": claim(&reading.workload),
                 "nodes": nodes.collect::<Vec<_>>(),
             })

@@ -64,7 +64,8 @@ fn framed(models: &[(Component, Reading)]) -> Vec<Framed<'_>> {
         let facts = facts::Facts::new(&component.graph, reading);
         let all = 0..facts.graph.len();
         let title = format!(
-            "{number}: {} ({:.0} % sure) \u{b7} {} \u{b7} {}",
+            "{}: {} ({:.0} % sure) \u{b7} {} \u{b7} {}",
+            component.model,
             facts::shortened(&reading.workload.word, 40),
             reading.workload.confidence * 100.0,
             facts::plural(facts.ops(&all), "op"),

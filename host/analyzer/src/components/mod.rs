@@ -9,6 +9,10 @@
 //! the same module, or one inside it, is a hint for what nothing else tells (what the client computed
 //! within a call, counters).
 
+mod evaluated;
+mod extract;
+mod told;
+
 use std::collections::HashMap;
 
 use genie_plugin::columns::{NO_MODEL, edge};
@@ -16,12 +20,13 @@ use genie_plugin::shapes::flow::{is_given, product};
 use genie_plugin::{Columns, DType, Graph, NodeId, Origin, Roles, Stage, StorageId, Tensor};
 use petgraph::unionfind::UnionFind;
 
-use crate::merge::{Claim, Kept, Reading, UNKNOWN};
+use evaluated::evaluated;
+use extract::extract;
+pub(crate) use told::of_models;
+pub use told::{MIXED, Parted, read};
 
 /// No node of the window: a source that stands for what another component hands over.
 pub const HANDED_OVER: u32 = u32::MAX;
-/// The label of what computes and is no known kind of model.
-const OTHER: &str = "other";
 /// Where contents come from, in a graph's columns.
 const WEIGHT: u8 = 1;
 const UPLOADED: u8 = 2;
@@ -30,9 +35,11 @@ const PROGRAM_OPS: usize = 6;
 /// Components of one window; what is beyond, the smallest, is one.
 pub const COMPONENTS_MAX: usize = 64;
 
-/// One model of a window.
+/// One model of a window; where it trains, also what it does besides stands alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Component {
+    /// Its number in the window.
+    pub model: u32,
     /// Its part of the graph, as if it ran alone: its own number in the window in each node, and the
     /// values marked that cross to or from other models.
     pub graph: Graph,
@@ -70,14 +77,35 @@ fn mark(columns: Columns) -> Graph {
 fn part(graph: &Graph) -> Vec<Component> {
     let models = graph.nodes().filter_map(|node| graph.model(node));
     let count = models.max().map_or(0, |last| last + 1);
-    if count < 2 {
+    let evaluated = evaluated(graph);
+    if count < 2 && !evaluated.contains(&true) {
         return vec![Component {
+            model: 0,
             nodes: graph.nodes().map(|node| node.0).collect(),
             storages: graph.storages().map(|storage| storage.0).collect(),
             graph: graph.clone(),
         }];
     }
-    (0..count).map(|model| extract(graph, model)).collect()
+    let weights = weights(graph);
+    let mut parts = Vec::new();
+    for model in 0..count.max(1) {
+        let alone = count < 2;
+        let of =
+            |node: NodeId| graph.model(node) == Some(model) && (!alone || takes_part(graph, node));
+        let apart = |node: NodeId| evaluated[node.0 as usize];
+        for besides in [false, true] {
+            if graph.nodes().any(|node| of(node) && apart(node) == besides) {
+                let takes = |node| of(node) && apart(node) == besides;
+                parts.push(extract(graph, &weights, model, takes));
+            }
+        }
+    }
+    parts
+}
+
+/// Whether a node belongs to a model by itself; what was there before comes with who uses it.
+fn takes_part(graph: &Graph, node: NodeId) -> bool {
+    !matches!(graph.op(node), "genie::source" | "genie::upload" | "genie::alloc" | "genie::weight")
 }
 
 /// For each node its component; what belongs to none alone (sources, uploads) has none.
@@ -423,328 +451,6 @@ fn is_product(graph: &Graph, node: NodeId) -> bool {
     ["mm", "conv", "matmul", "einsum", "dot", "mv", "dist"].iter().any(|part| name.contains(part))
 }
 
-/// The part of the graph that is one component's.
-fn extract(graph: &Graph, model: u32) -> Component {
-    let from = graph.columns();
-    let mut out = Extract {
-        from,
-        graph,
-        columns: Columns {
-            blob: from.blob.clone(),
-            symbol_ends: from.symbol_ends.clone(),
-            geometry_dtype: from.geometry_dtype.clone(),
-            geometry_ends: from.geometry_ends.clone(),
-            sizes: from.sizes.clone(),
-            strides: from.strides.clone(),
-            extra: from.extra.iter().map(|(name, _)| (name.clone(), Vec::new())).collect(),
-            ..Columns::default()
-        },
-        source: from.op.iter().position(|op| graph.symbol(*op) == "genie::source"),
-        nodes: Vec::new(),
-        storages: Vec::new(),
-        values: HashMap::new(),
-        known_storages: HashMap::new(),
-        copied: vec![false; graph.len()],
-        model,
-        segment: 0,
-    };
-    for node in graph.nodes().filter(|node| graph.model(*node) == Some(model)) {
-        // What it reads is there before it.
-        for index in range(&from.input_ends, node.0 as usize) {
-            out.need(index);
-        }
-        out.copy(node);
-    }
-    // Once anything trained, all that is neither backward nor an optimizer's is marked as forward; and
-    // what is no operator has the stage of what ran before it, whoever's that was.
-    let trains = |node: &u32| {
-        *node != HANDED_OVER && graph.is_op(NodeId(*node)) && is_training(graph, NodeId(*node))
-    };
-    if !out.nodes.iter().any(trains) {
-        out.columns.stage.fill(0);
-    }
-    let graph = Graph::trusted(out.columns);
-    Component { graph, nodes: out.nodes, storages: out.storages }
-}
-
-struct Extract<'a> {
-    from: &'a Columns,
-    graph: &'a Graph,
-    columns: Columns,
-    /// A node that is a source, for its symbols.
-    source: Option<usize>,
-    nodes: Vec<u32>,
-    storages: Vec<u32>,
-    /// By the window's.
-    values: HashMap<u32, u32>,
-    known_storages: HashMap<u32, u32>,
-    /// Nodes of the window that are here.
-    copied: Vec<bool>,
-    model: u32,
-    segment: u32,
-}
-
-enum Need {
-    /// Of this input.
-    Value(usize),
-    Node(NodeId),
-}
-
-impl Extract<'_> {
-    /// Brings the value of an input here: by its own source or upload, and what that needs (an upload
-    /// writes into what was there), or by one that stands for who made it.
-    fn need(&mut self, input: usize) {
-        if self.values.contains_key(&self.from.input_value[input]) {
-            return;
-        }
-        let mut waiting = vec![Need::Value(input)];
-        while let Some(need) = waiting.pop() {
-            match need {
-                Need::Node(node) => self.copy(node),
-                Need::Value(input) => match self.maker(input) {
-                    _ if self.values.contains_key(&self.from.input_value[input]) => {}
-                    Some(maker) => {
-                        waiting.push(Need::Node(maker));
-                        let inputs = range(&self.from.input_ends, maker.0 as usize);
-                        waiting.extend(inputs.rev().map(Need::Value));
-                    }
-                    None => self.hand_over(input),
-                },
-            }
-        }
-    }
-
-    /// Who made the value of an input, where that is no operator and makes it for every component.
-    fn maker(&self, input: usize) -> Option<NodeId> {
-        let value = self.from.input_value[input];
-        let producer = NodeId(self.from.value_producer[value as usize]);
-        let made = &self.from.output_value[range(&self.from.output_ends, producer.0 as usize)];
-        (!self.graph.is_op(producer) && made.contains(&value)).then_some(producer)
-    }
-
-    fn hand_over(&mut self, input: usize) {
-        let value = self.from.input_value[input];
-        let new = self.value(value);
-        let node = self.nodes.len() as u32;
-        self.columns.value_producer[new as usize] = node;
-        let storage = self.columns.value_storage[new as usize] as usize;
-        if self.columns.storage_origin[storage] != WEIGHT {
-            self.columns.storage_origin[storage] = UPLOADED;
-        }
-        self.nodes.push(HANDED_OVER);
-        let columns = &mut self.columns;
-        columns.op.push(self.source.map_or(0, |source| self.from.op[source]));
-        columns.module.push(0);
-        columns.class.push(0);
-        columns.mark.push(0);
-        columns.stage.push(0);
-        columns.model.push(self.model);
-        columns.value_edge[new as usize] |= edge::FROM;
-        columns.segment.push(self.segment);
-        columns.flops.push(0);
-        columns.bytes.push(0);
-        columns.output_value.push(new);
-        columns.output_geometry.push(self.from.input_geometry[input]);
-        columns.output_offset.push(self.from.input_offset[input]);
-        for (_, list) in &mut columns.extra {
-            list.push(0);
-        }
-        self.end();
-    }
-
-    fn copy(&mut self, node: NodeId) {
-        let at = node.0 as usize;
-        if std::mem::replace(&mut self.copied[at], true) {
-            return;
-        }
-        let number = self.nodes.len() as u32;
-        self.nodes.push(node.0);
-        let from = self.from;
-        self.columns.op.push(from.op[at]);
-        self.columns.module.push(from.module[at]);
-        self.columns.class.push(from.class[at]);
-        self.columns.mark.push(from.mark[at]);
-        self.columns.stage.push(from.stage[at]);
-        self.columns.model.push(self.model);
-        self.columns.segment.push(self.segment);
-        self.columns.flops.push(from.flops[at]);
-        self.columns.bytes.push(from.bytes[at]);
-        for index in range(&from.input_ends, at) {
-            let value = self.value(from.input_value[index]);
-            self.columns.input_value.push(value);
-            self.columns.input_geometry.push(from.input_geometry[index]);
-            self.columns.input_offset.push(from.input_offset[index]);
-        }
-        for index in range(&from.output_ends, at) {
-            let value = self.value(from.output_value[index]);
-            self.columns.value_producer[value as usize] = number;
-            self.columns.value_edge[value as usize] |=
-                from.value_edge[from.output_value[index] as usize];
-            self.columns.output_value.push(value);
-            self.columns.output_geometry.push(from.output_geometry[index]);
-            self.columns.output_offset.push(from.output_offset[index]);
-        }
-        for index in range(&from.arg_ends, at) {
-            self.columns.arg_kind.push(from.arg_kind[index]);
-            self.columns.arg_bits.push(from.arg_bits[index]);
-        }
-        for ((_, list), (_, all)) in self.columns.extra.iter_mut().zip(&from.extra) {
-            list.push(all.get(at).copied().unwrap_or(0));
-        }
-        self.end();
-        // What lies between two reads of the program is a segment, as in the window.
-        self.segment += u32::from(self.graph.op(node) == "genie::read");
-    }
-
-    fn end(&mut self) {
-        let columns = &mut self.columns;
-        columns.input_ends.push(columns.input_value.len() as u32);
-        columns.output_ends.push(columns.output_value.len() as u32);
-        columns.arg_ends.push(columns.arg_kind.len() as u32);
-    }
-
-    fn value(&mut self, value: u32) -> u32 {
-        if let Some(known) = self.values.get(&value) {
-            return *known;
-        }
-        let old = self.from.value_storage[value as usize];
-        let storage = match self.known_storages.get(&old) {
-            Some(known) => *known,
-            None => {
-                let at = old as usize;
-                self.columns.storage_bytes.push(self.from.storage_bytes[at]);
-                self.columns.storage_origin.push(self.from.storage_origin[at]);
-                self.columns.storage_alive.push(self.from.storage_alive[at]);
-                let new = self.storages.len() as u32;
-                self.storages.push(old);
-                self.known_storages.insert(old, new);
-                new
-            }
-        };
-        let new = self.columns.value_storage.len() as u32;
-        self.columns.value_storage.push(storage);
-        self.columns.value_edge.push(0);
-        // Whoever makes it says so; a value without a maker is its first user's.
-        self.columns.value_producer.push((self.nodes.len() as u32).saturating_sub(1));
-        self.values.insert(value, new);
-        new
-    }
-}
-
-fn range(ends: &[u32], at: usize) -> std::ops::Range<usize> {
-    let start = if at == 0 { 0 } else { ends[at - 1] as usize };
-    start..ends[at] as usize
-}
-
-/// The label of a program whose models have several.
-pub const MIXED: &str = "mixed";
-
-/// A window with its models, and what was read of each and of all.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Parted {
-    /// The window, each node marked with its model.
-    pub graph: Graph,
-    pub parts: Vec<(Component, Reading)>,
-    pub reading: Reading,
-}
-
-/// Has each model of a window read, and all of it told as one.
-pub fn read(columns: Columns, mut read_one: impl FnMut(&Columns) -> Reading) -> Parted {
-    let graph = mark(columns);
-    let mut with_reading = |component: Component| {
-        let reading = read_one(component.graph.columns());
-        (component, reading)
-    };
-    let parts: Vec<_> = part(&graph).into_iter().map(&mut with_reading).collect();
-    let reading = gather(graph.columns(), &parts);
-    Parted { graph, parts, reading }
-}
-
-/// The readings of a window's components as one of the window.
-fn gather(columns: &Columns, parts: &[(Component, Reading)]) -> Reading {
-    let mut whole = Reading {
-        phases: vec![Claim::default(); columns.nodes()],
-        modalities: vec![Claim::default(); columns.nodes()],
-        residencies: vec![Claim::default(); columns.storage_bytes.len()],
-        ..Reading::default()
-    };
-    for (part, reading) in parts {
-        for (node, of) in part.nodes.iter().enumerate().filter(|(_, of)| **of != HANDED_OVER) {
-            let of = *of as usize;
-            if !reading.phases[node].word.is_empty() {
-                whole.phases[of] = reading.phases[node].clone();
-            }
-            if !reading.modalities[node].word.is_empty() {
-                whole.modalities[of] = reading.modalities[node].clone();
-            }
-        }
-        for (storage, claim) in part.storages.iter().zip(&reading.residencies) {
-            let held = &mut whole.residencies[*storage as usize];
-            if claim.confidence > held.confidence {
-                *held = claim.clone();
-            }
-        }
-        whole.matches.extend(reading.matches.iter().map(|kept| {
-            Kept {
-                nodes: kept
-                    .nodes
-                    .iter()
-                    .map(|node| part.nodes[*node as usize])
-                    .filter(|node| *node != HANDED_OVER)
-                    .collect(),
-                ..kept.clone()
-            }
-        }));
-        for attribute in &reading.attributes {
-            if !whole.attributes.contains(attribute) {
-                whole.attributes.push(attribute.clone());
-            }
-        }
-    }
-    workloads(parts, &mut whole);
-    whole
-}
-
-/// One label, where all models have it. What nobody knows, and what is no kind of model and has no weights
-/// (a search over what a model said), counts where nothing else is there.
-fn workloads(parts: &[(Component, Reading)], whole: &mut Reading) {
-    let known: Vec<&Reading> = parts
-        .iter()
-        .filter(|(part, reading)| match reading.workload.word.as_str() {
-            UNKNOWN => false,
-            OTHER => weights(&part.graph).contains(&true),
-            _ => true,
-        })
-        .map(|(_, reading)| reading)
-        .collect();
-    let all: Vec<&Reading> = parts.iter().map(|(_, reading)| reading).collect();
-    let counted = if known.is_empty() { all } else { known };
-    let mut best: Vec<Claim> = Vec::new();
-    for reading in &counted {
-        let claim = &reading.workload;
-        match best.iter_mut().find(|held| held.word == claim.word) {
-            Some(held) if held.confidence >= claim.confidence => {}
-            Some(held) => *held = claim.clone(),
-            None => best.push(claim.clone()),
-        }
-    }
-    match &best[..] {
-        [one] => {
-            // The doubts of the one that is surest.
-            let surest = counted.iter().find(|reading| reading.workload == *one);
-            whole.workloads = surest.map(|reading| reading.workloads.clone()).unwrap_or_default();
-            whole.workload = one.clone();
-        }
-        _ => {
-            let least = best.iter().map(|claim| claim.confidence).fold(1.0, f32::min);
-            let by = "host".to_owned();
-            whole.workload = Claim { word: MIXED.to_owned(), confidence: least, by };
-            best.sort_by(|a, b| b.confidence.total_cmp(&a.confidence).then(a.word.cmp(&b.word)));
-            whole.workloads = best;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use genie_plugin::builder::{GraphBuilder, Handle};
@@ -842,7 +548,8 @@ mod tests {
         g.read(next);
         let other = linear(&mut g, x);
         g.read(other);
-        assert_eq!(part(&mark(g.columns())).len(), 2);
+        let models = part(&mark(g.columns())).iter().map(|part| part.model).max();
+        assert_eq!(models, Some(1));
     }
 
     #[test]
@@ -1051,39 +758,5 @@ mod tests {
             nodes.dedup();
             prop_assert_eq!(nodes.len(), columns.nodes(), "every node is somebody's");
         }
-    }
-
-    #[test]
-    fn readings_come_together() {
-        let mut g = GraphBuilder::new();
-        let x = g.input(&[2, 8]);
-        for _ in 0..3 {
-            let y = linear(&mut g, x);
-            g.read(y);
-        }
-        let columns = g.columns();
-        let mut labels = [("llm", 0.9), ("other", 0.99), ("llm", 0.8)].into_iter();
-        let Parted { graph, parts, reading: whole } = read(columns, |part| {
-            let (word, confidence) = labels.next().unwrap();
-            let claim = Claim { word: word.into(), confidence, by: "p".into() };
-            Reading {
-                workload: claim.clone(),
-                workloads: vec![claim.clone()],
-                phases: vec![claim.clone(); part.nodes()],
-                modalities: vec![Claim::default(); part.nodes()],
-                residencies: vec![claim; part.storage_bytes.len()],
-                ..Reading::default()
-            }
-        });
-        assert_eq!(parts.len(), 3);
-        assert_eq!((whole.workload.word.as_str(), whole.workload.confidence), (MIXED, 0.9));
-        let parts: Vec<&str> = whole.workloads.iter().map(|claim| claim.word.as_str()).collect();
-        assert_eq!(parts, ["other", "llm"]);
-        let phases: Vec<&str> = graph
-            .nodes()
-            .filter(|node| graph.is_op(*node))
-            .map(|node| whole.phases[node.0 as usize].word.as_str())
-            .collect();
-        assert_eq!(phases, ["llm", "other", "llm"]);
     }
 }
