@@ -13,7 +13,7 @@ from ..oracle import phase
 from ..parts import TrainStep, mlp
 from ..registry import split
 
-case = split("blind")
+case = split("public")
 LOOKUP, DENSE, CROSS = "recsys.embedding_lookup", "recsys.dense_mlp", "recsys.interaction"
 PLAIN = "plain torch, sixth author"
 SIZES = (900, 12000, 45, 3300, 7000, 18, 260, 5200)

@@ -13,7 +13,7 @@ from ..parts import VOCABULARY as V
 from ..parts import Generate, Out, TrainStep, ids
 from ..registry import split
 
-case = split("blind")
+case = split("public")
 FRONT, ENCODE, DECODE = "audio.frontend", "audio.encode", "audio.decode"
 PLAIN = "plain torch, sixth author"
 

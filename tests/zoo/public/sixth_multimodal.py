@@ -12,7 +12,7 @@ from ..parts import VOCABULARY as V
 from ..parts import Generate, Out, TrainStep, ids, img
 from ..registry import split
 
-case = split("blind")
+case = split("public")
 SEE, READ, FUSE = "mm.vision_encoder", "mm.text_encoder", "mm.fusion"
 ALL = (SEE, READ, FUSE)
 PLAIN = "plain torch, sixth author"

@@ -12,7 +12,7 @@ from ..parts import VOCABULARY as V
 from ..parts import Generate, TrainStep, ids
 from ..registry import split
 
-case = split("blind")
+case = split("public")
 ENC, DEC = "seq2seq.encode", "seq2seq.decode"
 BOTH = (ENC, DEC)
 PLAIN = "plain torch, sixth author"
