@@ -1,6 +1,6 @@
 //! One reading out of what several recognizers said.
 //!
-//! The rules, in order. *Workload*: of all claims the most confident wins; equal ones by label.
+//! The rules, in order. *Workload*: of all claims the most confident wins; of equal ones `other` is last, the rest by label.
 //! *Phase and modality of a node*: of all matches that say one, the most confident wins; equal ones
 //! go to the smaller match, then by plugin, then by pattern. *Residency of a
 //! storage*: the most confident claim, equal ones by plugin. *Attributes*: all, but those of the plugin that
@@ -90,6 +90,8 @@ impl Reading {
     }
 }
 
+/// The label of what computes and is no known kind of model: anything else that is as sure is it.
+pub const OTHER: &str = "other";
 /// The label of a window that nobody recognized.
 pub const UNKNOWN: &str = "unknown";
 
@@ -189,7 +191,8 @@ fn merge_workloads(order: &[&Said], reading: &mut Reading) {
         }
     }
     let mut claims: Vec<Claim> = best.into_values().collect();
-    claims.sort_by(|a, b| b.confidence.total_cmp(&a.confidence).then(a.word.cmp(&b.word)));
+    let rank = |claim: &Claim| (claim.word == OTHER, claim.word.clone());
+    claims.sort_by(|a, b| b.confidence.total_cmp(&a.confidence).then(rank(a).cmp(&rank(b))));
     reading.workload = claims.first().cloned().unwrap_or(Claim {
         word: UNKNOWN.to_owned(),
         confidence: 0.0,

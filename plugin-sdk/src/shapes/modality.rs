@@ -278,8 +278,10 @@ impl Modalities {
             match consumers {
                 [] => return false,
                 all if all.iter().all(added) => return true,
+                // Angles by position.
+                all if all.iter().all(|one| graph.roles(*one).has(Roles::WAVE)) => return true,
                 // Scaled by a gate first.
-                [one] if matches!(graph.name(*one), "tanh" | "mul" | "copy") => {
+                [one] if matches!(graph.name(*one), "tanh" | "mul" | "copy" | "cat") => {
                     let Some(out) = graph.output(*one, 0) else { return false };
                     at = out.value;
                 }

@@ -3,7 +3,7 @@
 use genie_plugin::evidence::{CLAIM_MIN, FAIR, GOOD, PLAUSIBLE, STRONG};
 use genie_plugin::prelude::*;
 use genie_plugin::shapes::flow::{is_weighted, passed_on};
-use genie_plugin::shapes::{Attention, Modality, Pass, View};
+use genie_plugin::shapes::{Attention, Convolution, Modality, Pass, View};
 
 const VISION: &str = "mm.vision_encoder";
 const TEXT: &str = "mm.text_encoder";
@@ -70,7 +70,7 @@ fn claim(scene: &Scene<'_>) -> Option<f32> {
     if both == 0 || seen_alone == 0 {
         return None;
     }
-    let pixels = others.has(Modality::IMAGE);
+    let pixels = others.has(Modality::IMAGE) && !is_longish(scene);
     let attends = !scene.view.attentions.is_empty();
     let regions = scene.view.regions().is_some_and(|regions| !regions.are_frames());
     Some(match (pixels, attends, regions) {
@@ -80,6 +80,18 @@ fn claim(scene: &Scene<'_>) -> Option<f32> {
         (false, false, true) => FAIR,
         (false, true, false) => PLAUSIBLE,
         (false, false, false) => CLAIM_MIN,
+    })
+}
+
+/// Whether all pictures are one plane that is longer than wide: a spectrogram as likely.
+fn is_longish(scene: &Scene<'_>) -> bool {
+    let pictures = scene.view.modalities.entries.iter().filter(|(_, of)| of.has(Modality::IMAGE));
+    let mut planes = pictures.map(|(node, _)| Convolution::of(scene.view.graph, *node));
+    planes.all(|found| {
+        found.is_some_and(|found| {
+            let (a, b) = (found.data.size(-1), found.data.size(-2));
+            found.channels() == 1 && a.max(b) * 4 >= a.min(b) * 5
+        })
     })
 }
 

@@ -134,7 +134,7 @@ fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {
         // Transformers over words may score the next one just so, though seldom for many at once.
         let many = found.iter().any(|lookup| lookup.batch >= BATCH_MANY);
         signs.push(match (evidence.attention, evidence.causal, many) {
-            (false, _, true) => LIKELY,
+            (false, _, true) => GOOD,
             (true, false, true) => GOOD,
             (false, _, false) => FAIR,
             (true, true, true) => STRONG,

@@ -3,10 +3,8 @@
 use genie_plugin::{Columns, Graph};
 
 use super::{Component, HANDED_OVER, mark, part, weights};
-use crate::merge::{Claim, Kept, Reading, UNKNOWN};
+use crate::merge::{Claim, Kept, OTHER, Reading, UNKNOWN};
 
-/// The label of what computes and is no known kind of model.
-const OTHER: &str = "other";
 /// The label of a program whose models have several.
 pub const MIXED: &str = "mixed";
 
