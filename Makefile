@@ -54,7 +54,7 @@ test-python: build
 	@.ci/step "conformance, a bounded slice (the whole: make conformance)" "see the failures above; one alone: OPS=name make conformance" \
 	  env $(BUILT) $(PY) tests/conformance/run.py --every 8 --grad --allow tests/conformance/known_failures.txt
 
-zoo: build ## records some 335 models, and programs of several, and judges the recognizers on them -> docs/zoo.md
+zoo: build ## records some 590 models, and programs of several, and judges the recognizers on them -> docs/zoo.md
 	@.ci/zoo --write docs/zoo.md --programs --append docs/zoo.md
 
 test-zoo: build
