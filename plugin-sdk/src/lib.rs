@@ -41,6 +41,8 @@ pub use plugin::{HintGiver, Plugin, Policy, Recognizer, Rewriter};
 
 /// What a plugin usually needs.
 pub mod prelude {
+    pub use crate::dataflow::climb;
+    pub use crate::shapes::flow::{data_of, is_weighted};
     pub use crate::{
         Annotations, Arg, Cluster, DType, Edit, Graph, Hint, HintGiver, Info, NodeId, Origin, Plan,
         Plugin, Policy, Recognizer, Rewriter, Roles, Sample, Stage, StorageId, Tensor, ValueId,

@@ -155,3 +155,14 @@ pub struct Info {
     /// Patterns, policies or hints it can produce.
     pub provides: Vec<String>,
 }
+
+impl Info {
+    pub fn new(name: &str, version: &str, summary: &str, provides: &[&str]) -> Info {
+        Info {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            summary: summary.to_owned(),
+            provides: provides.iter().map(|&word| word.to_owned()).collect(),
+        }
+    }
+}

@@ -21,13 +21,8 @@ pub struct General;
 
 impl Plugin for General {
     fn info() -> Info {
-        Info {
-            name: "general".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Recognizes audio, diffusion, graph networks, plain networks and training"
-                .into(),
-            ..Info::default()
-        }
+        let summary = "Recognizes audio, diffusion, graph networks, plain networks and training";
+        Info::new("general", env!("CARGO_PKG_VERSION"), summary, &[])
     }
 }
 

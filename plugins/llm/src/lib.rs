@@ -19,7 +19,8 @@ pub struct Llm;
 
 impl Plugin for Llm {
     fn info() -> Info {
-        let provides = [
+        let summary = "Language models: prefill and decode, KV caches, encoders, encoder-decoders";
+        let provides = &[
             "llm.pass",
             "llm.kv_cache",
             "llm.scores",
@@ -27,13 +28,7 @@ impl Plugin for Llm {
             "seq2seq.encoder",
             "seq2seq.decoder",
         ];
-        Info {
-            name: "llm".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Language models: prefill and decode, KV caches, encoders, encoder-decoders"
-                .into(),
-            provides: provides.map(str::to_owned).to_vec(),
-        }
+        Info::new("llm", env!("CARGO_PKG_VERSION"), summary, provides)
     }
 }
 

@@ -16,13 +16,9 @@ pub struct Multimodal;
 
 impl Plugin for Multimodal {
     fn info() -> Info {
-        let provides = ["multimodal.tower", "multimodal.fusion", "multimodal.cross_attention"];
-        Info {
-            name: "multimodal".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Models that fuse modalities: towers, cross-attention, captioners".into(),
-            provides: provides.map(str::to_owned).to_vec(),
-        }
+        let summary = "Models that fuse modalities: towers, cross-attention, captioners";
+        let provides = &["multimodal.tower", "multimodal.fusion", "multimodal.cross_attention"];
+        Info::new("multimodal", env!("CARGO_PKG_VERSION"), summary, provides)
     }
 }
 

@@ -40,14 +40,9 @@ pub struct Placer {
 
 impl Plugin for Placer {
     fn info() -> Info {
-        Info {
-            name: "policies".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Placement over devices by an estimate of time and traffic".into(),
-            provides: ["minimize-latency", "minimize-traffic", "balanced"]
-                .map(str::to_owned)
-                .to_vec(),
-        }
+        let summary = "Placement over devices by an estimate of time and traffic";
+        let provides = &["minimize-latency", "minimize-traffic", "balanced"];
+        Info::new("policies", env!("CARGO_PKG_VERSION"), summary, provides)
     }
 
     fn configure(&mut self, json: &str) -> Result<(), String> {

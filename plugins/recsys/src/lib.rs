@@ -32,13 +32,9 @@ pub struct Recsys;
 
 impl Plugin for Recsys {
     fn info() -> Info {
-        Info {
-            name: "recsys".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Recognizes recommenders: embedding tables, feature interaction, dense towers"
-                .into(),
-            provides: vec![],
-        }
+        let summary =
+            "Recognizes recommenders: embedding tables, feature interaction, dense towers";
+        Info::new("recsys", env!("CARGO_PKG_VERSION"), summary, &[])
     }
 }
 

@@ -38,12 +38,8 @@ pub struct Vision;
 
 impl Plugin for Vision {
     fn info() -> Info {
-        Info {
-            name: "vision".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "Recognizes vision models: stem, backbone stages, heads, detection".into(),
-            provides: vec![],
-        }
+        let summary = "Recognizes vision models: stem, backbone stages, heads, detection";
+        Info::new("vision", env!("CARGO_PKG_VERSION"), summary, &[])
     }
 }
 
