@@ -245,6 +245,53 @@ def test_a_long_loop_is_told_whole(device, models, every):
     genie.reset_trace()
 
 
+def test_a_long_training_without_reads_keeps_its_phases(device):
+    net = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 2)).to(device)
+    optimizer = torch.optim.Adam(net.parameters())
+
+    def train(steps):
+        genie.reset_trace()
+        for _ in range(steps):
+            loss = net(torch.randn(8, 16).to(device)).pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        told = genie.explain()
+        assert not told.truncated
+        return {phase.phase: phase.ops for phase in told.phases}
+
+    train(1)
+    one = train(1)
+    assert set(one) == {"train.forward", "train.backward", "train.optimizer"}
+    assert train(700) == {phase: 700 * ops for phase, ops in one.items()}
+    # What comes after training is none.
+    genie.reset_trace()
+    with torch.no_grad():
+        net(torch.randn(8, 16).to(device)).cpu()
+    assert {phase.phase for phase in genie.explain().phases} == {"other.forward"}
+
+
+def test_many_answers_keep_their_phases(decoder):
+    model, _ = decoder
+    genie.reset_trace()
+    for answer in range(60):
+        prompt = torch.randint(200, (1, 5 + answer % 4)).to(DEVICE)
+        with torch.no_grad():
+            with genie.phase("prompt"):
+                logits, cache = model(prompt, None)
+                token = logits.argmax(-1)
+                int(token)
+            for _ in range(4):
+                with genie.phase("token"):
+                    logits, cache = model(token, cache)
+                    token = logits.argmax(-1)
+                    int(token)
+    told = genie.explain()
+    assert not told.truncated and told.ops_total > len(told.ops)
+    wrong = [op for op in told.ops if op.phase != {"prompt": "llm.prefill", "token": "llm.decode"}[op.mark]]
+    assert sum(op.times for op in wrong) == 0, wrong[:5]
+
+
 def test_threads_are_in_modules_and_phases_of_their_own(device):
     turn = threading.Barrier(2)
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use genie_srg::{IdMap, Noted, Origin, SegmentHashes, Trace};
+use genie_srg::{IdMap, Noted, Origin};
 use genie_wire::record::StorageId;
 use genie_wire::template::OutputSpec;
 
-use crate::fold::Fold;
+use crate::fold::{Fold, Noting};
 use crate::storages::{Storage, Storages};
 
 /// Records kept since the last reset; what comes later is counted only.
@@ -72,22 +72,26 @@ impl History {
         self.truncated = true;
     }
 
-    /// Counts a finished segment where it goes on with a repeat; else it is to be kept.
-    pub(crate) fn repeats(&mut self, hashes: SegmentHashes, trace: &Trace) -> bool {
-        let repeated = self.fold.repeats(&self.segments, hashes, trace);
-        if let Some(repeated) = repeated {
-            self.times[repeated] = self.times[repeated].saturating_add(1);
-        }
-        repeated.is_some()
-    }
-
-    /// Keeps a finished segment.
+    /// Keeps a finished segment, or counts it as one of a repeat.
     pub(crate) fn note(&mut self, noted: Arc<Noted>) {
-        self.records += noted.trace().len();
-        self.operands += noted.trace().operands();
-        self.segments.push(noted);
-        self.times.push(1);
-        self.fold.kept(&self.segments, self.records);
+        match self.fold.note(&self.segments, noted) {
+            Noting::Waits => {}
+            Noting::Counted(kept) => {
+                for at in kept {
+                    self.times[at] = self.times[at].saturating_add(1);
+                }
+            }
+            Noting::Kept(all) => {
+                let last = all.len() - 1;
+                for (at, noted) in all.into_iter().enumerate() {
+                    self.records += noted.trace().len();
+                    self.operands += noted.trace().operands();
+                    self.segments.push(noted);
+                    self.times.push(1);
+                    self.fold.kept(&self.segments, self.records, at == last);
+                }
+            }
+        }
     }
 
     /// A storage is gone; windows may still name it.
@@ -107,7 +111,8 @@ impl History {
     /// Forgets freed storages that no kept segment names: those of counted repeats. The newest may
     /// be of a segment that is not finished yet; what repeats has their like.
     fn forget_freed(&mut self) {
-        let named = self.segments.iter().flat_map(|noted| noted.trace().storages());
+        let kept = self.segments.iter().chain(self.fold.begun_now());
+        let named = kept.flat_map(|noted| noted.trace().storages());
         let named: std::collections::HashSet<u64> = named.map(|id| id.0).collect();
         self.freed.retain(|id, _| named.contains(id));
         // Not again before as many more were freed.
@@ -117,7 +122,8 @@ impl History {
 
     /// A synchronous operator answered. It ended its segment, so that is a recent one.
     pub(crate) fn run_made(&mut self, first: StorageId, bytes: &[u64], outputs: &[OutputSpec]) {
-        let mut recent = self.segments.iter_mut().rev().take(RUN_LOOK_BACK);
+        let begun = self.fold.begun().iter_mut().rev();
+        let mut recent = begun.chain(self.segments.iter_mut().rev()).take(RUN_LOOK_BACK);
         if let Some(noted) = recent.find(|noted| noted.runs(first)) {
             Arc::make_mut(noted).run_made(first, bytes, outputs);
         }
@@ -125,7 +131,10 @@ impl History {
 
     /// Everything since the reset.
     pub(crate) fn snapshot(&self, storages: &Storages) -> Snapshot {
-        self.snapshot_of(self.segments.clone(), self.times.clone(), storages)
+        let (mut segments, mut times) = (self.segments.clone(), self.times.clone());
+        segments.extend_from_slice(self.fold.begun_now());
+        times.resize(segments.len(), 1);
+        self.snapshot_of(segments, times, storages)
     }
 
     /// The last segments, `noted` included and last.

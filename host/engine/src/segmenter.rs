@@ -70,9 +70,7 @@ impl Segmenter {
                 self.pending.len() < PENDING_MAX && !self.pending.iter().any(waits)
             }
         };
-        let has_room = self.history.has_room();
-        let repeats = has_room && self.history.repeats(hashes, self.hasher.trace());
-        let kept = has_room && !repeats;
+        let kept = self.history.has_room();
         if is_new || kept {
             let trace = self.hasher.take_trace();
             let template = |id: TemplateId| self.templates.get(id.0 as usize).cloned();
@@ -84,7 +82,7 @@ impl Segmenter {
                 self.history.note(noted);
             }
         }
-        if !has_room {
+        if !kept {
             self.history.truncate();
         }
         self.hasher.begin();

@@ -127,6 +127,16 @@ impl Trace {
         self.storages.iter().map(|(id, _)| *id)
     }
 
+    /// The session's storages that the segment made.
+    pub fn made(&self) -> impl Iterator<Item = StorageId> + '_ {
+        self.storages.iter().filter(|(_, made)| *made).map(|(id, _)| *id)
+    }
+
+    /// The session's storages that were there before the segment and that it touches.
+    pub fn used(&self) -> impl Iterator<Item = StorageId> + '_ {
+        self.storages.iter().filter(|(_, made)| !*made).map(|(id, _)| *id)
+    }
+
     /// The session's storage by its [`LocalStorage`] number.
     pub fn storage(&self, local: usize) -> Option<StorageId> {
         self.storages.get(local).map(|(id, _)| *id)

@@ -19,10 +19,12 @@ impl Flow {
         let forward = graph
             .nodes()
             .map(|node| {
+                // What is no operator has the stage of what ran before it.
+                let is_op = graph.is_op(node);
                 let later = matches!(graph.stage(node), Stage::Backward | Stage::Optimizer);
-                training |= later;
-                is_over |= graph.stage(node) == Stage::Backward;
-                graph.is_op(node) && !later && !is_over
+                training |= is_op && later;
+                is_over |= is_op && graph.stage(node) == Stage::Backward;
+                is_op && !later && !is_over
             })
             .collect();
         Flow { forward, training }
