@@ -25,10 +25,12 @@ pub(super) fn evaluated(graph: &Graph) -> Vec<bool> {
     };
     let forward: Vec<NodeId> = graph.nodes().filter(is_forward).collect();
     let groups = groups(graph, &forward);
-    for (node, is_apart) in forward.iter().zip(&groups) {
-        evaluated[node.0 as usize] = *is_apart;
+    let mut trains = vec![false; graph.len()];
+    for (node, group) in forward.iter().zip(&groups) {
+        evaluated[node.0 as usize] = *group == Group::Apart;
+        trains[node.0 as usize] = *group == Group::Trains;
     }
-    // Masks and positions are there for what reads them, tokens come of what made them.
+    // Masks and positions are there for what reads them; tokens and measures come of what made them.
     for node in forward.iter().rev() {
         let mut readers = graph.successors(*node).filter(|reader| graph.is_op(*reader)).peekable();
         let serves = readers.peek().is_some()
@@ -39,7 +41,7 @@ pub(super) fn evaluated(graph: &Graph) -> Vec<bool> {
         let made = graph.predecessors(node).filter(|from| graph.is_op(*from));
         let mut made = made.filter(|from| !is_weight_made(graph, *from)).peekable();
         let is_read = graph.op(node) == "genie::read";
-        let follows = (is_read || is_forward(&node) && counts(graph, node))
+        let follows = (is_read || is_forward(&node) && !trains[node.0 as usize])
             && made.peek().is_some()
             && made.all(|from| evaluated[from.0 as usize]);
         evaluated[node.0 as usize] |= follows;
@@ -47,9 +49,19 @@ pub(super) fn evaluated(graph: &Graph) -> Vec<bool> {
     evaluated
 }
 
-/// For each of the forward operators whether what it is connected with multiplies by weights, and
-/// nothing of it goes into a backward pass or moves weights.
-fn groups(graph: &Graph, forward: &[NodeId]) -> Vec<bool> {
+/// Operators that are connected by what they compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    /// Something of it goes into a backward pass, or moves weights.
+    Trains,
+    /// It multiplies by weights, and nothing else.
+    Apart,
+    /// Counters, masks, measures.
+    Other,
+}
+
+/// For each of the forward operators what it is connected with.
+fn groups(graph: &Graph, forward: &[NodeId]) -> Vec<Group> {
     #[derive(Default)]
     struct Found {
         multiplies: bool,
@@ -77,11 +89,12 @@ fn groups(graph: &Graph, forward: &[NodeId]) -> Vec<bool> {
         found.trains |= moves && !graph.name(*node).contains("norm");
         found.trains |= graph.successors(*node).any(|reader| is_training(graph, reader));
     }
-    let is_apart = |node: &NodeId| {
-        let found = &found[&joined.root(*node)];
-        found.multiplies && !found.trains
+    let group = |node: &NodeId| match &found[&joined.root(*node)] {
+        Found { trains: true, .. } => Group::Trains,
+        Found { multiplies: true, .. } => Group::Apart,
+        Found { .. } => Group::Other,
     };
-    forward.iter().map(is_apart).collect()
+    forward.iter().map(group).collect()
 }
 
 /// Whether the node only writes weights: an optimizer's step.
@@ -89,13 +102,9 @@ fn is_weight_made(graph: &Graph, node: NodeId) -> bool {
     graph.stage(node) == Stage::Optimizer
 }
 
-/// Whether the node gives integers only: tokens, masks.
-fn counts(graph: &Graph, node: NodeId) -> bool {
-    graph.outputs(node).all(|out| is_counted(graph, &out))
-}
-
 #[cfg(test)]
 mod tests {
+    use genie_plugin::DType;
     use genie_plugin::builder::{GraphBuilder, Handle};
 
     use super::*;
@@ -118,8 +127,9 @@ mod tests {
         let x = g.input(&[2, 8]);
         g.stage(Stage::Forward);
         let y = g.op("aten::matmul", &[x, w], &[2, 8]);
-        let y = g.op("aten::relu", &[y], &[2, 8]);
-        g.read(y);
+        let best = g.dtype(DType::INT64).op("aten::argmax", &[y], &[2]);
+        let right = g.dtype(DType::FLOAT32).op("aten::_to_copy", &[best], &[2]);
+        g.read(right);
     }
 
     #[test]
@@ -139,7 +149,7 @@ mod tests {
         };
         assert_eq!(parts.iter().map(|part| part.model).collect::<Vec<_>>(), [0, 0]);
         assert_eq!(ops(0), ["mm", "mean", "neg", "sub", "mm", "mean", "neg", "sub"]);
-        assert_eq!(ops(1), ["matmul", "relu"].repeat(3));
+        assert_eq!(ops(1), ["matmul", "argmax", "_to_copy"].repeat(3));
         let graph = &parts[1].graph;
         assert!(graph.nodes().all(|node| graph.stage(node) == Stage::None));
         // The weight that an optimizer moved meanwhile is one still.
