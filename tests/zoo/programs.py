@@ -131,7 +131,8 @@ def run(program: Program) -> None:
         case = registry.named(name)
         module, args, kwargs = registry.build(case)
         module = module.to(DEVICE)
-        if hasattr(module, "device") and not isinstance(getattr(type(module), "device", None), property):
+        own = getattr(module, "device", None)
+        if isinstance(own, (str, torch.device)) and not isinstance(getattr(type(module), "device", None), property):
             module.device = DEVICE  # deepctr-torch asks its own attribute
         built.append((case, module, *pytree.tree_map(move, (args, kwargs))))
     turns = Turns(genie, len(built), program.seed)

@@ -58,7 +58,8 @@ def record(name: str, out: Path, dry: bool = False) -> None:
         return leaf.to(DEVICE) if isinstance(leaf, torch.Tensor) else leaf
 
     module = module.to(DEVICE)
-    if hasattr(module, "device") and not isinstance(getattr(type(module), "device", None), property):
+    own = getattr(module, "device", None)
+    if isinstance(own, (str, torch.device)) and not isinstance(getattr(type(module), "device", None), property):
         module.device = DEVICE  # deepctr-torch asks its own attribute
     args, kwargs = pytree.tree_map(move, args), pytree.tree_map(move, kwargs)
     if not dry:
