@@ -90,11 +90,11 @@ impl Fold {
     }
 
     /// What was seen of a repeat that is not whole yet.
-    pub fn begun(&mut self) -> &mut [Arc<Noted>] {
+    pub fn begun_mut(&mut self) -> &mut [Arc<Noted>] {
         &mut self.begun
     }
 
-    pub fn begun_now(&self) -> &[Arc<Noted>] {
+    pub fn begun(&self) -> &[Arc<Noted>] {
         &self.begun
     }
 

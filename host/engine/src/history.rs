@@ -111,7 +111,7 @@ impl History {
     /// Forgets freed storages that no kept segment names: those of counted repeats. The newest may
     /// be of a segment that is not finished yet; what repeats has their like.
     fn forget_freed(&mut self) {
-        let kept = self.segments.iter().chain(self.fold.begun_now());
+        let kept = self.segments.iter().chain(self.fold.begun());
         let named = kept.flat_map(|noted| noted.trace().storages());
         let named: std::collections::HashSet<u64> = named.map(|id| id.0).collect();
         self.freed.retain(|id, _| named.contains(id));
@@ -122,7 +122,7 @@ impl History {
 
     /// A synchronous operator answered. It ended its segment, so that is a recent one.
     pub(crate) fn run_made(&mut self, first: StorageId, bytes: &[u64], outputs: &[OutputSpec]) {
-        let begun = self.fold.begun().iter_mut().rev();
+        let begun = self.fold.begun_mut().iter_mut().rev();
         let mut recent = begun.chain(self.segments.iter_mut().rev()).take(RUN_LOOK_BACK);
         if let Some(noted) = recent.find(|noted| noted.runs(first)) {
             Arc::make_mut(noted).run_made(first, bytes, outputs);
@@ -132,7 +132,7 @@ impl History {
     /// Everything since the reset.
     pub(crate) fn snapshot(&self, storages: &Storages) -> Snapshot {
         let (mut segments, mut times) = (self.segments.clone(), self.times.clone());
-        segments.extend_from_slice(self.fold.begun_now());
+        segments.extend_from_slice(self.fold.begun());
         times.resize(segments.len(), 1);
         self.snapshot_of(segments, times, storages)
     }

@@ -21,11 +21,7 @@ impl<'g> Facts<'g> {
     pub fn of(graph: &'g Graph) -> Self {
         let flow = Flow::of(graph);
         let modalities = Modalities::of(graph, &flow);
-        let nodes = graph
-            .nodes()
-            .take_while(|node| graph.stage(*node) != Stage::Backward)
-            .filter(|node| flow.is_forward(*node))
-            .collect();
+        let nodes = graph.nodes().filter(|node| flow.is_forward(*node)).collect();
         Facts { graph, flow, modalities, nodes, attentions: OnceCell::new() }
     }
 

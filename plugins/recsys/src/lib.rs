@@ -42,7 +42,7 @@ impl Recognizer for Recsys {
     fn recognize(&self, graph: &Graph) -> Result<Annotations, String> {
         let mut notes = Annotations::new();
         let flow = Flow::of(graph);
-        let nodes = first_forward(graph, &flow);
+        let nodes: Vec<NodeId> = graph.nodes().filter(|node| flow.is_forward(*node)).collect();
         let found = lookups(graph, &nodes);
         if found.list.is_empty() {
             return Ok(notes);
@@ -84,16 +84,6 @@ impl Recognizer for Recsys {
         }
         Ok(notes)
     }
-}
-
-/// The operators of inference, or of the first forward pass of training: the next ones are the
-/// same again.
-fn first_forward(graph: &Graph, flow: &Flow) -> Vec<NodeId> {
-    graph
-        .nodes()
-        .take_while(|node| graph.stage(*node) != Stage::Backward)
-        .filter(|node| flow.is_forward(*node))
-        .collect()
 }
 
 fn confidence(found: &[Lookup], evidence: Evidence) -> f32 {

@@ -1,7 +1,7 @@
 //! Which lookups in tables there are, and where their indices come from.
 
 use genie_plugin::prelude::*;
-use genie_plugin::shapes::flow::is_given;
+use genie_plugin::shapes::flow::{is_given, is_parameter};
 
 /// Readers of the rows of a lookup that are looked at.
 const READERS_MAX: usize = 16;
@@ -88,7 +88,7 @@ fn lookup(graph: &Graph, node: NodeId) -> Option<Lookup> {
             && graph.inputs(node).len() == 2;
     let (table, index, out) =
         (graph.input(node, 0)?, graph.input(node, 1)?, graph.output(node, 0)?);
-    let rows = table.dims() == 2 && table.dtype.is_floating() && is_table(graph, table.value);
+    let rows = table.dims() == 2 && table.dtype.is_floating() && is_parameter(graph, table.value);
     if !known || !rows || !index.dtype.is_integer() || out.dims() == 0 || out.elements() == 0 {
         return None;
     }
@@ -135,9 +135,4 @@ fn examples(graph: &Graph, rows: &Tensor<'_>, width: i64) -> i64 {
         }
     }
     seen.unwrap_or(all)
-}
-
-/// Given, or last written by an optimizer.
-fn is_table(graph: &Graph, value: ValueId) -> bool {
-    is_given(graph, value) || graph.stage(graph.producer(value)) == Stage::Optimizer
 }

@@ -4,7 +4,7 @@
 //! step made goes into it. Recognizers see it as a graph of its own: the phases of training say nothing
 //! of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use genie_plugin::shapes::flow::is_given;
 use genie_plugin::{Graph, NodeId, Stage, StorageId};
@@ -14,14 +14,13 @@ use super::{Joined, is_counted, is_product, is_training, weights};
 /// For each node whether it is such work. `graph` knows the model of each node.
 pub(super) fn evaluated(graph: &Graph) -> Vec<bool> {
     let mut evaluated = vec![false; graph.len()];
-    let mut trained = HashMap::new();
-    for node in graph.nodes().filter(|node| is_training(graph, *node) && graph.is_op(*node)) {
-        trained.insert(graph.model(node), ());
+    let training = graph.nodes().filter(|node| graph.is_op(*node) && is_training(graph, *node));
+    let trained: HashSet<Option<u32>> = training.map(|node| graph.model(node)).collect();
+    if trained.is_empty() {
+        return evaluated;
     }
     let is_forward = |node: &NodeId| {
-        graph.is_op(*node)
-            && !is_training(graph, *node)
-            && trained.contains_key(&graph.model(*node))
+        graph.is_op(*node) && !is_training(graph, *node) && trained.contains(&graph.model(*node))
     };
     let forward: Vec<NodeId> = graph.nodes().filter(is_forward).collect();
     let groups = groups(graph, &forward);
